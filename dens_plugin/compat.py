@@ -1,0 +1,102 @@
+"""The one file that knows versions of torch, PyG, SciPy and fairchem-core, and evens them out.
+
+`prepare_host` is called before fairchem's models are imported. Each of its steps does nothing where the host already
+works: a compiled ``pyg-lib`` or ``torch-cluster``, an older SciPy, torch 2.4.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import scipy.special
+import torch
+import torch_geometric.typing
+from torch_geometric.utils import to_dense_batch
+
+
+def prepare_host() -> None:
+    """Make fairchem-core 1.10 whole on this machine: SciPy's old name, and open-boundary graphs without pyg-lib."""
+    _restore_sph_harm()
+    if not _has_compiled_radius_graph():
+        _replace_radius_graph()
+
+
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read a checkpoint written by fairchem, by the authors' code or by this package.
+
+    Such files hold configuration objects next to the tensors, which torch 2.6 and later refuse unless asked; load only
+    files that you trust, as with any pickle.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is no checkpoint or was cut short.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint at '{path}'; give the path of a .pt file")
+    try:
+        checkpoint = torch.load(path, map_location=map_location, weights_only=False)
+    except Exception as error:  # torch raises a different type for each way in which a file can be broken
+        raise ValueError(
+            f"'{path}' cannot be read as a checkpoint ({error}); it may have been cut short: take an older one"
+        ) from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not the dictionary of a checkpoint")
+    return checkpoint
+
+
+def radius_graph(
+    x: torch.Tensor,
+    r: float,
+    batch: torch.Tensor | None = None,
+    loop: bool = False,
+    max_num_neighbors: int = 32,
+    **_: Any,
+) -> torch.Tensor:
+    """Edges between points of a structure at most ``r`` apart, the nearest ``max_num_neighbors`` of each.
+
+    Unlike the compiled versions, which keep whichever neighbours they meet first, this one keeps the nearest.
+
+    Args:
+        x: (N, 3) positions in Å.
+        r: cutoff in Å.
+        batch: (N,) index of the structure of each point, sorted; one structure where not given.
+        loop: whether a point is its own neighbour.
+        max_num_neighbors: the most incoming edges that a point may have.
+
+    Returns:
+        (2, E) row 0 the neighbour, row 1 the centre, sorted by centre and distance.
+    """
+    batch = x.new_zeros(len(x), dtype=torch.long) if batch is None else batch
+    dense, present = to_dense_batch(x, batch)  # (B, M, 3), (B, M)
+    index, _ = to_dense_batch(torch.arange(len(x), device=x.device), batch)  # (B, M)
+    distance = (dense.unsqueeze(2) - dense.unsqueeze(1)).norm(dim=-1)  # (B, M, M), row the centre
+    allowed = present.unsqueeze(2) & present.unsqueeze(1) & (distance <= r)
+    if not loop:
+        allowed &= ~torch.eye(distance.shape[1], dtype=torch.bool, device=x.device)
+    distance = distance.masked_fill(~allowed, torch.inf)
+    nearest, order = distance.sort(dim=-1, stable=True)
+    kept = torch.isfinite(nearest[..., :max_num_neighbors])
+    source = index.unsqueeze(1).expand_as(distance).gather(2, order)[..., :max_num_neighbors]
+    target = index.unsqueeze(2).expand_as(source)
+    edges = torch.stack([source[kept], target[kept]])  # (2, E)
+    return edges[:, edges[1].argsort(stable=True)]
+
+
+def _has_compiled_radius_graph() -> bool:
+    typing = torch_geometric.typing
+    return bool(getattr(typing, "WITH_RADIUS", False) or getattr(typing, "WITH_TORCH_CLUSTER", False))
+
+
+def _replace_radius_graph() -> None:
+    # Local: importing fairchem takes seconds, and only this function needs it.
+    import fairchem.core.models.base as host
+
+    host.radius_graph = radius_graph
+
+
+def _restore_sph_harm() -> None:
+    """SciPy 1.17 dropped `sph_harm`, whose arguments its successor takes in another order."""
+    if not hasattr(scipy.special, "sph_harm"):
+        scipy.special.sph_harm = lambda m, n, theta, phi: scipy.special.sph_harm_y(n, m, phi, theta)
