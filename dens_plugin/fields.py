@@ -1,0 +1,85 @@
+"""The fields that this package adds to a batch, each with shape, unit and meaning; nobody else names them.
+
+fairchem's own fields keep their names: ``pos`` (N, 3) Å, ``atomic_numbers`` (N,), ``natoms`` (B,), ``batch`` (N,),
+``cell`` (B, 3, 3) Å, ``fixed`` (N,) 1 for atoms that must not move, ``tags`` (N,), ``energy`` (B,) eV,
+``forces`` (N, 3) eV/Å, ``stress`` (B, 3, 3) eV/Å³.
+
+N atoms, B structures, E edges, C channels, L = (lmax + 1)² coefficients.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+CORRUPTION = "corruption"  # Corruption, set by the training loader alone
+ROWS = "rows"  # dict: target -> Rows, set by the training loader alone
+MD = "md"  # (B,) bool, structures from molecular dynamics, which are never corrupted
+NOISE = "noise"  # the name of the noise output, (N, 3), in units of its scale
+
+
+class Corruption(NamedTuple):
+    """What was done to a batch: the only way in which a label reaches a model.
+
+    Attributes:
+        mask: (N,) bool, the atoms that were moved.
+        noise: (N, 3) Å, by how much; zero where ``mask`` is False.
+        sigma: (B,) Å, the standard deviation of each structure's noise.
+        forces: (N, 3) eV/Å, the original structure's forces to encode; zero where ``mask`` is False.
+    """
+
+    mask: torch.Tensor
+    noise: torch.Tensor
+    sigma: torch.Tensor
+    forces: torch.Tensor
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no atom was moved."""
+        return not bool(self.mask.any())
+
+
+class Rows(NamedTuple):
+    """Which rows of a prediction count, and by how many their sum is divided.
+
+    Attributes:
+        mask: (N,) or (B,) bool, the rows that enter the loss and that a head must compute.
+        count: () int64, this rank's share of the loss's denominator.
+    """
+
+    mask: torch.Tensor
+    count: torch.Tensor
+
+
+def corruption_of(batch: Batch) -> Corruption | None:
+    """The batch's corruption record, or None for a batch that no training loader touched."""
+    return batch.get(CORRUPTION)
+
+
+def rows_of(batch: Batch) -> dict[str, Rows]:
+    """The rows that count for each target; empty where everything is asked for, as at inference."""
+    return batch.get(ROWS, {})
+
+
+def free_atoms(batch: Batch) -> torch.Tensor:
+    """(N,) bool, the atoms that may move; all of them where the data set marks none as fixed."""
+    if "fixed" in batch:
+        return batch.fixed == 0
+    return torch.ones_like(batch.batch, dtype=torch.bool)
+
+
+def corrupted_structures(batch: Batch, mask: torch.Tensor) -> torch.Tensor:
+    """(B,) bool, the structures with at least one atom of ``mask`` (N,)."""
+    count = torch.zeros(batch.num_graphs, dtype=torch.long, device=mask.device)
+    return count.index_add(0, batch.batch, mask.long()) > 0
+
+
+def md_structures(batch: Batch) -> torch.Tensor:
+    """(B,) bool, the structures that come from molecular dynamics; none where the data set does not say."""
+    if MD in batch:
+        return torch.as_tensor(batch[MD], dtype=torch.bool, device=batch.pos.device).view(-1)
+    return torch.zeros(batch.num_graphs, dtype=torch.bool, device=batch.pos.device)

@@ -1,0 +1,42 @@
+"""Force encoding, Equation 5 of arXiv:2403.09549."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from e3nn import o3
+from torch import nn
+
+
+class ForceEncoding(nn.Module):
+    r"""Forces as an addition to the initial node features.
+
+    .. math:: x_f^{(l)} = W^{(l)} \, |f| \, Y^{(l)}(f / |f|)
+
+    with "component" normalised spherical harmonics divided by sqrt(3), so that degree 1 is the force itself. There is
+    no bias: a zero force encodes to exactly zero, and a clean structure sees the plain model.
+
+    Args:
+        lmax: the largest degree.
+        channels: C, channels of the node features.
+        weight_init: ``uniform`` or ``normal``, as for the linear layers of the backbone.
+    """
+
+    def __init__(self, lmax: int, channels: int, weight_init: str = "uniform") -> None:
+        super().__init__()
+        self.lmax = lmax
+        self.weight = nn.Parameter(torch.empty(lmax + 1, channels, 1))
+        degree = torch.arange(lmax + 1)
+        self.register_buffer("_degree", degree.repeat_interleave(2 * degree + 1), persistent=False)
+        with torch.random.fork_rng(devices=[]):  # a model with DeNS starts from the weights of the one without
+            nn.init.normal_(self.weight) if weight_init == "normal" else nn.init.uniform_(self.weight, -1, 1)
+
+    def forward(self, forces: torch.Tensor) -> torch.Tensor:
+        """Encode forces (N, 3) in eV/Å as (N, L, C)."""
+        norm = forces.norm(dim=-1, keepdim=True) / math.sqrt(3)  # (N, 1)
+        harmonics = o3.spherical_harmonics(
+            list(range(self.lmax + 1)), forces, normalize=True, normalization="component"
+        )  # (N, L)
+        weight = self.weight[self._degree, :, 0]  # (L, C)
+        return (norm * harmonics)[:, :, None] * weight

@@ -1,0 +1,1 @@
+"""Training methods, each in one file; torch only."""
