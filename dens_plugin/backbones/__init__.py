@@ -1,0 +1,1 @@
+"""fairchem's networks with a force encoding and a noise head, by subclassing."""
