@@ -1,0 +1,98 @@
+"""The command `dens`: fairchem's modes with this package loaded, and what comes before and after training.
+
+Anything a person can put right ends in one line on standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import yaml
+
+_HOST_MODES = {
+    "train": ("train", "train a model"),
+    "validate": ("validate", "errors of a checkpoint on the validation set"),
+    "predict": ("predict", "predictions of a checkpoint for the test set, float32"),
+    "relax": ("run-relaxations", "relax the structures of a data set"),
+}
+_USER_ERRORS = (ValueError, OSError, ImportError, yaml.YAMLError)
+
+
+class _Command(NamedTuple):
+    """A command of our own: the module that has its `add_arguments` and `run`, and a line of help."""
+
+    module: str
+    help: str
+
+
+_OWN = {
+    "convert": _Command("dens_plugin.evaluation.convert", "a checkpoint of another implementation, to or from ours"),
+    "report": _Command("dens_plugin.evaluation.report", "learning curves, parity plots and a table of some runs"),
+    "demo": _Command("dens_plugin.demo", "synthetic data, a small model with and without DeNS, and a report"),
+}
+_DATA = {
+    "oc20": _Command("dens_plugin.data.oc20", "the OC20 S2EF release to LMDBs"),
+    "synthetic": _Command("dens_plugin.data.synthetic", "relaxations of random slabs by EMT, in the release's layout"),
+    "check": _Command("dens_plugin.data.check", "what to know of a data set before a long run"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exits with 2 and one line for an error that the caller can mend."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _dispatch(arguments)
+    except KeyboardInterrupt:
+        sys.exit("dens: interrupted")
+    except _USER_ERRORS as error:
+        if "DENS_TRACEBACK" in os.environ:
+            raise
+        print(f"dens: error: {_one_line(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _dispatch(arguments: list[str]) -> None:
+    if arguments and arguments[0] in _HOST_MODES:
+        _run_host(*arguments)
+        return
+    args = _parser(arguments).parse_args(arguments)
+    args.run(args)
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    """The parser of our own commands; only the module of the one that is asked for is imported."""
+    parser = argparse.ArgumentParser(prog="dens", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, (_, text) in _HOST_MODES.items():
+        commands.add_parser(name, help=f"{text} (fairchem's options)")
+    _add(commands, _OWN, arguments[:1])
+    data = commands.add_parser("data", help="make and check data sets")
+    _add(data.add_subparsers(metavar="COMMAND", required=True), _DATA, arguments[1:2])
+    return parser
+
+
+def _add(parsers: argparse._SubParsersAction, commands: dict[str, _Command], wanted: list[str]) -> None:
+    for name, command in commands.items():
+        parser = parsers.add_parser(name, help=command.help)
+        if name in wanted:
+            module = importlib.import_module(command.module)
+            module.add_arguments(parser)
+            parser.set_defaults(run=module.run)
+
+
+def _run_host(mode: str, *arguments: str) -> None:
+    host: Callable[..., None] = importlib.import_module("dens_plugin.training.launch").launch
+    host(_HOST_MODES[mode][0], list(arguments))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

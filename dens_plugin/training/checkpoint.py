@@ -1,0 +1,52 @@
+"""Starting from the weights of another run: plain EquiformerV2 (warm start) or DeNS (fine-tuning)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dens_plugin.backbones.key_map import to_plugin_keys
+from dens_plugin.compat import load_checkpoint
+
+_NEW_WITH_DENS = ("backbone.force_embedding.", "output_heads.noise.")
+
+
+def warm_start(model: nn.Module, path: str | Path) -> None:
+    """Load the weights of a checkpoint; what DeNS adds to a plain model keeps its initial values.
+
+    Takes fairchem's EquiformerV2 (hydra or flat), fairchem's and the authors' EquiformerV2 with DeNS, and our own.
+    Optimiser, schedule and EMA start afresh, with EMA on.
+
+    Args:
+        model: to be loaded, without DDP around it.
+        path: the checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the checkpoint does not fit the model, naming the first parameters that differ.
+    """
+    found = to_plugin_keys(_weights(load_checkpoint(path)))
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in found and not key.startswith(_NEW_WITH_DENS)]
+    unexpected = [key for key in found if key not in expected and not key.startswith(_NEW_WITH_DENS)]
+    reshaped = [key for key in expected if key in found and expected[key].shape != found[key].shape]
+    for kind, keys in (("lacks", missing), ("has too much:", unexpected), ("has in another shape:", reshaped)):
+        if keys:
+            raise ValueError(
+                f"the checkpoint '{path}' does not fit the model: it {kind} {len(keys)} keys, first {keys[:3]}; "
+                "compare the model's hyper-parameters with those of its run"
+            )
+    model.load_state_dict({**expected, **{key: found[key] for key in expected if key in found}})
+    fresh = sum(key not in found for key in expected)
+    logging.info(f"Started from the weights of {path}; {fresh} of {len(expected)} entries are new.")
+
+
+def _weights(checkpoint: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
+    if "state_dict" not in checkpoint:
+        raise ValueError(f"a checkpoint needs `state_dict`, found {sorted(checkpoint)}; is this a fairchem checkpoint?")
+    return checkpoint["state_dict"]

@@ -1,0 +1,102 @@
+"""From a fairchem config to an objective: our block ``task.objective``, or the authors' keys under ``optim``.
+
+Both say the same. The authors' layout also puts two ablation switches among the model's hyper-parameters; they are
+settings of the method, and `without_switches` takes them out before the model is built.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+import dens_plugin.objectives
+from dens_plugin.objectives.base import Objective
+from dens_plugin.settings import mapping, reject_unknown, suggestion
+
+_MODEL_SWITCHES = {"use_force_encoding": "encode_forces", "use_denoising_energy": "energy_of_corrupted"}
+_AUTHORS_KEYS = {"prob", "fixed_noise_std", "std", "num_steps", "std_low", "std_high", "corrupt_ratio", "all_atoms"}
+
+
+def objective_from_config(config: Mapping[str, Any]) -> Objective:
+    """The objective that a config asks for.
+
+    Args:
+        config: with ``task``, ``optim``, ``model`` and ``outputs``, as the host's trainer keeps it.
+
+    Raises:
+        ValueError: for no objective, two of them, an unknown one or an impossible setting, naming the key.
+    """
+    task, optim = config.get("task") or {}, config.get("optim") or {}
+    ours, authors = "objective" in task, "use_denoising_pos" in optim
+    if ours and authors:
+        raise ValueError("both task.objective and optim.use_denoising_pos are set; keep one of them")
+    if not ours and not authors:
+        raise ValueError(
+            "this trainer needs an objective: add `task: {objective: {name: dens}}`, or `{name: s2ef}` to train "
+            "without DeNS"
+        )
+    block = mapping(task["objective"], "task.objective") if ours else _from_authors(optim, config["model"])
+    name = block.pop("name", None)
+    return objective_class(name).from_settings(block, free_only=_free_only(config))
+
+
+def objective_class(name: Any) -> type[Objective]:
+    """The objective of a short name (its file in ``dens_plugin/objectives``) or of a dotted path to a class."""
+    if isinstance(name, str) and "." in name:
+        module, _, attribute = name.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"task.objective.name '{name}' cannot be imported: {error}") from error
+    known = _shipped()
+    if name not in known:
+        raise ValueError(f"unknown objective '{name}' in task.objective.name; {suggestion(str(name), known)}")
+    return known[name]
+
+
+def without_switches(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's settings without the authors' ablation switches, which the objective has taken over."""
+    return {key: value for key, value in model.items() if key not in _MODEL_SWITCHES}
+
+
+def _shipped() -> dict[str, type[Objective]]:
+    """Name of the file -> the objective defined in it."""
+    found = {}
+    for entry in pkgutil.iter_modules(dens_plugin.objectives.__path__):
+        module = importlib.import_module(f"dens_plugin.objectives.{entry.name}")
+        for _, member in inspect.getmembers(module, inspect.isclass):
+            is_own = member.__module__ == module.__name__
+            if is_own and issubclass(member, Objective) and not inspect.isabstract(member):
+                found[entry.name] = member
+    return found
+
+
+def _from_authors(optim: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """The authors' ``optim.denoising_pos_params`` and friends in our words."""
+    if not optim["use_denoising_pos"]:
+        return {"name": "s2ef"}
+    params = mapping(optim.get("denoising_pos_params"), "optim.denoising_pos_params")
+    reject_unknown(params, _AUTHORS_KEYS, "optim.denoising_pos_params")
+    block = {key: params[key] for key in ("prob", "all_atoms") if key in params}
+    block |= {ours: model[theirs] for theirs, ours in _MODEL_SWITCHES.items() if theirs in model}
+    if "denoising_pos_coefficient" in optim:
+        block["coefficient"] = optim["denoising_pos_coefficient"]
+    # Their layout corrupts all atoms where the ratio is left out.
+    return {"name": "dens", "corrupt_ratio": params.get("corrupt_ratio"), "sigma": _authors_sigma(params), **block}
+
+
+def _authors_sigma(params: Mapping[str, Any]) -> Any:
+    fixed = params.get("fixed_noise_std", True)
+    needed = {"std": "std"} if fixed else {"low": "std_low", "high": "std_high", "levels": "num_steps"}
+    missing = [key for key in needed.values() if key not in params]
+    if missing:
+        raise ValueError(f"optim.denoising_pos_params lacks {', '.join(missing)} (fixed_noise_std: {fixed})")
+    return params["std"] if fixed else {ours: params[theirs] for ours, theirs in needed.items()}
+
+
+def _free_only(config: Mapping[str, Any]) -> bool:
+    """Whether fixed atoms are left out of the loss; the host's own default is to leave them out."""
+    return bool((config.get("outputs") or {}).get("forces", {}).get("train_on_free_atoms", True))

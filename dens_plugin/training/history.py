@@ -1,0 +1,66 @@
+"""A run's metrics as one JSON object per line, next to its checkpoints, whatever logger the run uses."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "history.jsonl"
+
+
+class HistoryLogger:
+    """Passes everything to the host's logger and keeps validation and printed training metrics in a file.
+
+    Args:
+        logger: the host's.
+        path: the file to append to.
+        every: training metrics are kept at steps that this number divides.
+    """
+
+    def __init__(self, logger: Any, path: Path, every: int) -> None:
+        self._logger = logger
+        self._path = path
+        self._every = every
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._logger, name)
+
+    def log(self, update_dict: dict[str, Any], step: int, split: str = "") -> None:
+        """Log metrics of one step of one split."""
+        self._logger.log(update_dict, step=step, split=split)
+        if split != "train" or step % self._every == 0:
+            self._append({"split": split, "step": step, "time": time.time(), **_plain(update_dict)})
+
+    def _append(self, row: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_history(path: Path) -> list[dict[str, Any]]:
+    """The rows of a history file; where a resumed run repeated a step, its last word counts.
+
+    Raises:
+        FileNotFoundError: if the run has no history.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no history at '{path}'; give a run's checkpoint folder, of dens_plugin.DeNSTrainer")
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for line in path.read_text().splitlines():
+        row = _parsed(line)
+        if row is not None:
+            key = (row["split"], row["step"])
+            rows[key] = {**rows.get(key, {}), **row}
+    return list(rows.values())
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+        return None
+
+
+def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
+    return {key: value if isinstance(value, (int, str)) else float(value) for key, value in metrics.items()}

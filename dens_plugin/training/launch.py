@@ -1,0 +1,52 @@
+"""fairchem's own command with this package loaded, after a look at the config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fairchem.core import _cli
+from fairchem.core.common.flags import flags
+from fairchem.core.common.utils import build_config
+
+from dens_plugin import compat
+from dens_plugin.training.config import objective_from_config
+from dens_plugin.training.preflight import require_files
+from dens_plugin.training.trainer import DeNSTrainer
+
+_OUR_TRAINERS = ("dens", "denoising_forces", f"dens_plugin.{DeNSTrainer.__name__}")
+_SPLITS = ("train", "val", "test")
+
+
+def launch(mode: str, arguments: Sequence[str]) -> None:
+    """Run one of fairchem's modes with fairchem's options.
+
+    Raises:
+        FileNotFoundError: for a path in the options or the config that does not exist.
+        ValueError: for a config that cannot be meant, before anything is started.
+    """
+    compat.prepare_host()
+    parser = flags.get_parser()
+    parser.prog = f"dens {mode}"
+    args, overrides = parser.parse_known_args([*arguments, "--mode", mode])
+    if args.checkpoint is None and mode != "train":
+        raise ValueError(f"mode '{mode}' needs --checkpoint, the .pt file of a trained model")
+    _require_meant(build_config(args, overrides))
+    _cli.main(args, overrides)
+
+
+def _require_meant(config: Mapping[str, Any]) -> None:
+    """Look at what needs no model and no data, in this process: errors of workers are hard to read."""
+    missing = [key for key in ("dataset", "model", "optim") if key not in config]
+    if missing:
+        raise ValueError(f"the config has no `{missing[0]}` block; see configs/experiment for examples")
+    if config.get("trainer") in _OUR_TRAINERS:
+        objective_from_config(config)
+    for split, dataset in _datasets(config["dataset"]):
+        require_files(dataset, split)
+
+
+def _datasets(block: Any) -> list[tuple[str, Mapping[str, Any]]]:
+    """The splits of a config's ``dataset``, a mapping or, in older configs, a list."""
+    splits = dict(zip(_SPLITS, block, strict=False)) if isinstance(block, list) else block
+    return [(name, splits[name]) for name in _SPLITS if splits.get(name)]

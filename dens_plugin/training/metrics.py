@@ -1,0 +1,30 @@
+"""Metrics of training batches, in which a selection of rows may be empty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from fairchem.core.modules.evaluator import Evaluator
+
+
+class RowEvaluator(Evaluator):
+    """The host's evaluator without metrics that need every atom, and with empty selections left out."""
+
+    def __init__(self, task: str | None = None, eval_metrics: dict[str, list[str]] | None = None) -> None:
+        super().__init__(task=task, eval_metrics=eval_metrics)
+        self.target_metrics = {
+            target: [name for name in names if name != "energy_forces_within_threshold"]
+            for target, names in self.target_metrics.items()
+        }
+
+    def update(self, key: str, stat: Any, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Add a statistic to the running metrics; a mean over nothing changes nothing."""
+        if isinstance(stat, dict) and stat["numel"] == 0:
+            return metrics
+        return super().update(key, stat, metrics)
+
+
+def statistics(errors: torch.Tensor) -> dict[str, float]:
+    """Errors of any shape as the host's evaluator keeps them."""
+    return {"total": errors.sum().item(), "numel": errors.numel()}

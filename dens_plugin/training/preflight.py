@@ -1,0 +1,72 @@
+"""What is looked at before the first step, so that a run that cannot work says so in seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairchem.core.models.base import HydraModel
+
+from dens_plugin.data.lmdb_file import require_whole_lmdb
+from dens_plugin.nn.force_encoding import ForceEncoding
+from dens_plugin.training.loader import require_finite_labels
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch_geometric.data import Batch
+
+    from dens_plugin.objectives.base import Objective
+
+_LMDB_FORMATS = ("lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
+
+
+def require_files(dataset: Mapping[str, Any], split: str) -> None:
+    """Raise for a data set of which the path does not exist or an LMDB was cut short.
+
+    Raises:
+        FileNotFoundError: naming the path and the config key.
+        ValueError: naming a truncated file.
+    """
+    sources = dataset.get("src") or []
+    for source in [sources] if isinstance(sources, str) else sources:
+        if not Path(source).exists():
+            raise FileNotFoundError(f"dataset.{split}.src: there is no '{source}'; set it to a data set's path")
+        if dataset.get("format", "lmdb") in _LMDB_FORMATS:
+            require_whole_lmdb(source)
+
+
+def require_labels(batch: Batch, targets: Mapping[str, Any], objective: Objective) -> None:
+    """Raise ValueError if the first training structure lacks what the config trains on."""
+    for name in targets:
+        if name not in batch:
+            raise ValueError(
+                f"the training set has no `{name}`, only {', '.join(sorted(batch.keys()))}; "
+                "map its name with `dataset.train.key_mapping` (old LMDBs: `{y: energy, force: forces}`)"
+            )
+    require_finite_labels(batch)
+    objective.check(batch)
+
+
+def require_model(model: nn.Module, objective: Objective) -> None:
+    """Raise ValueError if the model lacks what the objective needs, or has what it does not use."""
+    heads = model.output_heads.values() if isinstance(model, HydraModel) else []
+    offered = {head.output_name for head in heads}
+    for name in objective.outputs:
+        if name not in offered:
+            raise ValueError(
+                f"the objective predicts `{name}` and {type(model).__name__} has no head for it; use model "
+                "`equiformer_v2_dens`, or `hydra` with backbone dens_plugin.EquiformerV2DeNS and head "
+                "dens_plugin.NoiseHead"
+            )
+    can_encode = any(isinstance(module, ForceEncoding) for module in model.modules())
+    if can_encode and not objective.outputs:
+        raise ValueError(
+            "the model has parts for DeNS that this objective never uses, which distributed training refuses; use "
+            "`objective: {name: dens, prob: 0}`, which is plain S2EF, or the backbone equiformer_v2_backbone"
+        )
+    if objective.encode_forces and not can_encode:
+        raise ValueError(
+            "the objective encodes forces and the backbone does not: denoising would be ill-posed; use backbone "
+            "dens_plugin.EquiformerV2DeNS, or set `encode_forces: false` for the ablation"
+        )
