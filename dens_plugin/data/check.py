@@ -1,0 +1,195 @@
+"""Looking at a data set before a long run: ``dens data check PATH``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from fairchem.core.common.utils import load_config
+from tqdm import tqdm
+
+from dens_plugin.data.findings import Finding, Tally, of_metadata, of_whole
+from dens_plugin.data.sources import FORMATS, Source, open_source
+from dens_plugin.data.statistics import ForceSize, Spread, Statistics, collect, summarize
+
+_DEFAULT_LIMIT = 5000  # some 10 ms each
+
+
+class Report(NamedTuple):
+    """What :func:`check` found; ``str(report)`` is for a person.
+
+    Attributes:
+        path: The data set.
+        format: fairchem's name for its kind.
+        structures: Number of structures in it.
+        checked: Number of structures looked at.
+        statistics: Numbers over those.
+        findings: Defects, errors first.
+    """
+
+    path: Path
+    format: str
+    structures: int
+    checked: int
+    statistics: Statistics
+    findings: list[Finding]
+
+    def __str__(self) -> str:
+        return "\n".join([*_numbers(self), "", *_normalizer(self.statistics), "", *_found(self.findings)])
+
+
+def check(
+    path: str | PathLike,
+    *,
+    format: str = "auto",
+    limit: int | None = None,
+    config: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> Report:
+    """Read a data set, gather its statistics and look for defects.
+
+    Args:
+        path: A file or a folder.
+        format: One of :data:`~dens_plugin.data.sources.FORMATS`.
+        limit: Look at this many structures at most, evenly spaced.
+        config: More of fairchem's ``dataset`` options, e.g. ``pattern`` or ``key_mapping``.
+        progress: Show a progress bar.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``path``.
+        ValueError: If what is there cannot be read.
+    """
+    source = open_source(Path(path), format=format, config=config)
+    indices = _evenly_spaced(source.length, limit)
+    tally, summaries = Tally(), []
+    for index in tqdm(indices, desc="reading", unit="structure", disable=not progress):
+        structure = source.read(index)
+        summaries.append(summarize(structure))
+        tally.add(index, structure)
+    statistics = collect(summaries)
+    natoms = [int(summary.composition.sum()) for summary in summaries]
+    findings = [*tally.findings(), *of_whole(statistics)]
+    if source.format in ("lmdb", "oc22_lmdb"):
+        counted = list(zip(indices, natoms, strict=True))
+        findings += of_metadata(source.metadata, counted, length=source.length)
+    return _report(source, statistics, findings)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line of ``dens data check``."""
+    parser.add_argument("path", metavar="PATH", nargs="?", help="data set, a file or a folder")
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="kind of data set (default: auto)")
+    parser.add_argument(
+        "--max-structures",
+        type=int,
+        default=_DEFAULT_LIMIT,
+        metavar="N",
+        help=f"look at so many, evenly spaced; 0 for all (default: {_DEFAULT_LIMIT})",
+    )
+    parser.add_argument("--config-yml", metavar="YML", help="check the data set of this configuration instead")
+    parser.add_argument("--split", default="train", help="which of the configuration's data sets (default: train)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what ``dens data check`` was asked for."""
+    if (args.path is None) == (args.config_yml is None):
+        raise ValueError("Give either PATH or --config-yml.")
+    path, format, config = args.path, args.format, {}
+    if args.config_yml is not None:
+        config = _dataset_config(Path(args.config_yml), args.split)
+        path, format = config["src"], config.get("format", "lmdb")
+    print(check(path, format=format, limit=args.max_structures or None, config=config, progress=True))
+
+
+def _evenly_spaced(length: int, limit: int | None) -> list[int]:
+    if limit is None or limit >= length:
+        return list(range(length))
+    if limit < 1:
+        raise ValueError(f"The number of structures to look at must be at least 1, not {limit}.")
+    return np.linspace(0, length - 1, limit).astype(int).tolist()
+
+
+def _report(source: Source, statistics: Statistics, findings: list[Finding]) -> Report:
+    ordered = sorted(findings, key=lambda finding: finding.severity)  # stable: errors first
+    checked = sum(statistics.pbc.values())
+    return Report(source.path, source.format, source.length, checked, statistics, ordered)
+
+
+def _dataset_config(path: Path, split: str) -> dict[str, Any]:
+    """The options of one split; as in fairchem, what the others lack they take from train."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: give a fairchem configuration.")
+    dataset = load_config(path)[0].get("dataset", {})
+    if "src" not in (dataset.get(split) or {}):
+        raise ValueError(f"{path} gives no dataset.{split}.src; it has dataset.{{{', '.join(dataset)}}}.")
+    if not isinstance(dataset[split]["src"], str):
+        raise ValueError(f"dataset.{split}.src of {path} is a list: check its parts one by one, as PATH.")
+    return {**(dataset.get("train") or {}), **dataset[split]}
+
+
+def _numbers(report: Report) -> list[str]:
+    numbers = report.statistics
+    share = "all" if report.checked == report.structures else f"{report.checked} evenly spaced"
+    lines = {
+        "data set": f"{report.path} (format: {report.format})",
+        "structures": f"{report.structures}, {share} looked at, of {numbers.systems or 'unknown'} systems",
+        "atoms": f"{_range(numbers.atoms, 0)} per structure",
+        "elements": _listing(numbers.elements),
+        "fixed atoms": f"{100 * numbers.fixed_share:.1f} %",
+        "tags": _listing(numbers.tags),
+        "pbc": _listing(numbers.pbc),
+        "cell volume": f"{_range(numbers.volume, 1)} Å^3",
+        "energy": f"{_range(numbers.energy, 4)}, std {numbers.energy.std:.4f} eV",
+        "forces, free": _size(numbers.free_forces),
+        "forces, fixed": _size(numbers.fixed_forces),
+        "linear fit": _fit(numbers),
+    }
+    return [f"{name:14s} {text}" for name, text in lines.items()]
+
+
+def _range(spread: Spread, digits: int) -> str:
+    ends = f"min {spread.min:.{digits}f}, median {spread.median:.{digits}f}"
+    return f"{ends}, mean {spread.mean:.{max(digits, 1)}f}, max {spread.max:.{digits}f}"
+
+
+def _listing(counts: Mapping[Any, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in counts.items())
+
+
+def _size(forces: ForceSize) -> str:
+    if np.isnan(forces.rms):
+        return "none"
+    return f"rms {forces.rms:.4f} eV/Å a component, largest norm {forces.max:.3f} eV/Å"
+
+
+def _fit(numbers: Statistics) -> str:
+    if numbers.fit is None:
+        return "no energies"
+    terms = ", ".join(f"{name} {value:.3f}" for name, value in numbers.fit.coefficients.items())
+    return f"energy ~ {terms} eV per atom; leaves rms {numbers.fit.residual:.4f} of {numbers.fit.rms:.4f} eV"
+
+
+def _normalizer(numbers: Statistics) -> list[str]:
+    if np.isnan(numbers.energy.std) or np.isnan(numbers.free_forces.rms):
+        return ["No normaliser: labels are missing."]
+    return [
+        "Normaliser, to paste under dataset.train:",
+        "transforms:",
+        "  normalizer:",
+        "    energy:",
+        f"      mean: {numbers.energy.mean:.6f}",
+        f"      stdev: {numbers.energy.std or 1.0:.6f}",
+        "    forces:",
+        "      mean: 0.0",
+        f"      stdev: {numbers.free_forces.rms or 1.0:.6f}",
+    ]
+
+
+def _found(findings: list[Finding]) -> list[str]:
+    if not findings:
+        return ["No defects found."]
+    return ["Findings:", *(f"  {finding.severity}: {finding.message}" for finding in findings)]

@@ -1,0 +1,216 @@
+"""Defects of a data set that would spoil a run, structure by structure and as a whole.
+
+The thresholds are heuristics. Only what no run can use is an error; the rest is a warning, for a person to judge.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from ase import Atoms
+from ase.neighborlist import neighbor_list
+
+from dens_plugin.data.statistics import Statistics
+from dens_plugin.data.structures import Structure
+
+Severity = Literal["error", "warning"]
+
+OVERLAP = 0.4  # Å; the shortest bond, of H2, has 0.74
+ISOLATION = 5.0  # Å; about the shortest cutoff in use
+NET_FORCE = (0.1, 0.02)  # eV/Å, and share of the sum of the norms; DFT on a grid leaves a little
+EXPLODING_FORCE = 50.0  # eV/Å, of one atom; OC20 left out frames beyond it
+LARGE_FORCES = 10.0  # eV/Å, rms of a component: kcal/mol/Å are 23 times the number in eV/Å, data have 0.1 to 3
+SMALL_FORCES = 0.03  # eV/Å: Hartree/Bohr are a 51st part of the number in eV/Å
+LARGE_ENERGY = 30.0  # eV, rms; referenced energies (adsorption, formation) are smaller
+EXPLAINED = 0.1  # residual of the linear fit over rms: below it the energy is mostly composition
+
+_PLACES = 3  # structures named in a message
+
+
+class Finding(NamedTuple):
+    """A defect: its severity, and a message that says where it is and what to do."""
+
+    severity: Severity
+    message: str
+
+
+class Tally:
+    """Runs the checks of single structures and counts what they find."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._places: dict[str, list[str]] = {}
+        self._seen: set[tuple[str, str]] = set()
+
+    def add(self, index: int, structure: Structure) -> None:
+        """Check one structure.
+
+        Args:
+            index: Its place in the data set, for the messages.
+            structure: The structure.
+        """
+        nearest = _nearest(structure)
+        for name, check in _CHECKS.items():
+            if check.fails(structure, nearest):
+                self._count(name, index, structure)
+        if self._is_repeated(structure):
+            self._count(_REPEATED, index, structure)
+
+    def findings(self) -> list[Finding]:
+        """What was found so far, errors first."""
+        found = [self._finding(name, check) for name, check in _CHECKS.items() if name in self._counts]
+        if _REPEATED in self._counts:
+            found.append(Finding("warning", self._sentence(_REPEATED, "evaluation will count them twice.")))
+        return sorted(found, key=lambda finding: finding.severity)
+
+    def _count(self, name: str, index: int, structure: Structure) -> None:
+        self._counts[name] += 1
+        places = self._places.setdefault(name, [])
+        if len(places) < _PLACES:
+            places.append(f"{index} (sid {structure.sid}, fid {structure.fid})")
+
+    def _is_repeated(self, structure: Structure) -> bool:
+        if structure.sid is None or structure.fid is None:
+            return False
+        name = str(structure.sid), str(structure.fid)
+        repeated = name in self._seen
+        self._seen.add(name)
+        return repeated
+
+    def _finding(self, name: str, check: _Check) -> Finding:
+        return Finding(check.severity, self._sentence(name, check.remedy))
+
+    def _sentence(self, name: str, remedy: str) -> str:
+        count = self._counts[name]
+        places = ", ".join(self._places[name]) + (", ..." if count > _PLACES else "")
+        return f"{count} structure{'s' if count > 1 else ''} with {name}: index {places}; {remedy}"
+
+
+def of_whole(statistics: Statistics) -> list[Finding]:
+    """Findings that only the data set as a whole shows."""
+    found = (_unreferenced(statistics), _force_unit(statistics), _constant_energy(statistics))
+    return [finding for finding in found if finding is not None]
+
+
+def of_metadata(natoms: Sequence[int] | None, counted: Sequence[tuple[int, int]], *, length: int) -> list[Finding]:
+    """Findings about the ``metadata.npz`` of LMDB files.
+
+    Args:
+        natoms: Numbers of atoms it gives; None if there is none.
+        counted: Index and true number of atoms of the structures that were looked at.
+        length: Number of structures in the data set.
+    """
+    if natoms is None:
+        return [Finding("warning", "no metadata.npz: fairchem's `load_balancing: atoms` will not start.")]
+    if len(natoms) != length:
+        counts = f"metadata.npz counts {len(natoms)} structures, the data set has {length}"
+        return [Finding("error", f"{counts}: give the whole folder if this is one of its files, else convert anew.")]
+    wrong = [index for index, count in counted if natoms[index] != count]
+    if not wrong:
+        return []
+    where = f"{len(wrong)} structures, first index {wrong[0]}"
+    return [Finding("error", f"metadata.npz is wrong about the number of atoms of {where}: convert anew.")]
+
+
+class _Check(NamedTuple):
+    severity: Severity
+    remedy: str
+    fails: Callable[[Structure, np.ndarray], bool]  # of the structure and the distances of nearest neighbours
+
+
+def _nearest(structure: Structure) -> np.ndarray:
+    """Distance of every atom's nearest neighbour in Å, inf beyond ``ISOLATION``, shape (N,)."""
+    nearest = np.full(len(structure.numbers), np.inf)
+    if not (np.isfinite(structure.positions).all() and np.isfinite(structure.cell).all()):
+        return nearest
+    atoms = Atoms(structure.numbers, positions=structure.positions)
+    if structure.pbc.any() and abs(np.linalg.det(structure.cell)) > 0:
+        atoms.set_cell(structure.cell)  # only then: ASE searches all of a box, however empty
+        atoms.set_pbc(structure.pbc)
+    centers, distances = neighbor_list("id", atoms, ISOLATION)
+    np.minimum.at(nearest, centers, distances)
+    return nearest
+
+
+def _is_bad(value: float | np.ndarray | None) -> bool:
+    return value is not None and not np.isfinite(value).all()
+
+
+def _has_bad_geometry(structure: Structure, nearest: np.ndarray) -> bool:
+    return _is_bad(structure.positions) or _is_bad(structure.cell)
+
+
+def _has_net_force(structure: Structure, nearest: np.ndarray) -> bool:
+    if structure.forces is None or structure.fixed.any():
+        return False
+    absolute, share = NET_FORCE
+    allowed = absolute + share * np.linalg.norm(structure.forces, axis=1).sum()
+    return bool(np.linalg.norm(structure.forces.sum(axis=0)) > allowed)
+
+
+def _has_exploding_force(structure: Structure, nearest: np.ndarray) -> bool:
+    if structure.forces is None:
+        return False
+    norms = np.linalg.norm(structure.forces, axis=1)
+    return bool((norms[np.isfinite(norms)] > EXPLODING_FORCE).any())
+
+
+_REPEATED = "a sid and fid that came before"
+
+_CHECKS = {
+    "NaN or infinite positions or cell": _Check("error", "remove them.", _has_bad_geometry),
+    "a NaN or infinite energy": _Check("error", "remove them.", lambda s, nearest: _is_bad(s.energy)),
+    "NaN or infinite forces": _Check("error", "remove them.", lambda s, nearest: _is_bad(s.forces)),
+    "no energy": _Check("error", "only a test set can do without.", lambda s, nearest: s.energy is None),
+    "no forces": _Check("error", "only a test set can do without.", lambda s, nearest: s.forces is None),
+    f"atoms less than {OVERLAP} Å apart": _Check(
+        "error",
+        "remove them, or check cell, pbc and the unit of length.",
+        lambda s, nearest: bool((nearest < OVERLAP).any()),
+    ),
+    f"an atom without neighbour within {ISOLATION:g} Å": _Check(
+        "warning",
+        "a network with a shorter cutoff sees it alone; check cell, pbc and the unit of length.",
+        lambda s, nearest: bool(np.isinf(nearest).any()) and not _has_bad_geometry(s, nearest),
+    ),
+    "no free atom": _Check("warning", "their forces are not trained on.", lambda s, nearest: bool(s.fixed.all())),
+    f"a force beyond {EXPLODING_FORCE:g} eV/Å": _Check(
+        "warning", "a few of them make up most of the loss and of the normaliser.", _has_exploding_force
+    ),
+    "a net force although no atom is fixed": _Check(
+        "warning", "check that forces were not permuted, cut or taken under a constraint.", _has_net_force
+    ),
+}
+
+
+def _unreferenced(statistics: Statistics) -> Finding | None:
+    fit = statistics.fit
+    if fit is None or fit.rms < LARGE_ENERGY or fit.residual > EXPLAINED * fit.rms:
+        return None
+    return Finding(
+        "warning",
+        f"energies look like total energies: rms {fit.rms:.1f} eV, of which the composition explains all but "
+        f"{fit.residual:.3g} eV. Subtract references per element, for OC20 by `dens data oc20` without "
+        "--no-ref-energy, else with `transforms: {element_references: {fit: {targets: [energy], batch_size: 64}}}`.",
+    )
+
+
+def _force_unit(statistics: Statistics) -> Finding | None:
+    rms = statistics.free_forces.rms
+    if rms > LARGE_FORCES:
+        return Finding("warning", f"forces have rms {rms:.3g}: in eV/Å that is a lot; are they in kcal/mol/Å?")
+    if rms < SMALL_FORCES:
+        return Finding(
+            "warning",
+            f"forces have rms {rms:.3g}: in eV/Å that is little; are they in Hartree/Bohr, or all structures relaxed?",
+        )
+    return None
+
+
+def _constant_energy(statistics: Statistics) -> Finding | None:
+    if statistics.energy.std > 0 or np.isnan(statistics.energy.std) or statistics.atoms.std == 0:
+        return None
+    return Finding("warning", "all energies are the same although the structures are not: are they labels?")

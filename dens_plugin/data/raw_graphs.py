@@ -1,0 +1,104 @@
+"""One raw file of the OC20 S2EF release as graphs: labels checked, references subtracted, pickled for an LMDB file."""
+
+from __future__ import annotations
+
+from pickle import HIGHEST_PROTOCOL, dumps
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+from fairchem.core.preprocessing import AtomsToGraphs
+from torch_geometric.data import Data
+
+from dens_plugin.data.release import LogLine, RawFile, read_frames, read_log
+
+
+class Options(NamedTuple):
+    """What the content of the data set depends on besides RAW.
+
+    Attributes:
+        ref_energy: Subtract the reference energy of the log from the energy.
+        test: The frames carry no labels.
+    """
+
+    ref_energy: bool = True
+    test: bool = False
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether every line of a log must give a reference energy."""
+        return self.ref_energy and not self.test
+
+
+class RawGraphs(NamedTuple):
+    """One raw file, ready to be written.
+
+    Attributes:
+        records: Pickled graphs.
+        ids: Their lines in ``data_log``.
+        natoms: Their numbers of atoms.
+    """
+
+    records: list[bytes]
+    ids: list[str]
+    natoms: list[int]
+
+
+def read_graphs(pair: RawFile, options: Options) -> RawGraphs:
+    """Read one raw file.
+
+    Args:
+        pair: The two files.
+        options: What to make of them.
+
+    Raises:
+        ValueError: If the files cannot be read or do not agree, or a label is missing or not finite.
+    """
+    frames, lines = _read_pair(pair, options)
+    to_graph = AtomsToGraphs(
+        r_energy=not options.test, r_forces=not options.test, r_fixed=True, r_edges=False, r_distances=False
+    )
+    graphs = []
+    for i, (atoms, line) in enumerate(zip(frames, lines, strict=True)):
+        if not options.test:
+            _require_labels(atoms, f"{pair.frames}, frame {i} (sid {line.sid}, fid {line.fid})")
+        graphs.append(_graph(to_graph, atoms, line, options))
+    records = [dumps(graph, protocol=HIGHEST_PROTOCOL) for graph in graphs]
+    return RawGraphs(records, [str(line) for line in lines], [len(atoms) for atoms in frames])
+
+
+def _read_pair(pair: RawFile, options: Options) -> tuple[list[Atoms], list[LogLine]]:
+    lines = read_log(pair.log, need_reference=options.needs_reference)
+    frames = list(read_frames(pair.frames))
+    if len(frames) != len(lines):
+        raise ValueError(
+            f"{pair.frames} has {len(frames)} frames, {pair.log} has {len(lines)} lines: they must agree, "
+            "download or unpack both again."
+        )
+    return frames, lines
+
+
+def _graph(to_graph: AtomsToGraphs, atoms: Atoms, line: LogLine, options: Options) -> Data:
+    """One structure with the fields and types of fairchem's own OC20 data.
+
+    A flag for the frames of molecular dynamics (the MD split) will be one more field here, beside ``sid`` and ``fid``.
+    """
+    graph = to_graph.convert(atoms)
+    graph.tags = torch.tensor(atoms.get_tags(), dtype=torch.long)  # (N,)
+    graph.sid, graph.fid = line.sid, line.fid
+    if not options.test:
+        reference = line.reference if options.ref_energy else 0.0
+        graph.energy = float(graph.energy) - reference  # eV
+    return graph
+
+
+def _require_labels(atoms: Atoms, where: str) -> None:
+    results = atoms.calc.results if atoms.calc is not None else {}
+    for label in ("energy", "forces"):
+        if label not in results:
+            raise ValueError(f"{where} has no {label}. If this is a test set, use --test-data.")
+        if not np.isfinite(results[label]).all():
+            raise ValueError(f"{where} has NaN or infinite {label}: remove the frame from both files, or replace both.")
+    if not np.isfinite(atoms.positions).all():
+        raise ValueError(f"{where} has NaN or infinite positions: remove the frame from both files, or replace both.")

@@ -1,0 +1,202 @@
+"""Opening any data set that fairchem trains on, as a sequence of :class:`~dens_plugin.data.structures.Structure`."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ase.io
+import numpy as np
+from ase.io.formats import UnknownFileTypeError
+from fairchem.core.datasets import AseDBDataset, LmdbDataset
+from fairchem.core.datasets.oc22_lmdb_dataset import OC22LmdbDataset
+
+from dens_plugin.data.lmdb_file import require_whole_lmdb
+from dens_plugin.data.release import is_release, read_frames
+from dens_plugin.data.structures import Structure, from_atoms, from_data
+
+_OLD_NAMES = ("single_point_lmdb", "trajectory_lmdb")  # fairchem still takes them for lmdb
+FORMATS = ("auto", "lmdb", "oc22_lmdb", "ase_db", "ase_read", "ase_read_multi", *_OLD_NAMES)
+
+_DATABASES = (".db", ".aselmdb")
+
+
+class Source(NamedTuple):
+    """An open data set.
+
+    Attributes:
+        path: Where it lies.
+        format: fairchem's name for its kind, what to write at ``dataset.train.format``.
+        length: Number of structures.
+        read: The structure at an index; ValueError if the record cannot be read.
+        metadata: Number of atoms per structure from ``metadata.npz``; None if there is none.
+    """
+
+    path: Path
+    format: str
+    length: int
+    read: Callable[[int], Structure]
+    metadata: Sequence[int] | None
+
+
+def open_source(path: Path, *, format: str = "auto", config: Mapping[str, Any] | None = None) -> Source:
+    """Open a data set.
+
+    Args:
+        path: A file or a folder.
+        format: One of :data:`FORMATS`.
+        config: More of fairchem's ``dataset`` options, e.g. ``pattern`` or ``key_mapping``.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``path``.
+        ValueError: If what is there cannot be read.
+    """
+    if format not in FORMATS:
+        raise ValueError(f"Unknown format {format!r}: use one of {', '.join(FORMATS)}.")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give a file or a folder with a data set.")
+    _refuse_release(path)
+    config = {**(config or {}), "src": str(path)}
+    kind = _guess(path) if format == "auto" else format
+    return _OPENERS[kind](path, config)
+
+
+def _refuse_release(path: Path) -> None:
+    if not path.is_dir():
+        return
+    folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
+    for folder in folders:
+        if is_release(folder):
+            raise ValueError(
+                f"{folder} holds the raw S2EF release (N.extxyz with N.txt), which fairchem cannot train on: "
+                f"convert it with `dens data oc20 {folder} OUT` and check OUT."
+            )
+
+
+def _guess(path: Path) -> str:
+    if path.is_file():
+        return _guess_file(path)
+    suffixes = {file.suffix for file in path.iterdir() if file.is_file()}
+    if ".lmdb" in suffixes:
+        return "lmdb"
+    if suffixes & set(_DATABASES):
+        return "ase_db"
+    return "ase_read_multi"
+
+
+def _guess_file(path: Path) -> str:
+    if path.suffix == ".lmdb":
+        return "lmdb"
+    # in a folder a *.json need not be a database
+    return "ase_db" if path.suffix in (*_DATABASES, ".json") else "ase_read_multi"
+
+
+def _open_lmdb(path: Path, config: dict, *, dataset_class: type = LmdbDataset) -> Source:
+    require_whole_lmdb(path)
+    dataset = dataset_class(config)
+    if len(dataset) == 0:
+        raise ValueError(f"{path} holds no structures: convert the data anew.")
+    # OC22's LMDB files look like any other until one opens a record
+    name = "oc22_lmdb" if "oc22" in _record(dataset, 0, path) else "lmdb"
+    return Source(
+        path,
+        name,
+        len(dataset),
+        lambda index: from_data(_record(dataset, index, path)),
+        _metadata(path),
+    )
+
+
+def _open_oc22(path: Path, config: dict) -> Source:
+    return _open_lmdb(path, config, dataset_class=OC22LmdbDataset)
+
+
+def _open_database(path: Path, config: dict) -> Source:
+    if path.suffix == ".aselmdb" or (path.is_dir() and any(path.glob("*.aselmdb"))):
+        require_whole_lmdb(path)
+    try:
+        dataset = AseDBDataset(config)
+    except Exception as error:  # each kind of database raises its own
+        raise ValueError(f"{path} cannot be read as an ASE database: {error}") from error
+    # the structure itself: fairchem's conversion raises where a label is missing
+    return Source(
+        path,
+        "ase_db",
+        len(dataset),
+        lambda index: from_atoms(dataset.get_atoms(index)),
+        _metadata(path),
+    )
+
+
+def _open_files(path: Path, config: dict, *, wanted: slice, name: str) -> Source:
+    """Files that ASE reads, each of them once; fairchem would read a file anew for each of its structures."""
+    structures = []
+    for file in _matching_files(path, config.get("pattern", "*")):
+        structures += _read_file(file)[wanted]
+    if not structures:
+        raise ValueError(f"{path} holds no structures: give a folder with LMDB files, an ASE database or files of ASE.")
+    return Source(path, name, len(structures), structures.__getitem__, None)
+
+
+def _open_last_structures(path: Path, config: dict) -> Source:
+    return _open_files(path, config, wanted=slice(-1, None), name="ase_read")
+
+
+def _open_all_structures(path: Path, config: dict) -> Source:
+    return _open_files(path, config, wanted=slice(None), name="ase_read_multi")
+
+
+_OPENERS: dict[str, Callable[[Path, dict], Source]] = {
+    "lmdb": _open_lmdb,
+    **dict.fromkeys(_OLD_NAMES, _open_lmdb),
+    "oc22_lmdb": _open_oc22,
+    "ase_db": _open_database,
+    "ase_read": _open_last_structures,
+    "ase_read_multi": _open_all_structures,
+}
+
+
+def _record(dataset: LmdbDataset, index: int, path: Path) -> Any:
+    try:
+        return dataset[index]
+    except (pickle.UnpicklingError, TypeError, EOFError, AttributeError, ModuleNotFoundError) as error:
+        raise ValueError(
+            f"{path}: structure {index} cannot be read ({type(error).__name__}: {error}). "
+            "The file is incomplete or was written by another version: convert the data anew."
+        ) from error
+
+
+def _metadata(path: Path) -> Sequence[int] | None:
+    """Read as fairchem does, for a file from its folder, but without its demand that the lengths agree."""
+    file = (path if path.is_dir() else path.parent) / "metadata.npz"
+    if not file.is_file():
+        return None
+    with np.load(file) as metadata:
+        return metadata["natoms"].tolist() if "natoms" in metadata else None
+
+
+def _matching_files(path: Path, pattern: str) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(file for file in path.glob(pattern) if file.is_file())
+
+
+def _read_file(file: Path) -> list[Structure]:
+    try:
+        # ASE jumps back and forth in the file, which takes minutes in a compressed one
+        frames = list(read_frames(file)) if ".extxyz" in file.suffixes else ase.io.read(file, index=":")
+    except (UnknownFileTypeError, StopIteration, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{file} cannot be read by ASE ({type(error).__name__}: {error}): give the data set's own file or folder."
+        ) from error
+    structures = map(from_atoms, frames)
+    return [
+        structure._replace(sid=_or(structure.sid, str(file)), fid=_or(structure.fid, number))
+        for number, structure in enumerate(structures)
+    ]
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value

@@ -1,0 +1,112 @@
+"""One structure of any data set in one form, whatever its file format and its age call the fields.
+
+This is the only place that knows that old LMDB files say ``y`` and ``force`` for ``energy`` and ``forces``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.constraints import FixAtoms
+from torch_geometric.data import Data
+
+ENERGY_NAMES = ("energy", "y")
+FORCES_NAMES = ("forces", "force")
+
+
+class Structure(NamedTuple):
+    """A structure with what is known of its labels.
+
+    Attributes:
+        numbers: Atomic numbers, shape (N,).
+        positions: In Å, shape (N, 3).
+        cell: Lattice vectors as rows in Å, shape (3, 3).
+        pbc: Whether periodic along each vector, shape (3,).
+        fixed: Atoms that do not move, shape (N,).
+        tags: OC20's tags, shape (N,).
+        energy: In eV; None if there is no label.
+        forces: In eV/Å, shape (N, 3); None if there is no label.
+        sid: Identifies the system; None if the data set does not say.
+        fid: Identifies the frame of the system; None if the data set does not say.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    cell: np.ndarray
+    pbc: np.ndarray
+    fixed: np.ndarray
+    tags: np.ndarray
+    energy: float | None
+    forces: np.ndarray | None
+    sid: Any
+    fid: Any
+
+
+def from_data(data: Data) -> Structure:
+    """Read a record of an LMDB file."""
+    numbers = _array(data.atomic_numbers).astype(int)
+    cell = _array(data["cell"]).reshape(3, 3) if "cell" in data else np.zeros((3, 3))
+    energy, forces = _first(data, ENERGY_NAMES), _first(data, FORCES_NAMES)
+    return Structure(
+        numbers=numbers,
+        positions=_array(data.pos).astype(float),
+        cell=cell.astype(float),
+        pbc=_pbc(data, cell),
+        fixed=_array(data["fixed"]).astype(bool) if "fixed" in data else np.zeros(len(numbers), dtype=bool),
+        tags=_array(data["tags"]).astype(int) if "tags" in data else np.zeros(len(numbers), dtype=int),
+        energy=None if energy is None else float(_array(energy).reshape(())),
+        forces=None if forces is None else _array(forces).astype(float),
+        sid=_plain(_first(data, ("sid",))),
+        fid=_plain(_first(data, ("fid",))),
+    )
+
+
+def from_atoms(atoms: Atoms) -> Structure:
+    """Read a structure of ASE."""
+    results = atoms.calc.results if atoms.calc is not None else {}
+    energy, forces = results.get("energy"), results.get("forces")
+    return Structure(
+        numbers=atoms.numbers,
+        positions=atoms.positions,
+        cell=atoms.cell.array,
+        pbc=atoms.pbc,
+        fixed=_fixed(atoms),
+        tags=atoms.get_tags(),
+        energy=None if energy is None else float(energy),
+        forces=None if forces is None else np.asarray(forces, dtype=float),
+        sid=atoms.info.get("sid"),
+        fid=atoms.info.get("fid"),
+    )
+
+
+def _first(data: Data, names: tuple[str, ...]) -> Any:
+    return next((data[name] for name in names if name in data and data[name] is not None), None)
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _plain(value: Any) -> Any:
+    """An identifier that can be compared and printed."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        value = value.tolist()
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def _pbc(data: Data, cell: np.ndarray) -> np.ndarray:
+    """OC20's records do not say whether they are periodic: every one with a cell is."""
+    if "pbc" in data:
+        return _array(data["pbc"]).reshape(3).astype(bool)
+    return np.full(3, abs(np.linalg.det(cell)) > 0)
+
+
+def _fixed(atoms: Atoms) -> np.ndarray:
+    fixed = np.zeros(len(atoms), dtype=bool)
+    for constraint in atoms.constraints:
+        if isinstance(constraint, FixAtoms):  # the only constraint that fairchem keeps
+            fixed[constraint.index] = True
+    return fixed

@@ -1,0 +1,310 @@
+import argparse
+import shutil
+
+import ase.db
+import ase.io
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase import Atoms
+from ase.build import molecule
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from fairchem.core.datasets import LmdbDataset
+from fairchem.core.modules.normalization.normalizer import create_normalizer
+from torch_geometric.data import Data
+
+from dens_plugin.data import check as check_module
+from dens_plugin.data.check import check
+from dens_plugin.data.lmdb_file import LmdbWriter, write_metadata
+from dens_plugin.data.structures import from_data
+
+
+def ethanol(index=0, *, energy=1.0, scale=1.0):
+    """A molecule in a box with made-up labels, no net force, as fairchem's graph."""
+    rng = np.random.default_rng(index)
+    atoms = molecule("CH3CH2OH")
+    forces = rng.normal(size=(len(atoms), 3)) * scale
+    return Data(
+        pos=torch.tensor(atoms.positions + rng.normal(scale=0.02, size=(9, 3)), dtype=torch.float32),
+        cell=20 * torch.eye(3).view(1, 3, 3),
+        atomic_numbers=torch.tensor(atoms.numbers, dtype=torch.uint8),
+        natoms=9,
+        tags=torch.zeros(9, dtype=torch.long),
+        fixed=torch.zeros(9, dtype=torch.int),
+        energy=energy + rng.normal(),
+        forces=torch.tensor(forces - forces.mean(axis=0), dtype=torch.float32),
+        sid=0,
+        fid=index,
+    )
+
+
+def write(folder, graphs, *, natoms=None):
+    folder.mkdir(exist_ok=True)
+    with LmdbWriter(folder / "data.0000.lmdb") as writer:
+        for graph in graphs:
+            writer.append(graph)
+    write_metadata(folder, natoms or [graph.natoms for graph in graphs])
+    return folder
+
+
+def changed(graph, **fields):
+    """A copy with other fields; None removes one."""
+    copy = graph.clone()
+    for name, value in fields.items():
+        if value is None:
+            del copy[name]
+        else:
+            copy[name] = value
+    return copy
+
+
+def at(tensor, index, value):
+    copy = tensor.clone()
+    copy[index] = value
+    return copy
+
+
+def three_with(**fields):
+    """Three structures, the second one changed."""
+    return [ethanol(0), changed(ethanol(1), **fields), ethanol(2)]
+
+
+def labelled(atoms, energy=1.0):
+    atoms = atoms.copy()
+    atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=np.full((len(atoms), 3), 0.0))
+    return atoms
+
+
+def test_numbers_are_those_of_the_data(converted):
+    report = check(converted)
+    dataset = LmdbDataset({"src": str(converted)})
+    graphs = [dataset[i] for i in range(len(dataset))]
+    numbers = report.statistics
+    energies = np.array([graph.energy for graph in graphs])
+    free = torch.cat([graph.forces[graph.fixed == 0] for graph in graphs]).double()
+    fixed = torch.cat([graph.forces[graph.fixed == 1] for graph in graphs]).double()
+    natoms = [graph.natoms for graph in graphs]
+    assert (report.format, report.structures, report.checked) == ("lmdb", len(graphs), len(graphs))
+    assert numbers.systems == 3
+    assert numbers.atoms == pytest.approx(
+        (np.mean(natoms), np.std(natoms), min(natoms), np.median(natoms), max(natoms))
+    )
+    assert sum(numbers.elements.values()) == sum(natoms)
+    assert numbers.fixed_share == pytest.approx(len(fixed) / sum(natoms))
+    assert sum(numbers.tags.values()) == sum(natoms)
+    assert numbers.energy.mean == pytest.approx(energies.mean())
+    assert numbers.energy.std == pytest.approx(energies.std())
+    assert numbers.free_forces == pytest.approx((free.pow(2).mean().sqrt().item(), free.norm(dim=1).max().item()))
+    assert numbers.fixed_forces == pytest.approx((fixed.pow(2).mean().sqrt().item(), fixed.norm(dim=1).max().item()))
+    assert numbers.pbc == {"TTT": len(graphs)}
+
+
+def test_sound_data_have_no_findings(converted):
+    assert check(converted).findings == []
+
+
+def test_the_linear_fit_recovers_element_energies(tmp_path):
+    energies = {"C": -3.0, "H": -1.0, "O": -2.0}
+    frames = [
+        labelled(molecule(name), sum(energies[symbol] for symbol in molecule(name).symbols))
+        for name in ("CH4", "H2O", "CO2", "CH3OH")
+    ]
+    ase.io.write(tmp_path / "frames.extxyz", frames)
+    fit = check(tmp_path / "frames.extxyz").statistics.fit
+    assert fit.coefficients == pytest.approx(energies)
+    assert fit.residual == pytest.approx(0.0, abs=1e-9)
+
+
+def test_the_normaliser_to_paste_is_one_for_fairchem(converted):
+    report = check(converted)
+    text = str(report)
+    block = yaml.safe_load(text[text.index("transforms:") : text.index("\n\nNo defects")])
+    normalizers = {name: create_normalizer(**values) for name, values in block["transforms"]["normalizer"].items()}
+    assert normalizers["energy"].mean.item() == pytest.approx(report.statistics.energy.mean, abs=1e-5)
+    assert normalizers["forces"].rmsd.item() == pytest.approx(report.statistics.free_forces.rms, abs=1e-5)
+    assert normalizers["forces"].mean.item() == 0.0
+
+
+def test_looks_at_evenly_spaced_structures(converted):
+    report = check(converted, limit=4)
+    assert report.checked == 4
+    assert report.statistics.systems == 3
+    assert "4 evenly spaced" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("fields", "severity", "message"),
+    [
+        ({"energy": float("nan")}, "error", "a NaN or infinite energy"),
+        ({"forces": at(ethanol().forces, 0, torch.inf)}, "error", "NaN or infinite forces"),
+        ({"pos": at(ethanol().pos, 0, torch.nan)}, "error", "NaN or infinite positions"),
+        ({"energy": None}, "error", "no energy"),
+        ({"forces": None}, "error", "no forces"),
+        ({"pos": at(ethanol().pos, 0, ethanol().pos[1] + 0.1)}, "error", "less than 0.4 Å apart"),
+        ({"pos": at(ethanol().pos, 0, ethanol().pos[0] + 9.0)}, "warning", "without neighbour within 5 Å"),
+        ({"fixed": torch.ones(9, dtype=torch.int)}, "warning", "no free atom"),
+        (
+            {"forces": at(at(ethanol().forces, 0, torch.tensor([60.0, 0, 0])), 1, torch.tensor([-60.0, 0, 0]))},
+            "warning",
+            "a force beyond 50 eV/Å",
+        ),
+        ({"forces": ethanol().forces + 0.5}, "warning", "a net force although no atom is fixed"),
+        ({"fid": 0}, "warning", "a sid and fid that came before"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_finds_a_planted_defect_and_names_the_structure(tmp_path, fields, severity, message):
+    findings = check(write(tmp_path / "data", three_with(**fields))).findings
+    assert [finding.severity for finding in findings] == [severity]
+    assert message in findings[0].message
+    assert f"index 1 (sid 0, fid {fields.get('fid', 1)})" in findings[0].message
+
+
+def test_atoms_overlap_through_the_periodic_boundary(tmp_path):
+    pos = at(at(ethanol().pos, 0, torch.tensor([0.0, 0.0, 0.1])), 1, torch.tensor([0.0, 0.0, 19.9]))
+    findings = check(write(tmp_path / "data", three_with(pos=pos))).findings
+    assert any("less than 0.4 Å apart" in finding.message for finding in findings)
+
+
+def test_counts_many_and_names_three(tmp_path):
+    graphs = [changed(ethanol(i), energy=float("inf")) for i in range(5)]
+    message = check(write(tmp_path / "data", graphs)).findings[0].message
+    assert message.startswith("5 structures with a NaN or infinite energy: index 0 (sid 0, fid 0), 1 ")
+    assert "index 3" not in message
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"energy": -4000.0}, "look like total energies"),
+        ({"scale": 23.06}, "kcal/mol"),
+        ({"scale": 1 / 51.4}, "Hartree/Bohr"),
+    ],
+    ids=["total energies", "kcal/mol", "Hartree/Bohr"],
+)
+def test_finds_energies_and_forces_in_other_units(tmp_path, kwargs, message):
+    findings = check(write(tmp_path / "data", [ethanol(i, **kwargs) for i in range(5)])).findings
+    assert {finding.severity for finding in findings} == {"warning"}
+    assert any(message in finding.message for finding in findings)
+
+
+def test_finds_wrong_metadata(tmp_path):
+    graphs = [ethanol(i) for i in range(3)]
+    wrong = check(write(tmp_path / "wrong", graphs, natoms=[9, 8, 9])).findings
+    short = check(write(tmp_path / "short", graphs, natoms=[9])).findings
+    missing = write(tmp_path / "missing", graphs)
+    (missing / "metadata.npz").unlink()
+    assert "first index 1" in wrong[0].message
+    assert "counts 1 structures, the data set has 3" in short[0].message
+    assert "no metadata.npz" in check(missing).findings[0].message
+
+
+def test_old_names_of_the_labels(tmp_path):
+    graph = ethanol()
+    old = changed(graph, energy=None, forces=None, y=graph.energy, force=graph.forces)
+    new, read = from_data(graph), from_data(old)
+    assert read.energy == new.energy
+    np.testing.assert_array_equal(read.forces, new.forces)
+    assert check(write(tmp_path / "data", [old, ethanol(1)])).findings == []
+
+
+def test_recognises_oc22(tmp_path):
+    graph = ethanol()
+    old = changed(graph, energy=None, forces=None, y=graph.energy, force=graph.forces, oc22=1, nads=1)
+    folder = write(tmp_path / "data", [old])
+    assert check(folder).format == "oc22_lmdb"
+    assert check(folder, format="oc22_lmdb").statistics.energy.mean == pytest.approx(graph.energy)
+
+
+@pytest.mark.parametrize("name", ["frames.extxyz", "frames.xyz", "frames.traj", "frames.extxyz.xz", "frames.db"])
+def test_reads_files_of_ase(tmp_path, name):
+    water = molecule("H2O", vacuum=5.0)
+    water.set_constraint(FixAtoms([0]))
+    frames = [labelled(water, -1.0), labelled(molecule("CO2", vacuum=5.0), 1.0)]
+    if name.endswith(".db"):
+        with ase.db.connect(tmp_path / name) as database:
+            for atoms in frames:
+                database.write(atoms)
+    else:
+        ase.io.write(tmp_path / name, frames)
+    report = check(tmp_path / name)
+    assert report.format == ("ase_db" if name.endswith(".db") else "ase_read_multi")
+    assert report.structures == 2
+    assert report.statistics.elements == {"H": 2, "C": 1, "O": 3}
+    assert report.statistics.energy.std == pytest.approx(1.0)
+
+
+def test_ase_read_takes_the_last_structure_of_matching_files(tmp_path):
+    ase.io.write(tmp_path / "a.xyz", [labelled(molecule("H2O"), 0.0), labelled(molecule("H2O"), 2.0)])
+    (tmp_path / "notes.md").write_text("not for ASE")
+    report = check(tmp_path, format="ase_read", config={"pattern": "*.xyz"})
+    assert (report.structures, report.statistics.energy.mean) == (1, 2.0)
+
+
+def test_unlabelled_files_are_found(tmp_path):
+    ase.io.write(tmp_path / "bare.extxyz", Atoms("H2", positions=[[0, 0, 0], [0, 0, 0.74]]))
+    report = check(tmp_path / "bare.extxyz")
+    assert {"no energy" in f.message or "no forces" in f.message for f in report.findings} == {True}
+    assert "No normaliser" in str(report)
+
+
+def test_refuses_what_it_cannot_read(release, converted, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nothing-here does not exist"):
+        check(tmp_path / "nothing-here")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no structures"):
+        check(tmp_path / "empty")
+    (tmp_path / "text.xyz").write_text("this is no structure")
+    with pytest.raises(ValueError, match=r"text\.xyz cannot be read by ASE"):
+        check(tmp_path / "text.xyz")
+    with pytest.raises(ValueError, match="convert it with `dens data oc20"):
+        check(release / "train")
+    with pytest.raises(ValueError, match="convert it with `dens data oc20"):
+        check(release)
+    with pytest.raises(ValueError, match="Unknown format 'lmbd': use one of auto, lmdb"):
+        check(converted, format="lmbd")
+
+
+def test_refuses_a_truncated_lmdb(converted, tmp_path):
+    folder = shutil.copytree(converted, tmp_path / "data")
+    file = folder / "data.0001.lmdb"
+    file.write_bytes(file.read_bytes()[:-5000])
+    with pytest.raises(ValueError, match=r"data\.0001\.lmdb is truncated"):
+        check(folder)
+
+
+def test_refuses_records_that_are_no_structures(tmp_path):
+    path = tmp_path / "data.0000.lmdb"
+    with LmdbWriter(path) as writer:
+        writer.append(b"no pickle")
+    with pytest.raises(ValueError, match="structure 0 cannot be read"):
+        check(path)
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    check_module.add_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+def test_command_line(converted, capsys):
+    check_module.run(parse(converted, "--max-structures", 2))
+    assert "2 evenly spaced" in capsys.readouterr().out
+
+
+def test_command_line_with_a_configuration(converted, tmp_path, capsys):
+    config = {"dataset": {"train": {"format": "lmdb", "src": str(converted)}, "val": {"src": str(converted)}}}
+    path = tmp_path / "run.yml"
+    path.write_text(yaml.safe_dump(config))
+    check_module.run(parse("--config-yml", path, "--split", "val"))
+    assert f"data set       {converted}" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"gives no dataset\.test\.src; it has dataset\.{train, val}"):
+        check_module.run(parse("--config-yml", path, "--split", "test"))
+    with pytest.raises(ValueError, match="Give either PATH or --config-yml"):
+        check_module.run(parse())
+    config["dataset"]["train"]["src"] = [str(converted)]
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"dataset\.train\.src .* is a list"):
+        check_module.run(parse("--config-yml", path))
