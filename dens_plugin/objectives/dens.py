@@ -66,7 +66,7 @@ class Eligibility:
             allowed &= batch.natoms >= self.min_atoms
         if self.max_force is not None:
             norm = batch.forces.norm(dim=-1)  # (N,)
-            largest = norm.new_zeros(batch.num_graphs).index_reduce(0, batch.batch, norm, "amax")
+            largest = norm.new_zeros(batch.num_graphs).scatter_reduce(0, batch.batch, norm, "amax")
             allowed &= largest <= self.max_force
         if self.max_net_force is not None:
             allowed &= _sum_by_structure(batch.forces, batch).norm(dim=-1) <= self.max_net_force

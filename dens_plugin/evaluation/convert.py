@@ -1,0 +1,172 @@
+"""Checkpoints of other implementations of EquiformerV2 with DeNS, to this package's and to plain EquiformerV2.
+
+Weights, normalisers and model settings are kept; optimiser, schedule and step count are not, since their lists follow
+another order of parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+
+import dens_plugin.backbones.equiformer_v2  # noqa: F401  (registers the models' short names)
+from dens_plugin.backbones.key_map import State, to_plain_keys, to_plugin_keys
+from dens_plugin.compat import load_checkpoint, prepare_host
+from dens_plugin.training.config import without_switches
+
+_BUFFERS = {"expand_index", "l_harmonic", "m_harmonic", "m_complex", "res_size", "to_m", "m_size"} | {
+    "to_grid_mat",
+    "from_grid_mat",
+    "offset",
+    "energy_lin_ref",
+}
+_DENS_BACKBONE_KEYS = ("use_force_encoding", "use_noise_schedule_sigma_encoding", "use_tp_reparam", "model", "name")
+_HOST_HEADS = {"energy": {"module": "equiformerV2_scalar_head"}, "forces": {"module": "equiformerV2_vector_head"}}
+_OUR_HEADS = {
+    "energy": {"module": "equiformerV2_scalar_head"},
+    "forces": {"module": "dens_plugin.ForceHead"},
+    "noise": {"module": "dens_plugin.NoiseHead"},
+}
+
+
+def convert(source: str | Path, out: str | Path, *, to: str = "dens", average: bool = True) -> Path:
+    """Convert a checkpoint of the authors' code, of fairchem 1.10 or of this package.
+
+    Args:
+        source: the checkpoint to read.
+        out: the file to write; must not exist.
+        to: ``dens`` for this package's EquiformerV2DeNS, ``plain`` for fairchem's EquiformerV2 without DeNS.
+        average: take the averaged weights (EMA) where the checkpoint has them.
+
+    Returns:
+        The path of the new checkpoint.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint.
+        FileExistsError: if ``out`` exists.
+        ValueError: if the checkpoint is of another model, or its weights do not fit its settings.
+    """
+    prepare_host()
+    source, out = Path(source), Path(out)
+    if out.exists():
+        raise FileExistsError(f"'{out}' exists already; remove it or choose another name")
+    checkpoint = load_checkpoint(source)
+    settings = _model_settings(checkpoint, source)
+    weights = _averaged(checkpoint) if average and checkpoint.get("ema") else checkpoint["state_dict"]
+    state = to_plugin_keys(weights) if to == "dens" else to_plain_keys(weights)
+    model = _hydra(settings, heads=_heads(settings, _OUR_HEADS if to == "dens" else _HOST_HEADS), to=to)
+    _require_fit(model, state, source)
+    _write(_assembled(checkpoint, state, model, to), out)
+    return out
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `dens convert`."""
+    parser.add_argument("source", type=Path, help="checkpoint of the authors, of fairchem, or of this package")
+    parser.add_argument("out", type=Path, help="checkpoint to write")
+    parser.add_argument("--to", choices=["dens", "plain"], default="dens", help="the model to convert to")
+    parser.add_argument("--raw-weights", action="store_true", help="the last weights rather than their average (EMA)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run `dens convert`."""
+    out = convert(args.source, args.out, to=args.to, average=not args.raw_weights)
+    print(f"Wrote {out}: weights, normalisers and settings. Optimiser and schedule start afresh.")
+
+
+def _model_settings(checkpoint: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """The model block of a checkpoint, whichever of its three layouts it has."""
+    config = checkpoint.get("config")
+    if config is None or "state_dict" not in checkpoint:
+        raise ValueError(f"'{source}' lacks `config` or `state_dict`; give a checkpoint that a trainer wrote")
+    model = config.get("model_attributes") or config["model"]
+    if isinstance(model, str):
+        raise ValueError(f"'{source}' names the model '{model}' without its settings; its config is incomplete")
+    return without_switches(model)
+
+
+def _hydra(settings: Mapping[str, Any], *, heads: dict[str, Any], to: str) -> dict[str, Any]:
+    """A hydra model block, from hyper-parameters that are flat or already stand under ``backbone``."""
+    flat = settings.get("backbone", settings)
+    backbone = {key: value for key, value in flat.items() if key not in _DENS_BACKBONE_KEYS}
+    name = "dens_plugin.EquiformerV2DeNS" if to == "dens" else "equiformer_v2_backbone"
+    return {
+        "name": "hydra",
+        "otf_graph": True,
+        "pass_through_head_outputs": True,
+        "backbone": {"model": name, **without_switches(backbone)},
+        "heads": heads,
+    }
+
+
+def _heads(settings: Mapping[str, Any], standard: dict[str, Any]) -> dict[str, Any]:
+    """The standard heads, and those of other properties, such as stress, as the source has them."""
+    others = {name: dict(head) for name, head in settings.get("heads", {}).items() if name not in _OUR_HEADS}
+    for head in others.values():
+        head.pop("use_denoising", None)
+        if head["module"] == "dens_rank2_symmetric_head":  # the host's head with an ablation switch
+            head["module"] = "rank2_symmetric_head"
+    return {**copy.deepcopy(standard), **others}
+
+
+def _averaged(checkpoint: Mapping[str, Any]) -> State:
+    """The state dict with the averaged parameters, which the host keeps as a list in the model's order."""
+    state, averages = checkpoint["state_dict"], checkpoint["ema"]["shadow_params"]
+    names = [name for name in state if name.rpartition(".")[2] not in _BUFFERS]
+    shapes_differ = any(state[name].shape != value.shape for name, value in zip(names, averages, strict=False))
+    if len(names) != len(averages) or shapes_differ:
+        raise ValueError(
+            f"the checkpoint's {len(averages)} averaged weights do not line up with its {len(names)} parameters; "
+            "use --raw-weights, or convert best_checkpoint.pt, which holds averaged weights"
+        )
+    return {**state, **dict(zip(names, averages, strict=True))}
+
+
+def _require_fit(model: dict[str, Any], state: State, source: Path) -> None:
+    """Build the model and load the weights strictly: a conversion that cannot be used is none."""
+    settings = copy.deepcopy(model)
+    built = registry.get_model_class(settings.pop("name"))(**settings)
+    try:
+        built.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"the weights of '{source}' do not fit its settings: {error}") from error
+
+
+def _assembled(checkpoint: Mapping[str, Any], state: State, model: dict[str, Any], to: str) -> dict[str, Any]:
+    config = {key: value for key, value in checkpoint["config"].items() if key != "model_attributes"}
+    config["model"] = model
+    config["trainer"] = "dens_plugin.DeNSTrainer" if to == "dens" else "ocp"
+    return {
+        "state_dict": {f"module.{key}": value for key, value in state.items()},  # as the host saves it
+        "normalizers": _normalizers(checkpoint.get("normalizers", {})),
+        "elementrefs": checkpoint.get("elementrefs", {}),
+        "config": config,
+        "val_metrics": checkpoint.get("val_metrics"),
+        "amp": None,
+    }
+
+
+def _normalizers(normalizers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, torch.Tensor]]:
+    """{mean, std} of older files as {mean, rmsd}; the noise has no normaliser here, its sigma is a setting."""
+    renamed = {
+        name: {"rmsd" if key == "std" else key: torch.as_tensor(value) for key, value in values.items()}
+        for name, values in normalizers.items()
+    }
+    return {name: values for name, values in renamed.items() if not name.startswith("denoising")}
+
+
+def _write(checkpoint: dict[str, Any], out: Path) -> None:
+    """Write under another name first, so that no half-written file is ever taken for a checkpoint."""
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        torch.save(checkpoint, partial)
+        os.replace(partial, out)
+    finally:
+        partial.unlink(missing_ok=True)

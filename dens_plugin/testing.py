@@ -1,0 +1,269 @@
+"""Contracts as test classes: subclass one in a test module, give its fixture, and pytest runs all of it.
+
+Example::
+
+    class TestMine(ObjectiveContract):
+        @pytest.fixture
+        def objective(self):
+            return Mine()
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from e3nn import o3
+from torch import nn
+from torch_geometric.data import Batch, Data
+
+from dens_plugin.fields import CORRUPTION, MD, NOISE, ROWS, Corruption, Rows, corruption_of, free_atoms, rows_of
+from dens_plugin.objectives.base import Objective
+from dens_plugin.objectives.noise import StructureRandom
+
+EPOCH = StructureRandom(seed=3, epoch=1)
+
+
+def random_structure(natoms: int, *, seed: int = 0, sid: int = 0) -> Data:
+    """A periodic structure with labels, half of its atoms fixed; distances are those of a dense solid.
+
+    Args:
+        natoms: number of atoms.
+        seed: of everything random.
+        sid: its identifier.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    side = 2.4 * natoms ** (1 / 3) + 1.0
+    return Data(
+        pos=torch.rand(natoms, 3, generator=generator) * side,
+        cell=(torch.eye(3) * side + 0.3 * torch.rand(3, 3, generator=generator))[None],
+        atomic_numbers=torch.randint(1, 80, (natoms,), generator=generator),
+        natoms=natoms,
+        fixed=(torch.arange(natoms) % 2 == 1).int(),
+        tags=torch.ones(natoms, dtype=torch.long),
+        energy=torch.randn((), generator=generator).item(),
+        forces=torch.randn(natoms, 3, generator=generator),
+        sid=sid,
+        fid=0,
+    )
+
+
+def random_batch(sizes: tuple[int, ...] = (7, 4, 10), *, seed: int = 0) -> Batch:
+    """A batch of random structures of the given sizes."""
+    structures = [random_structure(size, seed=seed + index, sid=index) for index, size in enumerate(sizes)]
+    return Batch.from_data_list(structures)
+
+
+def corrupted_batch(batch: Batch, mask: torch.Tensor, *, seed: int = 0) -> Batch:
+    """The batch with the atoms of ``mask`` (N,) moved, as a training loader would hand it to a model."""
+    noise = torch.randn(batch.pos.shape, generator=torch.Generator().manual_seed(seed)).to(batch.pos) * 0.1
+    noise = torch.where(mask[:, None], noise, noise.new_zeros(()))
+    encoded = torch.where(mask[:, None], batch.forces, noise.new_zeros(()))
+    corrupted = copy.copy(batch)
+    corrupted.pos = batch.pos + noise
+    corrupted[CORRUPTION] = Corruption(mask, noise, noise.new_full((batch.num_graphs,), 0.1), encoded)
+    corrupted[ROWS] = {"forces": Rows(~mask, (~mask).sum()), NOISE: Rows(mask, mask.sum())}
+    return corrupted
+
+
+class ObjectiveContract:
+    """What every objective keeps; the fixture ``objective`` gives it, best with a high probability of corruption."""
+
+    def test_leaves_its_input_alone(self, objective: Objective) -> None:
+        """`corrupt` and `prepare` return new batches."""
+        batch = random_batch()
+        before = {key: value.clone() for key, value in batch.to_dict().items() if torch.is_tensor(value)}
+        objective.prepare(batch, EPOCH)
+        assert all(torch.equal(batch[key], value) for key, value in before.items())
+        assert CORRUPTION not in batch
+        assert ROWS not in batch
+
+    def test_repeats_itself(self, objective: Objective) -> None:
+        """The same seed, epoch and structure give the same batch."""
+        assert torch.equal(*(objective.prepare(random_batch(), EPOCH).pos for _ in range(2)))
+
+    def test_does_not_depend_on_batching_or_order(self, objective: Objective) -> None:
+        """A structure is corrupted in the same way alone, in a batch, and in another order."""
+        structures = [random_structure(6, seed=index, sid=index) for index in range(6)]
+        together = objective.prepare(Batch.from_data_list(structures), EPOCH).pos.split(6)
+        backwards = objective.prepare(Batch.from_data_list(structures[::-1]), EPOCH).pos.split(6)[::-1]
+        alone = [objective.prepare(Batch.from_data_list([one]), EPOCH).pos for one in structures]
+        for here, there, apart in zip(together, backwards, alone, strict=True):
+            assert torch.equal(here, there)
+            assert torch.equal(here, apart)
+
+    def test_leaves_fixed_atoms_alone(self, objective: Objective) -> None:
+        """Fixed atoms neither move, nor are encoded, nor count."""
+        batch = random_batch((40, 40))
+        prepared, free = objective.prepare(batch, EPOCH), free_atoms(batch)
+        assert torch.equal(prepared.pos[~free], batch.pos[~free])
+        corruption = corruption_of(prepared)
+        if corruption is not None:
+            assert not corruption.forces[~free].any()
+        for name in ("forces", *objective.outputs):
+            assert not rows_of(prepared)[name].mask[~free].any()
+
+    def test_leaves_md_alone(self, objective: Objective) -> None:
+        """Structures flagged as molecular dynamics are never corrupted."""
+        batch = random_batch((20, 20))
+        batch[MD] = torch.tensor([True, False])
+        assert torch.equal(objective.prepare(batch, EPOCH).pos[:20], batch.pos[:20])
+
+    def test_no_row_is_asked_for_two_vectors(self, objective: Objective) -> None:
+        """Of an atom either the force is asked, or one of the objective's own outputs."""
+        rows = rows_of(objective.prepare(random_batch((40, 40)), EPOCH))
+        asked = sum(rows[name].mask.long() for name in ("forces", *objective.outputs))
+        assert asked.max() <= 1
+
+    def test_survives_degenerate_structures(self, objective: Objective) -> None:
+        """One atom, and no free atom."""
+        structure = random_structure(4)
+        structure.fixed = torch.ones(4, dtype=torch.int)
+        batch = Batch.from_data_list([random_structure(1), structure])
+        prepared = objective.prepare(batch, EPOCH)
+        assert torch.equal(prepared.pos[1:], batch.pos[1:])
+
+
+class BackboneContract:
+    """What every model with DeNS keeps; the subclass's `build` gives a small one in the default dtype, in eval mode.
+
+    It has outputs ``energy``, ``forces`` and, for a prepared batch, ``noise``, and should have no dropout.
+    """
+
+    tolerance: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-4, torch.float64: 1e-9}
+    """Of equivariance in each precision, relative to the largest component; activations on a grid need more, and the
+    host's periodic graphs exist in float32 only."""
+
+    def build(self) -> nn.Module:
+        """A new model."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def model(self) -> nn.Module:
+        """A model with weights large enough for every part to matter."""
+        torch.manual_seed(0)
+        return self.build()
+
+    def test_is_equivariant(self) -> None:
+        """Rotated positions, cells and encoded forces give the same energy, rotated forces and rotated noise."""
+        for dtype, tolerance in self.tolerance.items():
+            with default_dtype(dtype):
+                torch.manual_seed(0)
+                model, rotation = self.build(), o3.rand_matrix()
+                batch = cast(random_batch(), dtype)
+                batch = corrupted_batch(batch, torch.arange(batch.num_nodes) % 3 == 0)
+                plain, turned = predict(model, batch), predict(model, rotated(batch, rotation))
+            assert_close(turned["energy"], plain["energy"], tolerance)
+            for name in ("forces", NOISE):
+                assert plain[name].abs().max() > 0
+                assert_close(turned[name], plain[name] @ rotation.T, tolerance)
+
+    def test_reads_no_labels(self, model: nn.Module) -> None:
+        """Predictions of a batch that no training loader touched do not change with its labels."""
+        batch, other = random_batch(), random_batch()
+        other.forces, other.energy = other.forces * 7 + 1, other.energy - 3
+        first, second = predict(model, batch), predict(model, other)
+        assert all(torch.equal(first[name], second[name]) for name in ("energy", "forces"))
+
+    def test_encodes_forces_of_corrupted_atoms(self, model: nn.Module) -> None:
+        """The noise prediction depends on the encoded forces, and on no others."""
+        batch = random_batch()
+        mask = torch.arange(batch.num_nodes) % 3 == 0
+        corrupted, other = corrupted_batch(batch, mask), corrupted_batch(batch, mask)
+        other[CORRUPTION] = other[CORRUPTION]._replace(forces=-other[CORRUPTION].forces)
+        assert not torch.allclose(predict(model, corrupted)[NOISE], predict(model, other)[NOISE])
+
+    def test_no_corruption_is_the_plain_model(self, model: nn.Module) -> None:
+        """An empty record gives the numbers of a batch without one, bit for bit."""
+        batch = random_batch()
+        empty = corrupted_batch(batch, torch.zeros(batch.num_nodes, dtype=torch.bool))
+        plain, prepared = predict(model, batch), predict(model, empty)
+        assert all(torch.equal(plain[name], prepared[name]) for name in ("energy", "forces"))
+
+    def test_noise_head_rests_at_inference(self, model: nn.Module) -> None:
+        """Without rows there is no noise prediction."""
+        assert NOISE not in predict(model, random_batch())
+
+    def test_trimmed_heads_equal_full_ones(self, model: nn.Module) -> None:
+        """Rows that are asked for are those of the full prediction, the others zero."""
+        batch = random_batch()
+        mask = torch.arange(batch.num_nodes) % 3 == 0
+        corrupted = corrupted_batch(batch, mask)
+        full = copy.copy(corrupted)
+        every = Rows(torch.ones_like(mask), torch.tensor(len(mask)))
+        full[ROWS] = {"forces": every, NOISE: every}
+        trimmed, complete = predict(model, corrupted), predict(model, full)
+        assert_close(trimmed["forces"][~mask], complete["forces"][~mask], 1e-5)
+        assert_close(trimmed[NOISE][mask], complete[NOISE][mask], 1e-5)
+        assert not trimmed["forces"][mask].any()
+        assert not trimmed[NOISE][~mask].any()
+
+    @pytest.mark.parametrize("corrupted", ["some", "none", "all"])
+    def test_every_parameter_has_a_gradient(self, model: nn.Module, corrupted: str) -> None:
+        """Zero rather than none where nothing was asked for, as distributed training needs."""
+        batch = random_batch()
+        count = {"some": batch.num_nodes // 2, "none": 0, "all": batch.num_nodes}[corrupted]
+        prepared = corrupted_batch(batch, torch.arange(batch.num_nodes) < count)
+        model.train()  # the host's activation checkpointing keeps no gradients in eval mode
+        sum(value.square().sum() for value in predict(model, prepared).values()).backward()
+        missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
+        assert not missing
+
+    def test_works_without_edges(self, model: nn.Module) -> None:
+        """Single atoms far from everything have an energy and no forces."""
+        structure = random_structure(1)
+        structure.cell = torch.eye(3)[None] * 60
+        out = predict(model, Batch.from_data_list([structure, structure]))
+        assert torch.isfinite(out["energy"]).all()
+        assert out["forces"].abs().max() < 1e-6
+
+    def test_builds_no_graph_at_inference(self, model: nn.Module) -> None:
+        """Under `torch.no_grad` nothing is kept for a backward pass."""
+        with torch.no_grad():
+            out = predict(model, random_batch())
+        assert not any(value.requires_grad for value in out.values())
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within the context, new tensors have this floating-point type, which host modules rely on."""
+    previous = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(previous)
+
+
+def predict(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """One forward pass with the same random edge frames every time."""
+    torch.manual_seed(0)
+    return model(copy.copy(batch))
+
+
+def cast(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with its floating-point tensors in ``dtype``."""
+    return batch.clone().apply(lambda value: value.to(dtype) if value.is_floating_point() else value)
+
+
+def rotated(batch: Batch, rotation: torch.Tensor) -> Batch:
+    """The batch with positions, cells and encoded forces turned by ``rotation`` (3, 3)."""
+    turned = copy.copy(batch)
+    turned.pos, turned.cell = batch.pos @ rotation.T, batch.cell @ rotation.T
+    corruption: Any = corruption_of(batch)
+    if corruption is not None:
+        turned[CORRUPTION] = corruption._replace(
+            forces=corruption.forces @ rotation.T, noise=corruption.noise @ rotation.T
+        )
+    return turned
+
+
+def assert_close(value: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+    """Assert equality up to ``tolerance`` times the largest expected component."""
+    error = (value - expected).abs().max().item()
+    scale = expected.abs().max().item()
+    assert error <= tolerance * scale, f"off by {error:.1e}, where values are up to {scale:.1e}"
