@@ -74,14 +74,14 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
         self.evaluator = RowEvaluator(task=self.name, eval_metrics=metrics["metrics"])
 
     def load_model(self) -> None:
-        """The host's, checked against the objective and warm-started where asked."""
+        """The host's, warm-started where asked."""
         super().load_model()
-        require_model(self._unwrapped_model, self.objective)
         if "warm_start" in self.config["task"]:
             warm_start(self._unwrapped_model, self.config["task"]["warm_start"])
 
     def load_datasets(self) -> None:
-        """The host's, after a look at the files and before a look at the first structure."""
+        """The host's, after a look at model and files and before one at the first structure; not for inference."""
+        require_model(self._unwrapped_model, self.objective)
         for split, key in (("train", "dataset"), ("val", "val_dataset"), ("test", "test_dataset")):
             require_files(self.config[key], split)
         super().load_datasets()
@@ -104,6 +104,8 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
 
     def load_extras(self) -> None:
         """The host's, and gradient accumulation."""
+        if self.train_loader is not None:
+            _require_warmup(self.config["optim"], len(self.train_loader))
         super().load_extras()
         self._accumulate_steps = _accumulate_steps(self.config["optim"])
 
@@ -131,16 +133,23 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
     ) -> dict:
         if not rows_of(batch):
             return super()._compute_metrics(out, batch, evaluator, metrics)
-        view = copy.copy(batch)
-        view.fixed = (~rows_of(batch)["forces"].mask).int()  # so that the host counts the rows that were predicted
-        with self._training_targets(batch, extra=False):
-            metrics = super()._compute_metrics(
-                {name: out[name] for name in self.output_targets}, view, evaluator, metrics
-            )
+        metrics = metrics or {}
+        if rows_of(batch)["forces"].mask.any():  # the host cannot average over no atoms
+            metrics = self._host_metrics(out, batch, evaluator, metrics)
         physical = {name: self._denorm_preds(name, value.detach(), batch) for name, value in out.items()}
         for name, errors in self.objective.metrics(physical, batch).items():
             metrics = evaluator.update(name, statistics(errors), metrics)
         return metrics
+
+    def _host_metrics(
+        self, out: dict[str, torch.Tensor], batch: Batch, evaluator: Evaluator, metrics: dict | None
+    ) -> dict:
+        """The host's metrics on the rows that were predicted, which stand for the free atoms."""
+        view = copy.copy(batch)
+        view.fixed = (~rows_of(batch)["forces"].mask).int()
+        with self._training_targets(batch, extra=False):
+            predicted = {name: out[name] for name in self.output_targets}
+            return super()._compute_metrics(predicted, view, evaluator, metrics)
 
     def _backward(self, loss: torch.Tensor) -> None:
         if self._accumulate_steps == 1:
@@ -241,6 +250,16 @@ def _accumulate_steps(optim: dict[str, Any]) -> int:
         if every > 0 and every % steps:
             raise ValueError(f"optim.{key} = {every} must be a multiple of optim.accumulate_steps = {steps}")
     return steps
+
+
+def _require_warmup(optim: dict[str, Any], steps_per_epoch: int) -> None:
+    """The host divides by the steps of the warm-up, rounded down."""
+    warmup = optim.get("scheduler_params", {}).get("warmup_epochs", 1)
+    if warmup * steps_per_epoch < 1:
+        raise ValueError(
+            f"optim.scheduler_params.warmup_epochs = {warmup} is shorter than one step of an epoch of "
+            f"{steps_per_epoch} steps; make it at least {1 / steps_per_epoch:.2g}"
+        )
 
 
 @contextlib.contextmanager

@@ -108,9 +108,6 @@ def test_same_seed_gives_the_weights_of_a_model_without_dens():
 def test_fairchems_dens_gets_the_same_numbers():
     ours = flat()
     host = fairchem_dens()
-    state = {
-        key.replace("energy.energy_block", "energy.scalar_block"): value for key, value in ours.state_dict().items()
-    }
     missing = host.load_state_dict(with_fairchems_names(ours.state_dict()), strict=False).missing_keys
     assert set(missing) == {"backbone.force_embedding.bias", "backbone.force_embedding.expand_index"}
     torch.nn.init.zeros_(host.backbone.force_embedding.bias)

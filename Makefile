@@ -1,0 +1,32 @@
+# `make demo` and `make test` set up all they need in .venv; the second time they install nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint oc20-mini clean
+
+demo: $(STAMP)
+	$(BIN)/dens demo --out demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Real data, where the folder ../shared/data exists: raw frames to LMDBs.
+oc20-mini: $(STAMP)
+	for split in train val_id val_ood; do \
+		$(BIN)/dens data oc20 ../shared/data/oc20_mini/s2ef/$$split data/oc20_mini/$$split --workers 2 || exit 2; \
+	done
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) demo

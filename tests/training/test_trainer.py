@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
+from torch_geometric.data import Batch, Data
+from training_samples import PLAIN_MODEL, write_lmdb
+
+from dens_plugin.backbones.key_map import to_plain_keys
+from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption, rows_of
+from dens_plugin.testing import random_structure
+from dens_plugin.training.history import FILE_NAME, read_history
+
+
+def trained_beside_the_host(config, build, force_head):
+    """Weights after an epoch of ours with p = 0 and of the host's trainer with its plain model, from one seed."""
+    model = copy.deepcopy(PLAIN_MODEL)
+    model["backbone"]["model"] = "dens_plugin.EquiformerV2DeNS"
+    model["heads"] |= {"forces": {"module": force_head}, "noise": {"module": "dens_plugin.NoiseHead"}}
+    task = {"objective": {"name": "dens", "prob": 0}}
+    ours = build({**config, "model": model, "task": task})
+    host = build({**config, "model": copy.deepcopy(PLAIN_MODEL)}, EquiformerV2ForcesTrainer)
+    for trainer in (ours, host):
+        torch.manual_seed(7)
+        trainer.train(disable_eval_tqdm=True)
+    return to_plain_keys(ours.model.state_dict()), to_plain_keys(host.model.state_dict())
+
+
+def test_zero_probability_is_the_hosts_trainer_bit_for_bit(config, build):
+    """With the host's heads: same data order, dropout, edge frames, loss and optimiser steps."""
+    found, expected = trained_beside_the_host(config, build, "equiformerV2_vector_head")
+    assert found.keys() == expected.keys()
+    assert not [key for key in expected if not torch.equal(found[key], expected[key])]
+
+
+def test_zero_probability_is_the_hosts_trainer_to_rounding_with_trimmed_heads(config, build):
+    """A trimmed head leaves out edges that add zeros, and so sums in another order."""
+    found, expected = trained_beside_the_host(config, build, "dens_plugin.ForceHead")
+    for key, value in expected.items():
+        assert torch.allclose(found[key].double(), value.double(), atol=2e-4), key
+
+
+def test_training_writes_checkpoints_and_history(config, build):
+    trainer = build(config)
+    trainer.train(disable_eval_tqdm=True)
+    folder = trainer.config["cmd"]["checkpoint_dir"]
+    assert {"checkpoint.pt", "best_checkpoint.pt", FILE_NAME} <= {path.name for path in Path(folder).iterdir()}
+    rows = read_history(Path(folder) / FILE_NAME)
+    train = [row for row in rows if row["split"] == "train"]
+    assert len(train) == 6
+    seen = set().union(*train)
+    assert {"loss", "forces_mae", "noise_mae", "forces_uncorrupted_mae", "energy_corrupted_mae", "grad_norm"} <= seen
+    assert [row["step"] for row in rows if row["split"] == "val"] == [6]
+
+
+def test_loss_terms_are_counted_once(config, build):
+    """The sum of three means, written out by hand."""
+    config["task"]["objective"] = {"name": "dens", "prob": 1.0, "corrupt_ratio": 0.6, "coefficient": 7}
+    trainer = build(config)
+    batch = next(iter(trainer.train_loader))
+    trainer.model.eval()
+    out = trainer._forward(batch)
+    corruption, free = batch[CORRUPTION], batch.fixed == 0
+    energy = (out["energy"].view(-1) - (batch.energy - 0.3) / 2.0).abs().mean()
+    force_errors = (out["forces"] - batch.forces / 2.0).norm(dim=-1)[free & ~corruption.mask]
+    noise_errors = (out[NOISE] - corruption.noise / 0.1).norm(dim=-1)[corruption.mask]
+    expected = 2 * energy + (100 * force_errors.sum() + 7 * noise_errors.sum()) / free.sum()
+    assert torch.allclose(trainer._compute_loss(out, batch), expected, rtol=1e-6)
+
+
+def test_perfect_prediction_has_no_loss(config, build):
+    trainer = build(config)
+    batch = next(iter(trainer.train_loader))
+    outputs = {
+        "energy": ((batch.energy - 0.3) / 2.0)[:, None],
+        "forces": batch.forces / 2.0,
+        NOISE: trainer.objective.targets(batch)[NOISE],
+    }
+    assert trainer._compute_loss(outputs, batch).abs() < 1e-5
+
+
+def golden_cases(golden):
+    return golden("dens_loss_terms.pt")
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_golden_loss(golden, config, build, case):
+    """Six cases of the authors' trainer: scales, all atoms corrupted, fixed atoms included, other settings."""
+    reference = golden_cases(golden)[case]
+    settings, labels, predicted = reference["settings"], reference["batch"], reference["pred"]
+    config["task"]["objective"] = {
+        "name": "dens",
+        "sigma": settings["noise_std"],
+        "coefficient": settings["denoising_pos_coefficient"],
+        "corrupt_ratio": settings["corrupt_ratio"],
+        "all_atoms": settings["all_atoms"],
+    }
+    config["outputs"]["forces"]["train_on_free_atoms"] = settings["train_on_free_atoms"]
+    config["dataset"]["train"]["transforms"]["normalizer"] = {
+        "energy": {"mean": settings["energy_mean"], "stdev": settings["energy_std"]},
+        "forces": {"mean": settings["forces_mean"], "stdev": settings["forces_std"]},
+    }
+    for loss, name in zip(config["loss_functions"], ("energy", "force"), strict=True):
+        next(iter(loss.values()))["coefficient"] = settings[f"{name}_coefficient"]
+    trainer = build(config)
+    batch = as_prepared(labels, trainer.objective, settings["noise_std"])
+    outputs = {"energy": predicted["energy"], "forces": predicted["forces"], NOISE: predicted["forces"]}
+    loss = trainer._compute_loss(outputs, batch)
+    assert loss.item() == pytest.approx(reference["official_total"], rel=1e-6)
+
+
+def as_prepared(labels, objective, sigma):
+    """The reference's batch with its own mask and noise, as a loader would hand it over."""
+    sizes = labels["natoms"].tolist()
+    columns = zip(labels["pos"].split(sizes), labels["fixed"].split(sizes), labels["forces"].split(sizes), strict=True)
+    batch = Batch.from_data_list([Data(pos=pos, fixed=fixed, forces=forces) for pos, fixed, forces in columns])
+    batch.natoms, batch.energy = labels["natoms"], labels["energy"]
+    mask = (
+        labels["noise_mask"] if labels["noise_mask"] is not None else torch.ones_like(labels["fixed"], dtype=torch.bool)
+    )
+    batch[CORRUPTION] = Corruption(mask, labels["noise_vec"], torch.full((len(sizes),), sigma), labels["forces"])
+    batch[ROWS] = objective.rows(batch)
+    return batch
+
+
+def test_validation_batches_are_never_corrupted(config, build):
+    trainer = build(config)
+    for batch in trainer.val_loader:
+        assert CORRUPTION not in batch
+        assert not rows_of(batch)
+
+
+@pytest.mark.parametrize(("workers", "batch_size"), [(0, 4), (2, 2), (2, 4)])
+def test_noise_does_not_depend_on_workers_or_batch_size(config, build, workers, batch_size):
+    """The corrupted positions of every structure are those of one process with batches of two."""
+    expected = positions(build(config).train_loader)
+    config["optim"] |= {"num_workers": workers, "batch_size": batch_size}
+    found = positions(build(config).train_loader)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[sid], expected[sid]) for sid in expected)
+
+
+def test_noise_changes_from_epoch_to_epoch(config, build):
+    trainer = build(config)
+    first = positions(trainer.train_loader)
+    trainer.train_sampler.set_epoch_and_start_iteration(1, 0)
+    second = positions(trainer.train_loader)
+    assert any(not torch.equal(first[sid], second[sid]) for sid in first)
+
+
+def positions(loader):
+    found = {}
+    for batch in loader:
+        found.update(zip(batch.sid.tolist(), batch.pos.split(batch.natoms.tolist()), strict=True))
+    return found
+
+
+def test_accumulated_steps_are_steps_on_the_mean_gradient(config, build):
+    """Two batches and one step: the gradient of the mean of their losses."""
+    config["optim"] |= {"accumulate_steps": 2, "clip_grad_norm": 1e9}
+    config["model"] |= {"alpha_drop": 0.0, "drop_path_rate": 0.0}
+    trainer = build(config)
+    trainer.ema = None
+    batches = [copy.copy(batch) for _, batch in zip(range(2), trainer.train_loader, strict=False)]
+    torch.manual_seed(0)
+    sum(trainer._compute_loss(trainer._forward(batch), batch) / 2 for batch in batches).backward()
+    expected = {name: value.grad.clone() for name, value in trainer.model.named_parameters()}
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    torch.manual_seed(0)
+    for trainer.step, batch in enumerate(batches, start=1):
+        trainer._backward(trainer._compute_loss(trainer._forward(batch), batch))
+        moved = any(not torch.equal(before[name], value) for name, value in trainer.model.named_parameters())
+        assert moved == (trainer.step == 2)
+    for name, value in trainer.model.named_parameters():
+        assert torch.allclose(value.grad, expected[name], atol=1e-6)
+
+
+def test_bf16_trains(config, build):
+    config["optim"]["autocast"] = "bf16"
+    trainer = build(config)
+    batch = next(iter(trainer.train_loader))
+    out = trainer._forward(batch)
+    assert all(value.dtype == torch.float32 for value in out.values())
+    trainer.step = 1
+    trainer._backward(trainer._compute_loss(out, batch))
+    assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("settings", [{"prob": 1.0, "corrupt_ratio": None}, {"prob": 0}])
+def test_trains_when_all_or_none_are_corrupted(config, build, settings):
+    config["task"]["objective"] = {"name": "dens", **settings}
+    build(config).train(disable_eval_tqdm=True)
+
+
+def test_resumes_from_a_checkpoint(config, build):
+    first = build(config)
+    first.train(disable_eval_tqdm=True)
+    path = first.save(checkpoint_file="checkpoint.pt")
+    config["optim"]["max_epochs"] = 2
+    second = build(config)
+    second.load_checkpoint(path)
+    assert second.step == 6
+    second.train(disable_eval_tqdm=True)
+    assert second.step == 12
+
+
+def test_warm_start_from_plain_equiformer(config, build):
+    """Backbone, energy and force head come from the plain model, the rest stays as initialised."""
+    host = build({**config, "model": copy.deepcopy(PLAIN_MODEL)}, EquiformerV2ForcesTrainer)
+    path = host.save(checkpoint_file="plain.pt")
+    config["task"]["warm_start"] = path
+    trainer = build(config, seed=5)
+    found = to_plain_keys(trainer.model.state_dict())
+    assert all(torch.equal(found[key], value) for key, value in host.model.state_dict().items())
+    assert trainer.ema is not None
+    assert trainer.step == 0
+
+
+def test_warm_start_from_another_architecture_is_refused(config, build):
+    path = build(config).save(checkpoint_file="other.pt")
+    config["task"]["warm_start"] = path
+    config["model"]["num_layers"] = 2
+    with pytest.raises(ValueError, match="does not fit the model: it lacks"):
+        build(config)
+
+
+def test_history_survives_a_cut_line(tmp_path):
+    path = tmp_path / FILE_NAME
+    rows = [{"split": "val", "step": 1, "forces_mae": 2.0}, {"split": "val", "step": 1, "forces_mae": 1.0}]
+    path.write_text("\n".join(json.dumps(row) for row in rows) + '\n{"split": "va')
+    assert read_history(path) == [rows[1]]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("task", "message"),
+        [
+            ({}, "needs an objective: add"),
+            ({"objective": {"name": "denz"}}, "unknown objective 'denz'.*did you mean 'dens'"),
+            ({"objective": {"name": "no.such.Thing"}}, "cannot be imported"),
+            ({"objective": "dens"}, "task.objective must be a block"),
+            ({"objective": {"name": "s2ef", "prob": 0.5}}, "unknown key 'prob'"),
+            ({"objective": {"name": "s2ef"}}, "parts for DeNS that this objective never uses"),
+        ],
+    )
+    def test_objective(self, config, build, task, message):
+        with pytest.raises(ValueError, match=message):
+            build({**config, "task": task})
+
+    def test_model_without_noise_head(self, config, build):
+        with pytest.raises(ValueError, match="no head for it"):
+            build({**config, "model": copy.deepcopy(PLAIN_MODEL)})
+
+    def test_model_without_force_encoding(self, config, build):
+        model = copy.deepcopy(PLAIN_MODEL)
+        model["heads"]["noise"] = {"module": "equiformerV2_vector_head", "output_name": "noise"}
+        with pytest.raises(ValueError, match="ill-posed"):
+            build({**config, "model": model})
+
+    def test_missing_data(self, config, build):
+        config["dataset"]["val"]["src"] = "nowhere/val"
+        with pytest.raises(FileNotFoundError, match=r"dataset.val.src: there is no 'nowhere/val'"):
+            build(config)
+
+    def test_truncated_lmdb(self, config, build, tmp_path, data):
+        broken = shutil.copytree(data / "train", tmp_path / "broken")
+        file = broken / "data.0000.lmdb"
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        config["dataset"]["train"]["src"] = str(broken)
+        with pytest.raises(ValueError, match=r"data.0000.lmdb"):
+            build(config)
+
+    def test_missing_label(self, config, build):
+        config["dataset"]["train"]["key_mapping"] = {"forces": "force"}
+        with pytest.raises(ValueError, match="the training set has no `forces`"):
+            build(config)
+
+    def test_nan_label_names_the_structure(self, config, build, tmp_path):
+        structures = [random_structure(5, seed=index, sid=100 + index) for index in range(4)]
+        structures[2].forces[1, 1] = float("nan")
+        config["dataset"]["train"]["src"] = str(write_lmdb(tmp_path / "nan", structures))
+        with pytest.raises(ValueError, match=r"`forces` of the training set is NaN or infinite in .*sid 102, fid 0"):
+            list(build(config).train_loader)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"autocast": "fp8"}, "must be 'bf16'"),
+            ({"accumulate_steps": 0}, "at least 1"),
+            ({"accumulate_steps": 4, "eval_every": 6}, "must be a multiple"),
+            ({"scheduler_params": {"lambda_type": "cosine", "warmup_epochs": 0.01}}, "warmup_epochs = 0.01 is shorter"),
+        ],
+    )
+    def test_options(self, config, build, options, message):
+        config["optim"] |= options
+        with pytest.raises(ValueError, match=message):
+            build(config)
+
+    def test_broken_checkpoint(self, config, build, tmp_path):
+        path = tmp_path / "cut.pt"
+        path.write_bytes(b"PK\x03\x04 and no more")
+        with pytest.raises(ValueError, match="may have been cut short"):
+            build(config).load_checkpoint(str(path))
