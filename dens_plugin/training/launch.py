@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fairchem.core import _cli
 from fairchem.core.common.flags import flags
-from fairchem.core.common.utils import build_config
+from fairchem.core.common.utils import build_config, setup_imports
 
 from dens_plugin import compat
 from dens_plugin.training.config import objective_from_config
+from dens_plugin.training.model_settings import require_known_model
 from dens_plugin.training.preflight import require_files
 from dens_plugin.training.trainer import DeNSTrainer
 
@@ -31,6 +33,8 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
     args, overrides = parser.parse_known_args([*arguments, "--mode", mode])
     if args.checkpoint is None and mode != "train":
         raise ValueError(f"mode '{mode}' needs --checkpoint, the .pt file of a trained model")
+    if args.checkpoint is not None and not Path(args.checkpoint).is_file():
+        raise FileNotFoundError(f"no checkpoint at '{args.checkpoint}'; give the path of a .pt file")
     _require_meant(build_config(args, overrides))
     _cli.main(args, overrides)
 
@@ -42,6 +46,8 @@ def _require_meant(config: Mapping[str, Any]) -> None:
         raise ValueError(f"the config has no `{missing[0]}` block; see configs/experiment for examples")
     if config.get("trainer") in _OUR_TRAINERS:
         objective_from_config(config)
+    setup_imports(config)
+    require_known_model(config["model"])
     for split, dataset in _datasets(config["dataset"]):
         require_files(dataset, split)
 

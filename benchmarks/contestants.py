@@ -1,0 +1,229 @@
+"""The networks that a benchmark compares, their common loss, and the check that they compute the same.
+
+| name | network | its training batch |
+|---|---|---|
+| ``plain`` | fairchem's EquiformerV2 with an energy and a force head | clean structures |
+| ``fairchem_dens`` | fairchem's own DeNS variant of it | the corrupted structures of ``ours``, in its own fields |
+| ``ours`` | this package's | corrupted structures |
+
+All have the hyper-parameters of the DeNS paper (arXiv:2403.09549, Table 7) except for the number of layers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairchem.core.models.base import HydraModel
+from fairchem.core.modules.loss import L2NormLoss, MAELoss
+from structures import OBJECTIVE, Sample
+from torch import nn
+from torch_geometric.data import Batch
+
+from dens_plugin import FlatEquiformerV2DeNS
+from dens_plugin.backbones.key_map import to_plain_keys, to_plugin_keys
+from dens_plugin.fields import NOISE, corruption_of, rows_of
+from dens_plugin.objectives.base import Outputs
+from dens_plugin.objectives.noise import StructureRandom
+from dens_plugin.objectives.s2ef import S2EF
+from dens_plugin.training.losses import term, total_loss
+
+TOLERANCE = 1e-4  # float32 through some layers differs by 1e-6; the check looks for other formulas, not for rounding
+
+_FAIRCHEM_DENS = "fairchem.core.models.equiformer_v2.equiformer_v2_dens"
+_BIAS, _INDEX = "backbone.force_embedding.bias", "backbone.force_embedding.expand_index"
+_LOSSES = {"energy": (2.0, MAELoss()), "forces": (100.0, L2NormLoss()), NOISE: (OBJECTIVE.coefficient, L2NormLoss())}
+
+Settings = dict[str, Any]
+State = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One way of training.
+
+    Attributes:
+        build: from hyper-parameters to the network.
+        training_batch: from a sample to what the network is trained on.
+        load: write the weights of ``ours`` into the network.
+    """
+
+    build: Callable[[Settings], nn.Module]
+    training_batch: Callable[[Sample], Batch]
+    load: Callable[[nn.Module, State], Any]
+
+
+def paper_settings(*, lmax: int, layers: int, channels: int = 128) -> Settings:
+    """Hyper-parameters of the backbone; fewer ``channels`` than the paper's 128 make a toy for tests."""
+    return {
+        "lmax_list": [lmax],
+        "mmax_list": [min(2, lmax)],
+        "grid_resolution": 2 * lmax + 6,  # 18 for degree 6, 14 for degree 4
+        "num_layers": layers,
+        "sphere_channels": channels,
+        "attn_hidden_channels": min(64, channels),
+        "num_heads": 8,
+        "attn_alpha_channels": min(64, channels),
+        "attn_value_channels": min(16, channels),
+        "ffn_hidden_channels": channels,
+        "edge_channels": channels,
+        "max_neighbors": 20,
+        "max_radius": 12.0,
+        "norm_type": "layer_norm_sh",
+        "attn_activation": "silu",
+        "ffn_activation": "silu",
+        "use_grid_mlp": True,
+        "use_sep_s2_act": True,
+        "use_atom_edge_embedding": True,
+        "share_atom_edge_embedding": False,
+        "alpha_drop": 0.1,
+        "drop_path_rate": 0.05,
+        "weight_init": "uniform",
+        "enforce_max_neighbors_strictly": True,
+    }
+
+
+def build_all(settings: Settings, device: str) -> dict[str, nn.Module]:
+    """All networks, with the same weights."""
+    models = {name: contestant.build(settings).to(device) for name, contestant in CONTESTANTS.items()}
+    weights = copy.deepcopy(models["ours"].state_dict())
+    for name, model in models.items():
+        CONTESTANTS[name].load(model, weights)
+    return models
+
+
+def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
+    """Energy MAE, and L2 norms of force and noise errors, each over the rows that the batch's objective counts.
+
+    A network without an output for the noise has it among its forces, as fairchem's DeNS head does.
+    """
+    rows = rows_of(batch)
+    targets = {"energy": batch.energy, "forces": batch.forces}
+    if NOISE in rows:
+        targets |= OBJECTIVE.targets(batch)
+    natoms = {"energy": batch.natoms, "forces": batch.natoms[batch.batch], NOISE: batch.natoms[batch.batch]}
+    return total_loss(
+        [
+            term(
+                *_LOSSES[name],
+                prediction=outputs.get(name, outputs["forces"]),
+                target=targets[name],
+                rows=rows[name],
+                natoms=natoms[name],
+            )
+            for name in rows
+        ]
+    )
+
+
+@torch.no_grad()
+def require_equal(models: Mapping[str, nn.Module], sample: Sample, seed: int = 0) -> dict[str, float]:
+    """Compare all networks on a clean batch and those with DeNS on a corrupted one.
+
+    Args:
+        models: contestants' names and networks, with the same weights.
+        sample: one with corrupted atoms.
+        seed: of the edge frames, which are random and set anew before each forward.
+
+    Returns:
+        What was compared -> the largest difference relative to the largest value.
+
+    Raises:
+        RuntimeError: if a difference exceeds `TOLERANCE`.
+    """
+    errors = {}
+    for batch_name, other in (("clean", "plain"), ("clean", "fairchem_dens"), ("corrupted", "fairchem_dens")):
+        ours, theirs = (
+            _counted(models[name], _evaluation_batch(name, sample, batch_name), seed) for name in ("ours", other)
+        )
+        for output in theirs:
+            errors[f"{batch_name} {output}, ours and {other}"] = _difference(ours[output], theirs[output])
+    wrong = {what: error for what, error in errors.items() if not error <= TOLERANCE}
+    if wrong:
+        raise RuntimeError(f"the contestants do not compute the same (allowed are {TOLERANCE:g}, relative): {wrong}")
+    return errors
+
+
+def _evaluation_batch(name: str, sample: Sample, batch_name: str) -> Batch:
+    return sample.clean if batch_name == "clean" else CONTESTANTS[name].training_batch(sample)
+
+
+def _counted(model: nn.Module, batch: Batch, seed: int) -> Outputs:
+    """Outputs of an evaluation, of a corrupted batch only the rows that enter a loss."""
+    torch.manual_seed(seed)
+    outputs = model.eval()(batch)
+    if not rows_of(batch):
+        return {"energy": outputs["energy"], "forces": outputs["forces"]}
+    return {name: outputs.get(name, outputs["forces"])[rows.mask] for name, rows in rows_of(batch).items()}
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).abs().max() / b.abs().max())
+
+
+def _plain_model(settings: Settings) -> nn.Module:
+    heads = {"energy": {"module": "equiformerV2_scalar_head"}, "forces": {"module": "equiformerV2_vector_head"}}
+    return _hydra("equiformer_v2_backbone", heads, settings)
+
+
+def _fairchem_dens_model(settings: Settings) -> nn.Module:
+    heads = {
+        "energy": {"module": f"{_FAIRCHEM_DENS}.DeNSScalarHead"},
+        "forces": {"module": f"{_FAIRCHEM_DENS}.DeNSVectorHead"},
+    }
+    return _hydra(f"{_FAIRCHEM_DENS}.EqV2DeNSBackbone", heads, settings)
+
+
+def _hydra(backbone: str, heads: dict[str, Any], settings: Settings) -> nn.Module:
+    return HydraModel(backbone={"model": backbone, **settings}, heads=heads, pass_through_head_outputs=True)
+
+
+def _our_model(settings: Settings) -> nn.Module:
+    return FlatEquiformerV2DeNS(**settings)
+
+
+def _plain_batch(sample: Sample) -> Batch:
+    return S2EF().prepare(sample.clean, StructureRandom(seed=0, epoch=0))  # whose randomness S2EF does not use
+
+
+def _fairchem_dens_batch(sample: Sample) -> Batch:
+    """The corrupted batch of ``ours``, with the fields that fairchem's DeNS reads beside its original forces."""
+    batch = copy.copy(sample.corrupted)
+    batch.denoising_pos_forward = True
+    batch.noise_mask = corruption_of(batch).mask
+    return batch
+
+
+def _our_batch(sample: Sample) -> Batch:
+    return sample.corrupted
+
+
+def _load_plain(model: nn.Module, weights: State) -> None:
+    model.load_state_dict(to_plain_keys(weights))
+
+
+@torch.no_grad()
+def _load_fairchem_dens(model: nn.Module, weights: State) -> None:
+    """Read `to_plugin_keys` backwards: give the network's tensors our names, then write into them."""
+    state = model.state_dict()  # shares its memory with the network
+    state.pop(_BIAS).zero_()
+    state.pop(_INDEX)
+    named = to_plugin_keys(state)
+    if named.keys() != weights.keys():
+        raise RuntimeError(f"parameters without a counterpart: {sorted(named.keys() ^ weights.keys())}")
+    for name, tensor in named.items():
+        tensor.copy_(weights[name])
+
+
+def _load_ours(model: nn.Module, weights: State) -> None:
+    model.load_state_dict(weights)
+
+
+CONTESTANTS = {
+    "plain": Contestant(_plain_model, _plain_batch, _load_plain),
+    "fairchem_dens": Contestant(_fairchem_dens_model, _fairchem_dens_batch, _load_fairchem_dens),
+    "ours": Contestant(_our_model, _our_batch, _load_ours),
+}

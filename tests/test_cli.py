@@ -1,0 +1,239 @@
+"""The command line: what it runs, and one line and exit code 2 for what a person can mend."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from training_samples import MODEL, write_lmdb
+
+from dens_plugin.cli import main
+from dens_plugin.data import synthetic
+from dens_plugin.testing import random_structure
+from dens_plugin.training.history import FILE_NAME
+
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """A folder with data, a config in the authors' layout and one in ours."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    structures = [random_structure(5 + index % 3, seed=index, sid=index) for index in range(12)]
+    for name, part in (("train", structures[:8]), ("val", structures[8:10]), ("test", structures[10:])):
+        write_lmdb(tmp_path / name, part)
+    write(tmp_path / "ours.yml", ours())
+    write(tmp_path / "authors.yml", authors())
+    return tmp_path
+
+
+def write(path, config):
+    path.write_text(yaml.safe_dump(config))
+    return str(path)
+
+
+def common():
+    normalizer = {"energy": {"mean": 0.0, "stdev": 1.0}, "forces": {"mean": 0.0, "stdev": 1.0}}
+    return {
+        "dataset": {
+            "train": {"format": "lmdb", "src": "train", "transforms": {"normalizer": normalizer}},
+            "val": {"src": "val"},
+            "test": {"src": "test"},
+        },
+        "logger": "tensorboard",
+        "loss_functions": [
+            {"energy": {"fn": "mae", "coefficient": 2}},
+            {"forces": {"fn": "l2mae", "coefficient": 100}},
+        ],
+        "evaluation_metrics": {"primary_metric": "forces_mae", "metrics": {"energy": ["mae"], "forces": ["mae"]}},
+        "outputs": {
+            "energy": {"level": "system"},
+            "forces": {"level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True},
+        },
+        "optim": {
+            "batch_size": 2,
+            "eval_batch_size": 2,
+            "num_workers": 1,
+            "load_balancing": "atoms",
+            "lr_initial": 2.0e-4,
+            "optimizer": "AdamW",
+            "optimizer_params": {"weight_decay": 1.0e-3},
+            "scheduler": "LambdaLR",
+            "scheduler_params": {
+                "lambda_type": "cosine",
+                "warmup_factor": 0.2,
+                "warmup_epochs": 0.5,
+                "lr_min_factor": 0.01,
+            },
+            "max_epochs": 1,
+            "clip_grad_norm": 100,
+            "ema_decay": 0.999,
+            "eval_every": 4,
+        },
+    }
+
+
+def ours():
+    return common() | {"trainer": "dens_plugin.DeNSTrainer", "model": MODEL, "task": {"objective": {"name": "dens"}}}
+
+
+def authors():
+    """The layout of the authors' files, as in their config for OC20 S2EF-2M, at a tiny size."""
+    config = common() | {
+        "trainer": "denoising_forces",
+        "task": {"strict_load": True},
+        "slurm": {"constraint": "volta32gb"},
+    }
+    config["model"] = MODEL | {
+        "use_force_encoding": True,
+        "use_noise_schedule_sigma_encoding": False,
+        "use_tp_reparam": False,
+        "use_energy_lin_ref": False,
+        "load_energy_lin_ref": False,
+    }
+    config["optim"] |= {
+        "loss_energy": "mae",
+        "loss_force": "l2mae",
+        "use_denoising_pos": True,
+        "denoising_pos_params": {
+            "prob": 0.5,
+            "fixed_noise_std": True,
+            "std": 0.1,
+            "num_steps": 50,
+            "std_low": 0.01,
+            "std_high": 0.5,
+            "corrupt_ratio": 0.5,
+        },
+        "denoising_pos_coefficient": 10,
+    }
+    return config
+
+
+def run(*command):
+    done = subprocess.run([str(BIN / command[0]), *command[1:]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def checkpoint(workplace, name="best_checkpoint.pt"):
+    return str(next(workplace.glob(f"checkpoints/*/{name}")))
+
+
+def test_trains_validates_and_predicts_the_authors_config(workplace):
+    """All of it by `dens`, from the authors' layout."""
+    run("dens", "train", "--config-yml", "authors.yml", "--cpu", "--print-every", "1")
+    assert next(workplace.glob(f"checkpoints/*/{FILE_NAME}")).read_text().count("noise_mae") > 0
+    output = run("dens", "validate", "--config-yml", "authors.yml", "--cpu", "--checkpoint", checkpoint(workplace))
+    assert "forces_mae" in output
+    run("dens", "predict", "--config-yml", "authors.yml", "--cpu", "--checkpoint", checkpoint(workplace))
+    assert list(workplace.glob("results/*/ocp_predictions.npz"))
+
+
+def test_plain_fairchem_trains_ours_by_dotted_path(workplace):
+    """The host's own command, which knows of this package by the config alone."""
+    run("fairchem", "--mode", "train", "--config-yml", "ours.yml", "--cpu", "--print-every", "1")
+    assert "noise_mae" in next(workplace.glob(f"checkpoints/*/{FILE_NAME}")).read_text()
+
+
+def test_two_local_ranks(workplace):
+    """fairchem's local multi-rank launch over gloo."""
+    run("dens", "train", "--config-yml", "ours.yml", "--cpu", "--num-gpus", "2", "--print-every", "1")
+    assert "noise_mae" in next(workplace.glob(f"checkpoints/*/{FILE_NAME}")).read_text()
+
+
+def refused(arguments, capsys):
+    """The one line that the command prints when it refuses."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len([line for line in lines if line.startswith("dens: error:")]) == 1
+    assert lines[-1].startswith("dens: error:")
+    return lines[-1]
+
+
+class TestRefusals:
+    def train(self, workplace, capsys, **changes):
+        return refused(["train", "--config-yml", write(workplace / "bad.yml", ours() | changes), "--cpu"], capsys)
+
+    def test_missing_config(self, workplace, capsys):
+        assert "nowhere.yml" in refused(["train", "--config-yml", "nowhere.yml"], capsys)
+
+    def test_config_that_is_no_yaml(self, workplace, capsys):
+        (workplace / "bad.yml").write_text("a: [1\nb: 2")
+        assert "bad.yml" in refused(["train", "--config-yml", "bad.yml"], capsys)
+
+    def test_empty_config(self, workplace, capsys):
+        assert "no `dataset` block" in refused(["train", "--config-yml", write(workplace / "bad.yml", {})], capsys)
+
+    def test_unknown_objective(self, workplace, capsys):
+        line = self.train(workplace, capsys, task={"objective": {"name": "dense"}})
+        assert "unknown objective 'dense'" in line
+        assert "did you mean 'dens'?" in line
+
+    def test_unknown_setting(self, workplace, capsys):
+        line = self.train(workplace, capsys, task={"objective": {"name": "dens", "probability": 0.5}})
+        assert "unknown key 'probability' in task.objective" in line
+
+    def test_impossible_sigma(self, workplace, capsys):
+        line = self.train(workplace, capsys, task={"objective": {"name": "dens", "sigma": -1}})
+        assert "sigma must be a positive" in line
+
+    def test_unknown_model(self, workplace, capsys):
+        assert "equiformer_v3" in self.train(workplace, capsys, model=MODEL | {"name": "equiformer_v3"})
+
+    def test_unknown_hyper_parameter(self, workplace, capsys):
+        line = self.train(workplace, capsys, model=MODEL | {"num_layer": 3})
+        assert "num_layer" in line
+        assert "did you mean 'num_layers'?" in line
+
+    def test_wrong_data_path(self, workplace, capsys):
+        config = ours()
+        config["dataset"]["train"]["src"] = "nowhere"
+        line = refused(["train", "--config-yml", write(workplace / "bad.yml", config)], capsys)
+        assert "dataset.train.src: there is no 'nowhere'" in line
+
+    def test_folder_without_data(self, workplace, capsys):
+        config = ours()
+        config["dataset"]["train"]["src"] = "empty"
+        (workplace / "empty").mkdir()
+        line = refused(["train", "--config-yml", write(workplace / "bad.yml", config)], capsys)
+        assert "empty" in line
+
+    def test_nothing_is_left_behind(self, workplace, capsys):
+        before = set(workplace.rglob("*"))
+        self.train(workplace, capsys, task={"objective": {"name": "dens", "prob": 2}})
+        assert set(workplace.rglob("*")) - before == {workplace / "bad.yml"}
+
+    def test_no_checkpoint(self, workplace, capsys):
+        assert "needs --checkpoint" in refused(["validate", "--config-yml", "ours.yml"], capsys)
+
+    def test_wrong_checkpoint(self, workplace, capsys):
+        line = refused(["validate", "--config-yml", "ours.yml", "--checkpoint", "none.pt", "--cpu"], capsys)
+        assert "no checkpoint at 'none.pt'" in line
+
+    def test_raw_data(self, workplace, capsys):
+        assert "nowhere" in refused(["data", "oc20", "nowhere", "out"], capsys)
+
+    def test_check_of_nothing(self, workplace, capsys):
+        assert "nowhere" in refused(["data", "check", "nowhere"], capsys)
+
+
+def test_synthetic_data_to_check(workplace, capsys):
+    """The commands of the data layer, end to end."""
+    synthetic.generate(workplace / "raw", systems=3, max_steps=5, progress=False)
+    main(["data", "oc20", "raw/train", "lmdb", "--quiet"])
+    main(["data", "check", "lmdb"])
+    assert "normalizer" in capsys.readouterr().out
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("train", "validate", "predict", "relax", "data", "convert", "report", "demo"))

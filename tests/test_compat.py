@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dens_plugin import compat
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_import_is_light():
+    """The package can be imported without torch or fairchem being loaded."""
+    done = run("import sys, dens_plugin; print({'torch', 'fairchem'} & set(sys.modules))")
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_unknown_public_name():
+    done = run("import dens_plugin; dens_plugin.Dens")
+    assert "has no attribute 'Dens'; it offers" in done.stderr
+
+
+def test_real_packages_win_over_stand_ins(tmp_path):
+    """A torch_scatter anywhere earlier on the path is the one that is imported."""
+    package = tmp_path / "torch_scatter"
+    package.mkdir()
+    (package / "__init__.py").write_text("__version__ = 'real'")
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    assert run(f"{path}; import dens_plugin, torch_scatter as t; print(t.__version__)").stdout.strip() == "real"
+
+
+class TestScatter:
+    def test_against_a_loop(self):
+        torch_scatter = pytest.importorskip("torch_scatter")
+        src, index = torch.randn(7, 3), torch.tensor([0, 2, 2, 0, 3, 3, 3])
+        for reduce, function in (("sum", torch.sum), ("mean", torch.mean), ("max", torch.amax), ("min", torch.amin)):
+            out = torch_scatter.scatter(src, index, dim=0, dim_size=5, reduce=reduce)
+            for row in (0, 2, 3):
+                assert torch.allclose(out[row], function(src[index == row], 0))
+            assert not out[[1, 4]].any()
+
+    def test_broadcast_index_and_last_dimension(self):
+        torch_scatter = pytest.importorskip("torch_scatter")
+        src, index = torch.randn(2, 4), torch.tensor([0, 1, 1, 0])
+        expected = torch.stack([src[:, [0, 3]].sum(1), src[:, [1, 2]].sum(1)], 1)
+        assert torch.allclose(torch_scatter.scatter(src, index), expected)
+        assert torch.allclose(torch_scatter.scatter(src.T, index[:, None].expand(4, 2), dim=0), expected.T)
+
+    def test_segment_csr(self):
+        torch_scatter = pytest.importorskip("torch_scatter")
+        src = torch.arange(6.0)
+        assert torch_scatter.segment_csr(src, torch.tensor([0, 2, 2, 6])).tolist() == [1.0, 0.0, 14.0]
+
+
+def test_sparse_tensor_says_what_is_missing():
+    torch_sparse = pytest.importorskip("torch_sparse")
+    if "dens_plugin" not in torch_sparse.__version__:
+        pytest.skip("the real torch-sparse is installed")
+    with pytest.raises(ImportError, match="needs the package torch-sparse"):
+        torch_sparse.SparseTensor(row=None)
+
+
+class TestRadiusGraph:
+    @pytest.fixture
+    def points(self):
+        return torch.rand(30, 3, generator=torch.Generator().manual_seed(0)) * 4, torch.arange(30) // 12
+
+    def test_has_all_pairs_within_the_cutoff(self, points):
+        x, batch = points
+        edges = compat.radius_graph(x, 1.5, batch, max_num_neighbors=100)
+        close = (torch.cdist(x, x) <= 1.5) & (batch[:, None] == batch) & ~torch.eye(30, dtype=torch.bool)
+        assert set(map(tuple, edges.T.tolist())) == set(map(tuple, close.nonzero().tolist()))
+        assert torch.equal(edges[1], edges[1].sort().values)
+
+    def test_keeps_the_nearest(self, points):
+        x, batch = points
+        edges = compat.radius_graph(x, 10.0, batch, max_num_neighbors=3)
+        for centre in range(30):
+            found = (x[edges[0][edges[1] == centre]] - x[centre]).norm(dim=1)
+            others = (x[(batch == batch[centre])] - x[centre]).norm(dim=1).sort().values
+            assert torch.allclose(found, others[1:4])
+
+    def test_without_pairs(self):
+        assert compat.radius_graph(torch.tensor([[0.0, 0, 0], [0, 0, 9]]), 1.0).shape == (2, 0)
+
+
+def test_missing_checkpoint(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+        compat.load_checkpoint(tmp_path / "none.pt")
