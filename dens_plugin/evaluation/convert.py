@@ -23,6 +23,7 @@ from dens_plugin.training.config import without_switches
 
 _BUFFERS = {"expand_index", "l_harmonic", "m_harmonic", "m_complex", "res_size", "to_m", "m_size"} | {
     "to_grid_mat",
+    "balance_degree_weight",
     "from_grid_mat",
     "offset",
     "energy_lin_ref",

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from ase.build import add_adsorbate, fcc111
+from ase.constraints import FixAtoms
+from ase.optimize import BFGS
+from training_samples import MODEL
+
+import dens_plugin
+from dens_plugin.evaluation.convert import convert
+
+CONFIG = {
+    "task": {},
+    "optim": {},
+    "dataset": {},
+    "outputs": {"energy": {"level": "system"}, "forces": {"level": "atom"}},
+    "loss_functions": [{"energy": {"fn": "mae", "coefficient": 1}}],
+    "evaluation_metrics": {},
+    "cmd": {"seed": 0},
+}
+
+
+def slab():
+    atoms = fcc111("Cu", (2, 2, 3), vacuum=8.0)
+    add_adsorbate(atoms, "O", 1.4, "ontop")
+    atoms.set_constraint(FixAtoms(mask=[atom.tag > 1 for atom in atoms]))
+    return atoms
+
+
+def predicted(path):
+    """Energy and forces of a slab; the calculator seeds the edge frames."""
+    atoms = slab()
+    atoms.calc = dens_plugin.load_calculator(path, cpu=True)
+    return atoms.get_potential_energy(), atoms.get_forces()
+
+
+@pytest.fixture
+def authors(golden, tmp_path):
+    """A checkpoint in the authors' layout: flat settings, DDP's prefix twice, normalisers as mean and std."""
+    reference = golden("eqv2_dens_l3_allnbr.pt")
+    path = tmp_path / "authors.pt"
+    checkpoint = {
+        "state_dict": {f"module.module.{key}": value for key, value in reference["state_dict"].items()},
+        "config": CONFIG | {"model": "equiformer_v2_dens", "model_attributes": reference["config"]},
+        "normalizers": {
+            "energy": {"mean": torch.tensor(1.0), "std": torch.tensor(2.0)},
+            "forces": {"mean": torch.tensor(0.0), "std": torch.tensor(2.0)},
+            "denoising_pos_target": {"mean": torch.tensor(0.0), "std": torch.tensor(0.1)},
+        },
+        "optimizer": {"state": {}},
+    }
+    torch.save(checkpoint, path)
+    return path
+
+
+def test_authors_checkpoint_gives_the_same_numbers_as_dens_and_as_plain_model(authors, tmp_path):
+    """The bias that the authors add to every atom is folded exactly, in both directions."""
+    dens = convert(authors, tmp_path / "dens.pt")
+    plain = convert(authors, tmp_path / "plain.pt", to="plain")
+    exported = convert(dens, tmp_path / "exported.pt", to="plain")
+    (energy, forces), *others = (predicted(path) for path in (dens, plain, exported))
+    assert np.abs(forces).max() > 0.05
+    for other_energy, other_forces in others:
+        assert other_energy == pytest.approx(energy, abs=1e-6)
+        assert np.allclose(other_forces, forces, atol=1e-5)
+
+
+def test_normalisers_keep_their_meaning(authors, tmp_path):
+    converted = torch.load(convert(authors, tmp_path / "out.pt"), weights_only=False)
+    assert set(converted["normalizers"]) == {"energy", "forces"}  # the noise's is a setting of the objective
+    assert converted["normalizers"]["energy"]["rmsd"] == 2.0
+    assert "optimizer" not in converted
+
+
+def ours(tmp_path, **extra):
+    torch.manual_seed(0)
+    settings = {key: value for key, value in MODEL.items() if key != "name"}
+    model = dens_plugin.FlatEquiformerV2DeNS(**settings)
+    path = tmp_path / "ours.pt"
+    config = CONFIG | {"model": copy.deepcopy(MODEL)}
+    torch.save({"state_dict": model.state_dict(), "config": config, "normalizers": {}, **extra}, path)
+    return path, model
+
+
+def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
+    path, model = ours(tmp_path)
+    average = [value.detach() + 1 for value in model.parameters()]
+    path, _ = ours(tmp_path, ema={"shadow_params": average})
+    state = torch.load(convert(path, tmp_path / "ema.pt"), weights_only=False)["state_dict"]
+    raw = torch.load(convert(path, tmp_path / "raw.pt", average=False), weights_only=False)["state_dict"]
+    for name, value in model.named_parameters():
+        assert torch.equal(state[f"module.{name}"], value + 1)
+        assert torch.equal(raw[f"module.{name}"], value)
+
+
+def test_calculator_uses_the_average(tmp_path):
+    path, model = ours(tmp_path)
+    before, _ = predicted(path)
+    average = [value.detach() * 1.2 for value in model.parameters()]
+    after, _ = predicted(ours(tmp_path, ema={"shadow_params": average})[0])
+    assert abs(after - before) > 1e-4
+
+
+def test_relaxes_a_slab_with_an_adsorbate(tmp_path):
+    """Fixed atoms stay, free ones move, downhill in the model's energy or at least with its forces."""
+    path, _ = ours(tmp_path)
+    atoms = slab()
+    start = atoms.get_positions()
+    atoms.calc = dens_plugin.load_calculator(path, cpu=True)
+    BFGS(atoms, logfile=None).run(fmax=1e-4, steps=3)
+    moved = np.linalg.norm(atoms.get_positions() - start, axis=1)
+    fixed = np.array([atom.tag > 1 for atom in atoms])
+    assert not moved[fixed].any()
+    assert moved[~fixed].all()
+
+
+class TestRefusals:
+    def test_existing_file(self, tmp_path):
+        path, _ = ours(tmp_path)
+        with pytest.raises(FileExistsError, match="exists already"):
+            convert(path, path)
+
+    def test_missing_file(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no checkpoint at"):
+            convert(tmp_path / "none.pt", tmp_path / "out.pt")
+
+    def test_weights_that_do_not_fit(self, tmp_path):
+        path, model = ours(tmp_path)
+        config = CONFIG | {"model": MODEL | {"num_layers": 2}}
+        torch.save({"state_dict": model.state_dict(), "config": config}, path)
+        with pytest.raises(ValueError, match="do not fit its settings"):
+            convert(path, tmp_path / "out.pt")
+        assert not list(tmp_path.glob("*out.pt*"))
+
+    def test_weights_without_config(self, tmp_path):
+        torch.save({"state_dict": {}}, tmp_path / "bare.pt")
+        with pytest.raises(ValueError, match="lacks `config`"):
+            convert(tmp_path / "bare.pt", tmp_path / "out.pt")
+        with pytest.raises(ValueError, match="without a config"):
+            dens_plugin.load_calculator(tmp_path / "bare.pt")
+
+    def test_averages_of_another_model(self, tmp_path):
+        path, _ = ours(tmp_path, ema={"shadow_params": [torch.zeros(3)]})
+        with pytest.raises(ValueError, match="do not line up"):
+            convert(path, tmp_path / "out.pt")
+
+
+def test_plain_model_stays_plain(tmp_path):
+    """Becoming a DeNS model takes training, by `task.warm_start`, rather than conversion."""
+    path, _ = ours(tmp_path)
+    plain = convert(path, tmp_path / "plain.pt", to="plain")
+    assert torch.load(plain, weights_only=False)["config"]["model"]["backbone"]["model"] == "equiformer_v2_backbone"
+    with pytest.raises(ValueError, match="do not fit its settings"):
+        convert(plain, tmp_path / "dens.pt")
