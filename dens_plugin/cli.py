@@ -21,7 +21,7 @@ _HOST_MODES = {
     "predict": ("predict", "predictions of a checkpoint for the test set, float32"),
     "relax": ("run-relaxations", "relax the structures of a data set"),
 }
-_USER_ERRORS = (ValueError, OSError, ImportError, yaml.YAMLError, lmdb.Error)
+_USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, yaml.YAMLError, lmdb.Error)
 
 
 class _Command(NamedTuple):

@@ -9,6 +9,7 @@ N atoms, B structures, E edges, C channels, L = (lmax + 1)² coefficients.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -83,3 +84,15 @@ def md_structures(batch: Batch) -> torch.Tensor:
     if MD in batch:
         return torch.as_tensor(batch[MD], dtype=torch.bool, device=batch.pos.device).view(-1)
     return torch.zeros(batch.num_graphs, dtype=torch.bool, device=batch.pos.device)
+
+
+def structure_names(batch: Batch, indices: Iterable[int] | None = None) -> str:
+    """Structures of a batch as a person can find them, by whatever identifiers the data set has."""
+    indices = range(batch.num_graphs) if indices is None else indices
+    return "; ".join(_structure_name(batch, index) for index in indices)
+
+
+def _structure_name(batch: Batch, index: int) -> str:
+    known = {field: batch[field][index] for field in ("id", "sid", "fid") if field in batch}
+    words = [f"{field} {value.item() if torch.is_tensor(value) else value}" for field, value in known.items()]
+    return ", ".join(words) or f"structure {index} of its batch"

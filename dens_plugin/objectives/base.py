@@ -45,7 +45,7 @@ class Objective(ABC):
             ValueError: for an unknown key or an impossible value.
         """
         reject_unknown(block, (), "task.objective")
-        return cls(free_only=free_only)
+        return cls(free_only=free_only)  # type: ignore[call-arg]  # heirs are dataclasses with this field
 
     def prepare(self, batch: Batch, rng: StructureRandom) -> Batch:
         """Corrupt a batch and mark the rows that count; this is what the training loader calls."""

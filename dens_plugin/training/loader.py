@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from dens_plugin.fields import structure_names
 from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
 
@@ -58,11 +59,4 @@ def _describe(batch: Batch, name: str) -> str:
     rows = ~torch.isfinite(batch[name]).reshape(len(batch[name]), -1).all(dim=1)
     per_atom = len(batch[name]) == len(batch.batch) and len(batch.batch) != batch.num_graphs
     index = batch.batch[rows] if per_atom else rows.nonzero().view(-1)
-    structures = index.unique().clamp(max=batch.num_graphs - 1).tolist()
-    return "; ".join(_identity(batch, structure) for structure in structures)
-
-
-def _identity(batch: Batch, structure: int) -> str:
-    known: dict[str, Any] = {field: batch[field][structure] for field in ("id", "sid", "fid") if field in batch}
-    words = (f"{field} {value.item() if torch.is_tensor(value) else value}" for field, value in known.items())
-    return ", ".join(words) or f"structure {structure} of its batch"
+    return structure_names(batch, index.unique().clamp(max=batch.num_graphs - 1).tolist())

@@ -25,7 +25,7 @@ from dens_plugin.training.checkpoint import warm_start
 from dens_plugin.training.config import objective_from_config, without_switches
 from dens_plugin.training.history import FILE_NAME, HistoryLogger
 from dens_plugin.training.loader import PreparingCollater
-from dens_plugin.training.losses import Term, term, total_loss
+from dens_plugin.training.losses import Term, require_finite_loss, term, total_loss
 from dens_plugin.training.metrics import RowEvaluator, statistics
 from dens_plugin.training.preflight import require_files, require_labels, require_model
 
@@ -55,6 +55,7 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
         """Read the objective, then everything else."""
         self.objective = S2EF() if inference_only else objective_from_config(self.config)
         self.config["model"] = without_switches(self.config["model"])
+        self.config["task"].setdefault("prediction_dtype", "float32")  # the host's float16 rounds total energies
         self._autocast_dtype = _autocast_dtype(self.config)
         super().load(inference_only)
 
@@ -66,7 +67,11 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
             self.logger = HistoryLogger(self.logger, folder / FILE_NAME, self.config["cmd"]["print_every"])
 
     def load_task(self) -> None:
-        """The host's, with metrics of S2EF where the config names none, and an evaluator that allows empty rows."""
+        """The host's, with defaults for what it cannot do without, and an evaluator that allows empty rows."""
+        for output in self.config["outputs"].values():
+            if output.get("level") == "atom":
+                output.setdefault("train_on_free_atoms", True)
+                output.setdefault("eval_on_free_atoms", True)
         metrics = self.config.setdefault("evaluation_metrics", {})
         metrics.setdefault("primary_metric", "forces_mae")
         metrics.setdefault("metrics", _DEFAULT_METRICS)
@@ -126,7 +131,9 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
         if not rows_of(batch):
             return super()._compute_loss(out, batch)
         terms = [self._host_term(name, info, out, batch) for name, info in self.loss_functions]
-        return total_loss(terms + self._objective_terms(out, batch))
+        loss = total_loss(terms + self._objective_terms(out, batch))
+        require_finite_loss(loss, batch, self.step)
+        return loss
 
     def _compute_metrics(
         self, out: dict[str, torch.Tensor], batch: Batch, evaluator: Evaluator, metrics: dict | None = None

@@ -288,6 +288,12 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"`forces` of the training set is NaN or infinite in .*sid 102, fid 0"):
             list(build(config).train_loader)
 
+    def test_diverged_run_names_step_and_structures(self, config, build):
+        trainer = build(config)
+        torch.nn.init.constant_(next(trainer.model.parameters()), float("nan"))
+        with pytest.raises(FloatingPointError, match=r"the loss of step 1 is nan, with id 0_\d+, sid \d+, fid 0"):
+            trainer.train(disable_eval_tqdm=True)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

@@ -1,0 +1,209 @@
+"""``dens report RUN...``: learning curves, parity plots, errors by element, corrupted structures and a table.
+
+Everything lands in one folder: ``report.html``, which holds its images, the same images as PNG files, ``table.txt``,
+and the predictions, so that a second report of the same checkpoints is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from dens_plugin.evaluation import error_plots, plots
+from dens_plugin.evaluation.corruptions import corrupted_structures
+from dens_plugin.evaluation.page import Picture, html_page
+from dens_plugin.evaluation.predictions import PredictionCache, Predictions, dataset_of
+from dens_plugin.evaluation.runs import Run, find_runs
+from dens_plugin.evaluation.tables import Table, gain_table, group_table, run_table
+
+_SPLITS = ("val", "test")
+_MAX_STRUCTURES = 2000
+_DPI = 200
+
+
+class Report(NamedTuple):
+    """What was written.
+
+    Attributes:
+        page: ``report.html``.
+        tables: also in ``table.txt``.
+        pictures: the PNG files, with titles and captions.
+        notes: what is missing and why.
+    """
+
+    page: Path
+    tables: list[Table]
+    pictures: list[Picture]
+    notes: list[str]
+
+
+class _Drawing(NamedTuple):
+    """A figure before it is saved; ``name`` is the file's without ``.png``."""
+
+    name: str
+    figure: Figure | None
+    title: str
+    caption: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``dens report``."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="a run's checkpoint folder, or RUN_DIR for all of its runs"
+    )
+    parser.add_argument("--out", default="report", metavar="DIR", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--split", choices=_SPLITS, default="val", help="data to predict (default: %(default)s)")
+    parser.add_argument(
+        "--max-structures",
+        type=int,
+        default=_MAX_STRUCTURES,
+        metavar="N",
+        help="structures to predict at most (default: %(default)s)",
+    )
+    parser.add_argument("--no-predictions", action="store_true", help="curves and table only; needs no data")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise in the pictures (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write a report and print its tables."""
+    report = write_report(
+        args.runs,
+        args.out,
+        split=args.split,
+        max_structures=args.max_structures,
+        with_predictions=not args.no_predictions,
+        seed=args.seed,
+    )
+    print(_text(report.tables, report.notes))
+    print(f"Report: {report.page}")
+
+
+def write_report(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    split: str = "val",
+    max_structures: int = _MAX_STRUCTURES,
+    with_predictions: bool = True,
+    seed: int = 0,
+) -> Report:
+    """Write a report of some runs.
+
+    Args:
+        paths: checkpoint folders, or folders with ``checkpoints/``.
+        out: folder to write to; made where needed.
+        split: ``val`` or ``test``, the data to predict.
+        max_structures: structures to predict at most.
+        with_predictions: whether to run the models; without, no data are needed.
+        seed: of the noise in the pictures of structures.
+
+    Raises:
+        FileNotFoundError: for a path without runs, or data that are not there.
+        ValueError: for a broken checkpoint or data set, or an impossible option.
+    """
+    if split not in _SPLITS or max_structures < 1:
+        raise ValueError(f"split must be one of {_SPLITS} and max_structures at least 1, got {split}, {max_structures}")
+    runs, out = find_runs(paths), Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    notes = list(_notes(runs))
+    predictions = _predictions(runs, out, split=split, max_structures=max_structures) if with_predictions else {}
+    drawings = [*_curves(runs), *_parity_and_elements(runs, predictions, split)]
+    if with_predictions:
+        drawings.append(_structures(runs, seed))
+    pictures = [_saved(drawing, out) for drawing in drawings if drawing.figure is not None]
+    tables = _tables(runs, predictions, split)
+    page = out / "report.html"
+    page.write_text(html_page(tables, pictures, notes), encoding="utf-8")
+    (out / "table.txt").write_text(_text(tables, notes) + "\n", encoding="utf-8")
+    return Report(page, tables, pictures, notes)
+
+
+def _notes(runs: Sequence[Run]) -> Iterator[str]:
+    """What the report lacks, for each run, and what makes runs hard to compare."""
+    for each in runs:
+        if each.checkpoint is None:
+            yield f"{each.label}: no checkpoint yet, so its curves only."
+        elif each.checkpoint.name == "checkpoint.pt":
+            yield f"{each.label}: no best_checkpoint.pt; predictions are those of checkpoint.pt."
+        if not each.rows("val", "forces_mae"):
+            yield f"{each.label}: not validated yet, so no validation curve."
+    last = {rows[-1]["step"] for rows in (each.rows("val", "forces_mae") for each in runs) if rows}
+    if len(last) > 1:
+        yield f"The runs' last validations are at different steps ({min(last):,} to {max(last):,}): compare with care."
+
+
+def _predictions(runs: Sequence[Run], out: Path, *, split: str, max_structures: int) -> dict[str, Predictions]:
+    """Label -> predictions, for the runs with a checkpoint."""
+    cache = PredictionCache(out / f"predictions_{split}.npz")
+    return {
+        each.label: cache.get(each, split, max_structures=max_structures)
+        for each in runs
+        if each.checkpoint is not None
+    }
+
+
+def _tables(runs: Sequence[Run], predictions: Mapping[str, Predictions], split: str) -> list[Table]:
+    tables = [make(runs, predictions, split=split) for make in (run_table, group_table, gain_table)]
+    return [table for table in tables if table is not None]
+
+
+def _curves(runs: Sequence[Run]) -> Iterator[_Drawing]:
+    yield _Drawing(
+        "learning_curves",
+        plots.learning_curves(runs),
+        "Learning curves",
+        "Mean absolute errors on the validation set, with averaged weights where the run keeps them. One line per run; "
+        "solid with DeNS, dashed without. Time includes validation and interruptions.",
+    )
+    yield _Drawing(
+        "training_curves",
+        plots.training_curves(runs),
+        "Errors on training batches",
+        "Running medians. With DeNS, forces are those of the atoms left alone, in clean and in corrupted structures "
+        "together, and the noise is that of the corrupted atoms.",
+    )
+
+
+def _parity_and_elements(runs: Sequence[Run], predictions: Mapping[str, Predictions], split: str) -> Iterator[_Drawing]:
+    name = {"val": "validation", "test": "test"}[split]
+    taken = sorted({f"{len(each.energy):,} of {int(each.available):,}" for each in predictions.values()})
+    data = f"{' or '.join(taken)} structures of the {name} set, free atoms only"
+    yield _Drawing(
+        "parity_energy", error_plots.parity(runs, predictions, "energy"), f"Energies, {name} set", f"{data}."
+    )
+    yield _Drawing(
+        "parity_forces",
+        error_plots.parity(runs, predictions, "forces"),
+        f"Forces, {name} set",
+        f"{data}; brighter is more components, on a logarithmic scale; the 0.2 % beyond the axes count in the MAE.",
+    )
+    yield _Drawing(
+        "element_errors", error_plots.element_errors(runs, predictions), "Errors by element", f"{data}; a bar per run."
+    )
+
+
+def _structures(runs: Sequence[Run], seed: int) -> _Drawing:
+    """Corrupted structures of the first run that has a config."""
+    config = next((each.config for each in runs if each.config), None)
+    figure = None if config is None else corrupted_structures(dataset_of(config, "train"), seed=seed)
+    return _Drawing(
+        "corrupted_structures",
+        figure,
+        "Corrupted structures",
+        "Structures of the training set and the same with Gaussian noise of standard deviation σ on all free atoms; a "
+        "row scales one draw. Lighter discs behind are the original positions; pale atoms are fixed and never move.",
+    )
+
+
+def _saved(drawing: _Drawing, out: Path) -> Picture:
+    path = out / f"{drawing.name}.png"
+    drawing.figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.05)
+    return Picture(path, drawing.title, drawing.caption)
+
+
+def _text(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    return "\n\n".join([*(table.markdown() for table in tables), *notes])
