@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from training_samples import MODEL, write_lmdb
+from samples import MODEL, base_config, write_lmdb
 
 from dens_plugin.cli import main
 from dens_plugin.data import synthetic
@@ -37,44 +37,11 @@ def write(path, config):
 
 
 def common():
-    normalizer = {"energy": {"mean": 0.0, "stdev": 1.0}, "forces": {"mean": 0.0, "stdev": 1.0}}
-    return {
-        "dataset": {
-            "train": {"format": "lmdb", "src": "train", "transforms": {"normalizer": normalizer}},
-            "val": {"src": "val"},
-            "test": {"src": "test"},
-        },
-        "logger": "tensorboard",
-        "loss_functions": [
-            {"energy": {"fn": "mae", "coefficient": 2}},
-            {"forces": {"fn": "l2mae", "coefficient": 100}},
-        ],
-        "evaluation_metrics": {"primary_metric": "forces_mae", "metrics": {"energy": ["mae"], "forces": ["mae"]}},
-        "outputs": {
-            "energy": {"level": "system"},
-            "forces": {"level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True},
-        },
-        "optim": {
-            "batch_size": 2,
-            "eval_batch_size": 2,
-            "num_workers": 1,
-            "load_balancing": "atoms",
-            "lr_initial": 2.0e-4,
-            "optimizer": "AdamW",
-            "optimizer_params": {"weight_decay": 1.0e-3},
-            "scheduler": "LambdaLR",
-            "scheduler_params": {
-                "lambda_type": "cosine",
-                "warmup_factor": 0.2,
-                "warmup_epochs": 0.5,
-                "lr_min_factor": 0.01,
-            },
-            "max_epochs": 1,
-            "clip_grad_norm": 100,
-            "ema_decay": 0.999,
-            "eval_every": 4,
-        },
-    }
+    """A config without trainer, model and objective, whose paths are relative."""
+    config = base_config(Path())
+    config["dataset"]["test"] = {"src": "test"}
+    config["optim"] |= {"num_workers": 1, "eval_every": 4, "load_balancing": "atoms"}
+    return {key: config[key] for key in config if key not in ("trainer", "model", "task")}
 
 
 def ours():

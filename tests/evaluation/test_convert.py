@@ -8,7 +8,7 @@ import torch
 from ase.build import add_adsorbate, fcc111
 from ase.constraints import FixAtoms
 from ase.optimize import BFGS
-from training_samples import MODEL
+from samples import MODEL
 
 import dens_plugin
 from dens_plugin.evaluation.convert import convert

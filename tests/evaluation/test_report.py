@@ -7,14 +7,14 @@ import pytest
 import torch
 from fairchem.core.common import distutils
 from matplotlib.image import imread
-from report_samples import MODEL, OPTIM, write_lmdb, write_run
+from report_samples import write_run
+from samples import base_config, trainer_arguments, write_lmdb
 
 from dens_plugin.evaluation import corruptions, predictions, report
 from dens_plugin.evaluation.runs import find_runs
 from dens_plugin.testing import random_structure
 from dens_plugin.training.trainer import DeNSTrainer
 
-FORCES = {"level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True}
 ERRORS = [(0.04, 1.0), (0.02, 0.6), (0.01, 0.5)]
 
 
@@ -26,22 +26,9 @@ def trained(tmp_path_factory):
     write_lmdb(root / "train", structures[:6])
     write_lmdb(root / "val", structures[6:])
     distutils.setup_env_local()
-    trainer = DeNSTrainer(
-        task={"objective": {"name": "dens"}},
-        model=MODEL,
-        outputs={"energy": {"level": "system"}, "forces": FORCES},
-        dataset={"train": {"src": str(root / "train")}, "val": {"src": str(root / "val")}},
-        optimizer=OPTIM,
-        loss_functions=[{"energy": {"fn": "mae", "coefficient": 2}}, {"forces": {"fn": "l2mae", "coefficient": 100}}],
-        evaluation_metrics={},
-        identifier="tiny",
-        local_rank=0,
-        run_dir=str(root),
-        seed=0,
-        logger="tensorboard",
-        cpu=True,
-        print_every=1,
-    )
+    config = base_config(root)
+    config["optim"]["eval_every"] = 2
+    trainer = DeNSTrainer(**trainer_arguments(config, run_dir=root, identifier="tiny"))
     trainer.train()
     del trainer
     gc.collect()  # closes the data, which may be open only once in a process

@@ -8,9 +8,9 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
+from samples import MODEL
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
-from training_samples import MODEL
 
 import dens_plugin
 from dens_plugin.fields import NOISE, rows_of

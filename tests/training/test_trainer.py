@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
+from samples import PLAIN_MODEL, write_lmdb
 from torch_geometric.data import Batch, Data
-from training_samples import PLAIN_MODEL, write_lmdb
 
 from dens_plugin.backbones.key_map import to_plain_keys
 from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption, rows_of
