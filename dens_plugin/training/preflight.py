@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dens_plugin.objectives.base import Objective
 
-_LMDB_FORMATS = ("lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
+_LMDB_FORMATS = ("lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
 
 
 def require_files(dataset: Mapping[str, Any], split: str) -> None:

@@ -17,7 +17,8 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from fairchem.core.modules.loss import DDPLoss
 
-import dens_plugin.backbones.equiformer_v2  # noqa: F401  (registers the models' short names)
+import dens_plugin.backbones.equiformer_v2
+import dens_plugin.data.md_lmdb  # noqa: F401  (both register short names)
 from dens_plugin import compat
 from dens_plugin.fields import Rows, rows_of
 from dens_plugin.objectives.s2ef import S2EF

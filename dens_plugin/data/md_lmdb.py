@@ -1,0 +1,104 @@
+"""OC20 All+MD: LMDBs whose structures know from the log of their trajectory whether they are molecular dynamics.
+
+DeNS leaves MD structures alone (Section B.1 of arXiv:2403.09549). Beside every LMDB the release has a text file with
+one line per structure, in which the path of the trajectory names ``relaxations`` or ``md``.
+"""
+
+from __future__ import annotations
+
+import bisect
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from fairchem.core.common.registry import registry
+from fairchem.core.datasets.lmdb_dataset import LmdbDataset
+
+from dens_plugin.data.lmdb_file import lmdb_files
+from dens_plugin.fields import MD
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+
+@registry.register_dataset("dens_lmdb")
+class MDFlaggedLmdb(LmdbDataset):
+    """The host's LMDB data set, one file or a folder of files, with a flag ``md`` on every structure.
+
+    Logs are read when a structure of theirs is first asked for, so that a start does not wait for 170 million lines.
+
+    Args:
+        config: as the host's.
+
+    Raises:
+        FileNotFoundError: if there is not one log per LMDB.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self._logs = [TrajectoryLog(path) for path in _log_files(self.path)]
+
+    def __getitem__(self, idx: int) -> Data:
+        """A structure, as the host's, with ``md``."""
+        structure = super().__getitem__(idx)
+        file, line = self._position(self.indices[idx])
+        structure[MD] = self._logs[file].is_md(line)
+        return structure
+
+    def _position(self, index: int) -> tuple[int, int]:
+        """Number of the file and of the structure in it."""
+        if self.path.is_file():
+            return 0, index
+        ends = self._keylen_cumulative
+        file = bisect.bisect(ends, index)
+        return file, index - (ends[file - 1] if file else 0)
+
+
+class TrajectoryLog:
+    """The lines of a log, found without reading them into memory.
+
+    Args:
+        path: the text file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def is_md(self, line: int) -> bool:
+        """Whether a line, counted from 0, names a trajectory of molecular dynamics.
+
+        Raises:
+            ValueError: if the log ends before that line.
+        """
+        if line >= len(self._ends):
+            raise ValueError(
+                f"'{self.path}' has {len(self._ends)} lines and its LMDB more structures than that; "
+                "without the log of every structure MD cannot be told from relaxations"
+            )
+        start = 0 if line == 0 else int(self._ends[line - 1]) + 1
+        text = bytes(self._bytes[start : int(self._ends[line])])
+        return b"md" in text and b"relaxations" not in text
+
+    @cached_property
+    def _bytes(self) -> np.ndarray:
+        return np.memmap(self.path, dtype=np.uint8, mode="r") if self.path.stat().st_size else np.empty(0, np.uint8)
+
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """Positions of the line ends; the last line may lack one."""
+        ends = np.flatnonzero(self._bytes == ord("\n"))
+        is_open = len(self._bytes) and self._bytes[-1] != ord("\n")
+        return np.append(ends, len(self._bytes)) if is_open else ends
+
+
+def _log_files(path: Path) -> list[Path]:
+    """The logs of an LMDB or of a folder of LMDBs: in their folder, the n-th text file belongs to the n-th LMDB."""
+    folder = path.parent if path.is_file() else path
+    files, logs = lmdb_files(folder), sorted(folder.glob("*.txt"))
+    if len(files) != len(logs):
+        raise FileNotFoundError(
+            f"'{folder}' has {len(files)} LMDBs and {len(logs)} .txt logs, which must be as many to tell MD from "
+            "relaxations; use `format: lmdb` for data without MD"
+        )
+    return [logs[files.index(path)]] if path.is_file() else logs
