@@ -10,7 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import lmdb
 import yaml
@@ -43,6 +43,13 @@ _DATA = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Leaves the wording of errors to `main`; parsers of sub-commands are of this class too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see `{self.prog} --help`")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 2 and one line for an error that the caller can mend."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -67,7 +74,7 @@ def _dispatch(arguments: list[str]) -> None:
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     """The parser of our own commands; only the module of the one that is asked for is imported."""
-    parser = argparse.ArgumentParser(prog="dens", description=__doc__.splitlines()[0])
+    parser = _Parser(prog="dens", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (_, text) in _HOST_MODES.items():
         commands.add_parser(name, help=f"{text} (fairchem's options)")

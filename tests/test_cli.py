@@ -171,6 +171,34 @@ class TestRefusals:
         line = refused(["train", "--config-yml", write(workplace / "bad.yml", config)], capsys)
         assert "empty" in line
 
+    @pytest.mark.parametrize(
+        ("option", "message"),
+        [
+            ("--optim.max_epoch=1", "unknown key 'max_epoch' in optim; did you mean 'max_epochs'?"),
+            ("--task.objectve.prob=0.5", "unknown key 'objectve' in task; did you mean 'objective'?"),
+            ("--tsk.objective.prob=0.5", "unknown key 'tsk' in the config; did you mean 'task'?"),
+            ("--optim.batch_size=0", "optim.batch_size must be a whole number above 0, got 0"),
+            ("--optim.max_epochs=abc", "optim.max_epochs must be a number, got 'abc'"),
+            ("--optim.max_epochs=0", "optim.max_epochs must be"),
+            ("--optim.lr_initial=-1", "optim.lr_initial must be a number above 0"),
+            ("--optim.optimizer=AdamWW", "unknown optim.optimizer 'AdamWW'; did you mean 'AdamW'?"),
+            ("--optim.scheduler=Foo", "unknown optim.scheduler 'Foo'"),
+            ("--dataset.train.format=lmbd", "unknown dataset.train.format 'lmbd'; did you mean 'lmdb'?"),
+            ("--logger=wandbb", "unknown logger 'wandbb'; did you mean 'wandb'?"),
+            ("--trainer=denz", "unknown trainer 'denz'; did you mean 'dens'?"),
+            ("--confg-yml", "unknown option '--confg-yml'; did you mean '--config-yml'?"),
+            ("stray", "unknown option 'stray'"),
+            ("--task.objective.prob", "unknown option '--task.objective.prob'"),
+            ("--task.objective.prob=2", "task.objective: prob must be a probability"),
+        ],
+    )
+    def test_slips(self, workplace, capsys, option, message):
+        assert message in refused(["train", "--config-yml", "ours.yml", "--cpu", option], capsys)
+
+    @pytest.mark.parametrize("arguments", [[], ["data"], ["convert"], ["trian"], ["train"]])
+    def test_incomplete_commands(self, workplace, capsys, arguments):
+        assert "--help" in refused(arguments, capsys)
+
     def test_nothing_is_left_behind(self, workplace, capsys):
         before = set(workplace.rglob("*"))
         self.train(workplace, capsys, task={"objective": {"name": "dens", "prob": 2}})

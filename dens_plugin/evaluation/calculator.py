@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from ase import Atoms
 from fairchem.core import OCPCalculator
 from torch import nn
 
 from dens_plugin.compat import load_checkpoint, prepare_host
+
+
+class DeNSCalculator(OCPCalculator):
+    """fairchem's calculator, which refuses structures that its model cannot mean."""
+
+    def calculate(self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]) -> None:
+        """Energy and forces of a structure.
+
+        Raises:
+            ValueError: for no atoms, positions that are not finite, or an element that the model does not know.
+        """
+        limit = self.config["model"].get("backbone", self.config["model"]).get("max_num_elements", 90)
+        if len(atoms) == 0:
+            raise ValueError("there are no atoms to compute energy and forces of")
+        if not np.isfinite(atoms.get_positions()).all():
+            raise ValueError("positions are NaN or infinite; a relaxation or dynamics with too long a step does that")
+        if max(atoms.numbers) >= limit or min(atoms.numbers) < 1:
+            raise ValueError(f"the model knows the elements 1 to {limit - 1}, not {sorted(set(atoms.numbers))}")
+        super().calculate(atoms, properties, system_changes)
 
 
 def load_calculator(path: str | Path, *, cpu: bool | None = None, seed: int = 0) -> OCPCalculator:
@@ -30,12 +53,13 @@ def load_calculator(path: str | Path, *, cpu: bool | None = None, seed: int = 0)
     """
     prepare_host()
     checkpoint = load_checkpoint(path)
-    if "config" not in checkpoint:
+    if "model" not in (checkpoint.get("config") or {}):
         raise ValueError(f"'{path}' holds weights without a config; convert it with `dens convert` first")
     cpu = not torch.cuda.is_available() if cpu is None else cpu
-    calculator = OCPCalculator(
-        config_yml=_inference_config(checkpoint["config"]), checkpoint_path=str(path), cpu=cpu, seed=seed
-    )
+    with _host_quiet():
+        calculator = DeNSCalculator(
+            config_yml=_inference_config(checkpoint["config"]), checkpoint_path=str(path), cpu=cpu, seed=seed
+        )
     _use_average(calculator.trainer.model, checkpoint.get("ema"))
     return calculator
 
@@ -48,6 +72,17 @@ def _inference_config(config: Mapping[str, Any]) -> dict[str, Any]:
     config["dataset"] = {"train": {**train, "src": None}}
     config["trainer"] = "dens_plugin.DeNSTrainer"
     return config
+
+
+@contextmanager
+def _host_quiet() -> Iterator[None]:
+    """Within the context, logging shows warnings only: the host logs a whole config for every calculator."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
 
 
 def _use_average(model: nn.Module, ema: Mapping[str, Sequence[torch.Tensor]] | None) -> None:

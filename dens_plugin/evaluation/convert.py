@@ -58,11 +58,15 @@ def convert(source: str | Path, out: str | Path, *, to: str = "dens", average: b
     source, out = Path(source), Path(out)
     if out.exists():
         raise FileExistsError(f"'{out}' exists already; remove it or choose another name")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder '{out.parent}' to write '{out.name}' to; make it first")
     checkpoint = load_checkpoint(source)
     settings = _model_settings(checkpoint, source)
     weights = _averaged(checkpoint) if average and checkpoint.get("ema") else checkpoint["state_dict"]
     state = to_plugin_keys(weights) if to == "dens" else to_plain_keys(weights)
     model = _hydra(settings, heads=_heads(settings, _OUR_HEADS if to == "dens" else _HOST_HEADS), to=to)
+    if to == "dens" and not any(key.startswith("backbone.force_embedding.") for key in state):
+        raise ValueError(f"'{source}' is a plain EquiformerV2; train it with DeNS from `task.warm_start: {source}`")
     _require_fit(model, state, source)
     _write(_assembled(checkpoint, state, model, to), out)
     return out
@@ -87,9 +91,9 @@ def _model_settings(checkpoint: Mapping[str, Any], source: Path) -> dict[str, An
     config = checkpoint.get("config")
     if config is None or "state_dict" not in checkpoint:
         raise ValueError(f"'{source}' lacks `config` or `state_dict`; give a checkpoint that a trainer wrote")
-    model = config.get("model_attributes") or config["model"]
-    if isinstance(model, str):
-        raise ValueError(f"'{source}' names the model '{model}' without its settings; its config is incomplete")
+    model = config.get("model_attributes") or config.get("model")
+    if not isinstance(model, Mapping):
+        raise ValueError(f"'{source}' has no settings of its model (found {model!r}); its config is incomplete")
     return without_switches(model)
 
 

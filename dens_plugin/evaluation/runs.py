@@ -12,7 +12,7 @@ from dens_plugin.compat import load_checkpoint
 from dens_plugin.training.history import FILE_NAME, read_history
 
 _CHECKPOINTS = ("best_checkpoint.pt", "checkpoint.pt")  # in the order of preference
-_TIMESTAMP = re.compile(r"^\d{4}(-\d\d){5}-?")
+_TIMESTAMP = re.compile(r"^\d{4}(-\d\d){5}(-\d{3})?-?")
 _SEED = re.compile(r"[-_ ]?seed[-_ ]?(\d+)", re.IGNORECASE)
 _SHARED_BY_SEEDS = ("model", "task", "optim", "outputs", "loss_functions", "dataset", "val_dataset")
 

@@ -50,3 +50,22 @@ def _weights(checkpoint: Mapping[str, Any]) -> Mapping[str, torch.Tensor]:
     if "state_dict" not in checkpoint:
         raise ValueError(f"a checkpoint needs `state_dict`, found {sorted(checkpoint)}; is this a fairchem checkpoint?")
     return checkpoint["state_dict"]
+
+
+def warn_of_other_model(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> None:
+    """Log where the config contradicts a checkpoint's model: some settings change numbers but no shape."""
+    trained = _flat((checkpoint.get("config") or {}).get("model"))
+    here = _flat(model)
+    differing = [key for key in trained if key in here and trained[key] != here[key]]
+    for key in differing:
+        logging.warning(f"model.{key} is {here[key]!r} in the config and {trained[key]!r} in the checkpoint")
+
+
+def _flat(block: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted names of all settings of a block; nothing for a block of older checkpoints that is only a name."""
+    if not isinstance(block, Mapping):
+        return {}
+    flat: dict[str, Any] = {}
+    for key, value in block.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

@@ -40,7 +40,11 @@ def objective_from_config(config: Mapping[str, Any]) -> Objective:
         )
     block = mapping(task["objective"], "task.objective") if ours else _from_authors(optim, config["model"])
     name = block.pop("name", None)
-    return objective_class(name).from_settings(block, free_only=_free_only(config))
+    try:
+        return objective_class(name).from_settings(block, free_only=_free_only(config))
+    except ValueError as error:
+        where = "task.objective" if ours else "optim.denoising_pos_params"
+        raise ValueError(str(error) if "task.objective" in str(error) else f"{where}: {error}") from error
 
 
 def objective_class(name: Any) -> type[Objective]:

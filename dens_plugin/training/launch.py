@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fairchem.core import _cli
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, setup_imports
 
 from dens_plugin import compat
+from dens_plugin.settings import suggestion
 from dens_plugin.training.config import objective_from_config
+from dens_plugin.training.config_check import require_meant
 from dens_plugin.training.model_settings import require_known_model
 from dens_plugin.training.preflight import require_files
 from dens_plugin.training.trainer import DeNSTrainer
@@ -30,11 +33,13 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
     compat.prepare_host()
     parser = flags.get_parser()
     parser.prog = f"dens {mode}"
+    parser.error = _refuse
     args, overrides = parser.parse_known_args([*arguments, "--mode", mode])
+    _require_overrides(overrides, parser)
     if args.checkpoint is None and mode != "train":
         raise ValueError(f"mode '{mode}' needs --checkpoint, the .pt file of a trained model")
-    if args.checkpoint is not None and not Path(args.checkpoint).is_file():
-        raise FileNotFoundError(f"no checkpoint at '{args.checkpoint}'; give the path of a .pt file")
+    if args.checkpoint is not None:
+        compat.load_checkpoint(args.checkpoint)  # a broken file is better met here than after everything else
     _require_meant(build_config(args, overrides))
     _cli.main(args, overrides)
 
@@ -44,12 +49,26 @@ def _require_meant(config: Mapping[str, Any]) -> None:
     missing = [key for key in ("dataset", "model", "optim") if key not in config]
     if missing:
         raise ValueError(f"the config has no `{missing[0]}` block; see configs/experiment for examples")
+    setup_imports(config)
+    require_meant(config)
     if config.get("trainer") in _OUR_TRAINERS:
         objective_from_config(config)
-    setup_imports(config)
     require_known_model(config["model"])
     for split, dataset in _datasets(config["dataset"]):
         require_files(dataset, split)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ValueError(f"{message}; `dens train --help` lists all options")
+
+
+def _require_overrides(overrides: Sequence[str], parser: argparse.ArgumentParser) -> None:
+    """What the host did not know must be an override, ``--block.key=value``, which it splits without a look."""
+    options = [option for action in parser._actions for option in action.option_strings]
+    for text in overrides:
+        if not re.fullmatch(r"--[\w.-]+=[^=]*", text):
+            hint = suggestion(text, options) if text.startswith("--") else "options start with --"
+            raise ValueError(f"unknown option '{text}'; {hint} (settings of the config are --block.key=value)")
 
 
 def _datasets(block: Any) -> list[tuple[str, Mapping[str, Any]]]:

@@ -40,9 +40,26 @@ class PreparingCollater:
 
     def __call__(self, structures: Sequence[Data]) -> Batch:
         """The prepared batch of some structures."""
+        require_like_structures(structures)
         batch = self.collate(structures)
         require_finite_labels(batch)
         return self.objective.prepare(batch, StructureRandom(self.seed, self.sampler.epoch))
+
+
+def require_like_structures(structures: Sequence[Data]) -> None:
+    """Raise ValueError for structures that cannot form a batch: other fields, or arrays of another number of atoms."""
+    fields = set(structures[0].keys())
+    for structure in structures:
+        identity = ", ".join(f"{key} {structure[key]}" for key in ("id", "sid", "fid") if key in structure)
+        differing = fields ^ set(structure.keys())
+        if differing:
+            raise ValueError(f"only some structures have `{min(differing)}`, as {identity} shows; all must, or none")
+        for key in ("forces", "fixed", "tags", "atomic_numbers"):
+            if key in structure and len(structure[key]) != len(structure.pos):
+                raise ValueError(
+                    f"`{key}` has {len(structure[key])} rows for {len(structure.pos)} atoms in {identity}; "
+                    "`dens data check` lists all such structures"
+                )
 
 
 def require_finite_labels(batch: Batch) -> None:

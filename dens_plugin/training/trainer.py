@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import datetime
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from fairchem.core.modules.loss import DDPLoss
@@ -22,13 +25,14 @@ import dens_plugin.data.md_lmdb  # noqa: F401  (both register short names)
 from dens_plugin import compat
 from dens_plugin.fields import Rows, rows_of
 from dens_plugin.objectives.s2ef import S2EF
-from dens_plugin.training.checkpoint import warm_start
+from dens_plugin.training.checkpoint import warm_start, warn_of_other_model
 from dens_plugin.training.config import objective_from_config, without_switches
 from dens_plugin.training.history import FILE_NAME, HistoryLogger
 from dens_plugin.training.loader import PreparingCollater
 from dens_plugin.training.losses import Term, require_finite_loss, term, total_loss
 from dens_plugin.training.metrics import RowEvaluator, statistics
 from dens_plugin.training.preflight import require_files, require_labels, require_model
+from dens_plugin.training.steps import accumulate_steps, autocast_dtype, gradients_kept, lengthen_warmup
 
 if TYPE_CHECKING:
     from fairchem.core.modules.evaluator import Evaluator
@@ -57,8 +61,17 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
         self.objective = S2EF() if inference_only else objective_from_config(self.config)
         self.config["model"] = without_switches(self.config["model"])
         self.config["task"].setdefault("prediction_dtype", "float32")  # the host's float16 rounds total energies
-        self._autocast_dtype = _autocast_dtype(self.config)
+        self._autocast_dtype = autocast_dtype(self.config)
         super().load(inference_only)
+
+    @staticmethod
+    def _get_timestamp(device: torch.device, suffix: str | None) -> str:
+        """A name for the run's folders that no other run has; the host's has a granularity of 128 s."""
+        now = torch.tensor(time.time_ns() // 1_000_000, dtype=torch.int64, device=device)
+        distutils.broadcast(now, 0)
+        seconds, milliseconds = divmod(now.item(), 1000)
+        name = f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d-%H-%M-%S}-{milliseconds:03d}"
+        return f"{name}-{suffix}" if suffix else name
 
     def load_logger(self) -> None:
         """Wrap the host's logger, so that every run has a history."""
@@ -90,7 +103,10 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
         require_model(self._unwrapped_model, self.objective)
         for split, key in (("train", "dataset"), ("val", "val_dataset"), ("test", "test_dataset")):
             require_files(self.config[key], split)
-        super().load_datasets()
+        try:
+            super().load_datasets()
+        except AssertionError as error:
+            raise ValueError(f"the data sets cannot be opened: {error}; `dens data check` says more") from error
         if self.train_dataset is not None:
             targets = [name for loss in self.config["loss_functions"] for name in loss]
             require_labels(self.collater([self.train_dataset[0]]), targets, self.objective)
@@ -111,9 +127,9 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
     def load_extras(self) -> None:
         """The host's, and gradient accumulation."""
         if self.train_loader is not None:
-            _require_warmup(self.config["optim"], len(self.train_loader))
+            lengthen_warmup(self.config["optim"], len(self.train_loader))
         super().load_extras()
-        self._accumulate_steps = _accumulate_steps(self.config["optim"])
+        self._accumulate_steps = accumulate_steps(self.config["optim"])
 
     def load_checkpoint(
         self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False
@@ -121,7 +137,14 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
         """The host's, with a clear error for a broken file and the same behaviour on every torch."""
         if checkpoint is None:
             checkpoint = compat.load_checkpoint(checkpoint_path, torch.device("cpu") if self.cpu else self.device)
-        super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        warn_of_other_model(self.config["model"], checkpoint)
+        try:
+            super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the checkpoint '{checkpoint_path}' does not fit the config: {str(error).strip()[:300]}; "
+                "use the config of its own run"
+            ) from error
 
     def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         with self._training_targets(batch), self._autocast():
@@ -170,7 +193,7 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
         if position != 0:
             loss.backward()
             return
-        with _gradients_kept(self.optimizer):
+        with gradients_kept(self.optimizer):
             super()._backward(loss)
 
     @contextlib.contextmanager
@@ -235,46 +258,3 @@ def _all_rows(target: torch.Tensor) -> Rows:
 def _widened(value: torch.Tensor, autocast_dtype: torch.dtype | None) -> torch.Tensor:
     """Back to float32 what bf16 autocast left in bf16: losses and metrics are sums over many terms."""
     return value.float() if value.dtype == autocast_dtype else value
-
-
-def _autocast_dtype(config: dict[str, Any]) -> torch.dtype | None:
-    wanted = config["optim"].get("autocast")
-    if wanted is None:
-        return None
-    if wanted != "bf16":
-        raise ValueError(f"optim.autocast must be 'bf16' or left out, got '{wanted}'; fp16 is the host's --amp")
-    if config["amp"]:
-        raise ValueError("optim.autocast: bf16 and --amp (fp16) exclude each other; drop one of them")
-    return torch.bfloat16
-
-
-def _accumulate_steps(optim: dict[str, Any]) -> int:
-    """Batches per optimiser step, with every checkpoint at the end of one, so that no gradient is lost on resuming."""
-    steps = optim.get("accumulate_steps", 1)
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"optim.accumulate_steps must be a whole number of at least 1, got {steps!r}")
-    for key in ("eval_every", "checkpoint_every"):
-        every = optim.get(key, steps)
-        if every > 0 and every % steps:
-            raise ValueError(f"optim.{key} = {every} must be a multiple of optim.accumulate_steps = {steps}")
-    return steps
-
-
-def _require_warmup(optim: dict[str, Any], steps_per_epoch: int) -> None:
-    """The host divides by the steps of the warm-up, rounded down."""
-    warmup = optim.get("scheduler_params", {}).get("warmup_epochs", 1)
-    if warmup * steps_per_epoch < 1:
-        raise ValueError(
-            f"optim.scheduler_params.warmup_epochs = {warmup} is shorter than one step of an epoch of "
-            f"{steps_per_epoch} steps; make it at least {1 / steps_per_epoch:.2g}"
-        )
-
-
-@contextlib.contextmanager
-def _gradients_kept(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within the context `zero_grad` does nothing: the host calls it at the start of every backward pass."""
-    optimizer.zero_grad = lambda set_to_none=True: None
-    try:
-        yield
-    finally:
-        del optimizer.zero_grad  # the instance's; the class's method is visible again

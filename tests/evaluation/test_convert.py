@@ -143,6 +143,32 @@ class TestRefusals:
         with pytest.raises(ValueError, match="without a config"):
             dens_plugin.load_calculator(tmp_path / "bare.pt")
 
+    def test_missing_folder(self, tmp_path):
+        path, _ = ours(tmp_path)
+        with pytest.raises(FileNotFoundError, match="there is no folder"):
+            convert(path, tmp_path / "none" / "out.pt")
+
+    def test_config_without_model(self, tmp_path):
+        torch.save({"state_dict": {}, "config": {}}, tmp_path / "bare.pt")
+        with pytest.raises(ValueError, match="no settings of its model"):
+            convert(tmp_path / "bare.pt", tmp_path / "out.pt")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda atoms: atoms.positions.__setitem__((0, 0), np.nan), "NaN or infinite"),
+            (lambda atoms: atoms.numbers.__setitem__(0, 95), "elements 1 to 89"),
+            (lambda atoms: atoms.__delitem__(slice(None)), "no atoms"),
+        ],
+    )
+    def test_structures_that_cannot_be_meant(self, tmp_path, change, message):
+        atoms = slab()
+        atoms.set_constraint()
+        change(atoms)
+        atoms.calc = dens_plugin.load_calculator(ours(tmp_path)[0], cpu=True)
+        with pytest.raises(ValueError, match=message):
+            atoms.get_potential_energy()
+
     def test_averages_of_another_model(self, tmp_path):
         path, _ = ours(tmp_path, ema={"shadow_params": [torch.zeros(3)]})
         with pytest.raises(ValueError, match="do not line up"):
@@ -154,5 +180,5 @@ def test_plain_model_stays_plain(tmp_path):
     path, _ = ours(tmp_path)
     plain = convert(path, tmp_path / "plain.pt", to="plain")
     assert torch.load(plain, weights_only=False)["config"]["model"]["backbone"]["model"] == "equiformer_v2_backbone"
-    with pytest.raises(ValueError, match="do not fit its settings"):
+    with pytest.raises(ValueError, match=r"is a plain EquiformerV2; train it with DeNS from `task.warm_start"):
         convert(plain, tmp_path / "dens.pt")

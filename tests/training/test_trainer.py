@@ -229,6 +229,31 @@ def test_warm_start_from_another_architecture_is_refused(config, build):
         build(config)
 
 
+def test_warm_up_shorter_than_a_step_takes_one(config, build, caplog):
+    config["optim"]["scheduler_params"]["warmup_epochs"] = 0.01
+    assert build(config).scheduler.get_lr() > 0
+    assert "less than a step" in caplog.text
+
+
+def test_runs_never_share_a_folder(config, build):
+    assert build(config).timestamp_id != build(config).timestamp_id
+
+
+def test_checkpoint_of_another_architecture_is_refused(config, build):
+    path = build(config).save(checkpoint_file="other.pt")
+    config["model"]["num_layers"] = 2
+    with pytest.raises(ValueError, match="does not fit the config"):
+        build(config).load_checkpoint(path)
+
+
+def test_contradictions_to_a_checkpoint_are_logged(config, build, caplog):
+    """A cutoff changes the numbers and no shape."""
+    path = build(config).save(checkpoint_file="other.pt")
+    config["model"]["max_radius"] = 3.0
+    build(config).load_checkpoint(path)
+    assert "model.max_radius is 3.0 in the config and 4.0 in the checkpoint" in caplog.text
+
+
 def test_history_survives_a_cut_line(tmp_path):
     path = tmp_path / FILE_NAME
     rows = [{"split": "val", "step": 1, "forces_mae": 2.0}, {"split": "val", "step": 1, "forces_mae": 1.0}]
@@ -288,6 +313,22 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"`forces` of the training set is NaN or infinite in .*sid 102, fid 0"):
             list(build(config).train_loader)
 
+    def test_forces_of_another_number_of_atoms(self, config, build, tmp_path):
+        structures = [random_structure(5, seed=index, sid=100 + index) for index in range(4)]
+        structures[2].forces = structures[2].forces[:-1]
+        config["dataset"]["train"]["src"] = str(write_lmdb(tmp_path / "short", structures))
+        with pytest.raises(ValueError, match=r"`forces` has 4 rows for 5 atoms in .*sid 102"):
+            list(build(config).train_loader)
+
+    def test_field_that_only_some_structures_have(self, config, build, tmp_path):
+        structures = [random_structure(5, seed=index, sid=100 + index) for index in range(4)]
+        for structure in structures[:2]:
+            del structure.tags
+        config["dataset"]["train"]["src"] = str(write_lmdb(tmp_path / "mixed", structures))
+        config["optim"]["batch_size"] = 4
+        with pytest.raises(ValueError, match="only some structures have `tags`"):
+            list(build(config).train_loader)
+
     def test_diverged_run_names_step_and_structures(self, config, build):
         trainer = build(config)
         torch.nn.init.constant_(next(trainer.model.parameters()), float("nan"))
@@ -300,7 +341,6 @@ class TestBadInput:
             ({"autocast": "fp8"}, "must be 'bf16'"),
             ({"accumulate_steps": 0}, "at least 1"),
             ({"accumulate_steps": 4, "eval_every": 6}, "must be a multiple"),
-            ({"scheduler_params": {"lambda_type": "cosine", "warmup_epochs": 0.01}}, "warmup_epochs = 0.01 is shorter"),
         ],
     )
     def test_options(self, config, build, options, message):
