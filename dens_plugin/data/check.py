@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -13,10 +14,14 @@ from fairchem.core.common.utils import load_config
 from tqdm import tqdm
 
 from dens_plugin.data.findings import Finding, Tally, of_metadata, of_whole
-from dens_plugin.data.sources import FORMATS, Source, open_source
+from dens_plugin.data.sources import FORMATS, open_source
 from dens_plugin.data.statistics import ForceSize, Spread, Statistics, collect, summarize
 
 _DEFAULT_LIMIT = 5000  # some 10 ms each
+_EXIT_STATUS = (
+    "Exit status: 0 if no finding is an error (there may be warnings), 1 if one is, 2 if the data set cannot be read. "
+    "Missing labels are errors, so that a test set without them ends in 1."
+)
 
 
 class Report(NamedTuple):
@@ -27,7 +32,7 @@ class Report(NamedTuple):
         format: fairchem's name for its kind.
         structures: Number of structures in it.
         checked: Number of structures looked at.
-        statistics: Numbers over those.
+        statistics: Numbers over those whose arrays belong together.
         findings: Defects, errors first.
     """
 
@@ -65,22 +70,23 @@ def check(
     """
     source = open_source(Path(path), format=format, config=config)
     indices = _evenly_spaced(source.length, limit)
-    tally, summaries = Tally(), []
+    tally, summaries = Tally(), {}
     for index in tqdm(indices, desc="reading", unit="structure", disable=not progress):
         structure = source.read(index)
-        summaries.append(summarize(structure))
-        tally.add(index, structure)
-    statistics = collect(summaries)
-    natoms = [int(summary.composition.sum()) for summary in summaries]
+        if tally.add(index, structure):
+            summaries[index] = summarize(structure)
+    statistics = collect(list(summaries.values()))
     findings = [*tally.findings(), *of_whole(statistics)]
     if source.format in ("lmdb", "oc22_lmdb"):
-        counted = list(zip(indices, natoms, strict=True))
+        counted = [(index, int(summary.composition.sum())) for index, summary in summaries.items()]
         findings += of_metadata(source.metadata, counted, length=source.length)
-    return _report(source, statistics, findings)
+    ordered = sorted(findings, key=lambda finding: finding.severity)  # stable: errors first
+    return Report(source.path, source.format, source.length, len(indices), statistics, ordered)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``dens data check``."""
+    parser.epilog = _EXIT_STATUS
     parser.add_argument("path", metavar="PATH", nargs="?", help="data set, a file or a folder")
     parser.add_argument("--format", choices=FORMATS, default="auto", help="kind of data set (default: auto)")
     parser.add_argument(
@@ -95,14 +101,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do what ``dens data check`` was asked for."""
+    """Do what ``dens data check`` was asked for; ends the process with status 1 if a finding is an error."""
     if (args.path is None) == (args.config_yml is None):
         raise ValueError("Give either PATH or --config-yml.")
     path, format, config = args.path, args.format, {}
     if args.config_yml is not None:
         config = _dataset_config(Path(args.config_yml), args.split)
         path, format = config["src"], config.get("format", "lmdb")
-    print(check(path, format=format, limit=args.max_structures or None, config=config, progress=True))
+    report = check(path, format=format, limit=args.max_structures or None, config=config, progress=True)
+    print(report, flush=True)
+    if any(finding.severity == "error" for finding in report.findings):
+        sys.exit(1)
 
 
 def _evenly_spaced(length: int, limit: int | None) -> list[int]:
@@ -111,12 +120,6 @@ def _evenly_spaced(length: int, limit: int | None) -> list[int]:
     if limit < 1:
         raise ValueError(f"The number of structures to look at must be at least 1, not {limit}.")
     return np.linspace(0, length - 1, limit).astype(int).tolist()
-
-
-def _report(source: Source, statistics: Statistics, findings: list[Finding]) -> Report:
-    ordered = sorted(findings, key=lambda finding: finding.severity)  # stable: errors first
-    checked = sum(statistics.pbc.values())
-    return Report(source.path, source.format, source.length, checked, statistics, ordered)
 
 
 def _dataset_config(path: Path, split: str) -> dict[str, Any]:
@@ -175,7 +178,7 @@ def _fit(numbers: Statistics) -> str:
 
 def _normalizer(numbers: Statistics) -> list[str]:
     if np.isnan(numbers.energy.std) or np.isnan(numbers.free_forces.rms):
-        return ["No normaliser: labels are missing."]
+        return ["No normaliser: no structure has the labels."]
     return [
         "Normaliser, to paste under dataset.train:",
         "transforms:",

@@ -11,8 +11,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from ase import Atoms
+from ase.data import atomic_numbers
 from ase.neighborlist import neighbor_list
 
+from dens_plugin.data.arrays import BREAKS, Partial, Presence
 from dens_plugin.data.statistics import Statistics
 from dens_plugin.data.structures import Structure
 
@@ -26,6 +28,7 @@ LARGE_FORCES = 10.0  # eV/Å, rms of a component: kcal/mol/Å are 23 times the n
 SMALL_FORCES = 0.03  # eV/Å: Hartree/Bohr are a 51st part of the number in eV/Å
 LARGE_ENERGY = 30.0  # eV, rms; referenced energies (adsorption, formation) are smaller
 EXPLAINED = 0.1  # residual of the linear fit over rms: below it the energy is mostly composition
+MAX_ELEMENTS = 90  # default max_num_elements of the host's networks; they assert atomic numbers below it
 
 _PLACES = 3  # structures named in a message
 
@@ -44,33 +47,52 @@ class Tally:
         self._counts: Counter[str] = Counter()
         self._places: dict[str, list[str]] = {}
         self._seen: set[tuple[str, str]] = set()
+        self._presence = Presence()
 
-    def add(self, index: int, structure: Structure) -> None:
+    def add(self, index: int, structure: Structure) -> bool:
         """Check one structure.
 
         Args:
             index: Its place in the data set, for the messages.
             structure: The structure.
+
+        Returns:
+            Whether its arrays belong together, so that statistics can take it in.
         """
+        self._presence.add(structure, _place(index, structure))
+        if self._is_repeated(structure):
+            self._count(_REPEATED, _place(index, structure))
+        if self._is_broken(index, structure):
+            return False
         nearest = _nearest(structure)
         for name, check in _CHECKS.items():
             if check.fails(structure, nearest):
-                self._count(name, index, structure)
-        if self._is_repeated(structure):
-            self._count(_REPEATED, index, structure)
+                self._count(name, _place(index, structure))
+        return True
 
     def findings(self) -> list[Finding]:
         """What was found so far, errors first."""
-        found = [self._finding(name, check) for name, check in _CHECKS.items() if name in self._counts]
+        found = [
+            Finding("error", self._sentence(name, kind.remedy)) for name, kind in BREAKS.items() if name in self._counts
+        ]
+        found += [self._finding(name, check) for name, check in _CHECKS.items() if name in self._counts]
+        found += [_partial(partial, self._presence.looked_at) for partial in self._presence.partial()]
         if _REPEATED in self._counts:
             found.append(Finding("warning", self._sentence(_REPEATED, "evaluation will count them twice.")))
         return sorted(found, key=lambda finding: finding.severity)
 
-    def _count(self, name: str, index: int, structure: Structure) -> None:
+    def _is_broken(self, index: int, structure: Structure) -> bool:
+        details = {name: kind.details(structure) for name, kind in BREAKS.items()}
+        for name, text in details.items():
+            if text:
+                self._count(name, f"{_place(index, structure)}: {text}")
+        return any(details.values())
+
+    def _count(self, name: str, place: str) -> None:
         self._counts[name] += 1
         places = self._places.setdefault(name, [])
         if len(places) < _PLACES:
-            places.append(f"{index} (sid {structure.sid}, fid {structure.fid})")
+            places.append(place)
 
     def _is_repeated(self, structure: Structure) -> bool:
         if structure.sid is None or structure.fid is None:
@@ -91,7 +113,8 @@ class Tally:
 
 def of_whole(statistics: Statistics) -> list[Finding]:
     """Findings that only the data set as a whole shows."""
-    found = (_unreferenced(statistics), _force_unit(statistics), _constant_energy(statistics))
+    checks = (_unreferenced, _force_unit, _constant_energy, _heavy_elements)
+    found = (check(statistics) for check in checks)
     return [finding for finding in found if finding is not None]
 
 
@@ -119,6 +142,18 @@ class _Check(NamedTuple):
     severity: Severity
     remedy: str
     fails: Callable[[Structure, np.ndarray], bool]  # of the structure and the distances of nearest neighbours
+
+
+def _place(index: int, structure: Structure) -> str:
+    return f"{index} (sid {structure.sid}, fid {structure.fid})"
+
+
+def _partial(partial: Partial, looked_at: int) -> Finding:
+    return Finding(
+        "error",
+        f"{partial.count} of {looked_at} structures without `{partial.field}`, first index {partial.first}; "
+        "a batch needs it in all or none, else training fails or ignores it: add zeros, or remove it from all.",
+    )
 
 
 def _nearest(structure: Structure) -> np.ndarray:
@@ -214,3 +249,15 @@ def _constant_energy(statistics: Statistics) -> Finding | None:
     if statistics.energy.std > 0 or np.isnan(statistics.energy.std) or statistics.atoms.std == 0:
         return None
     return Finding("warning", "all energies are the same although the structures are not: are they labels?")
+
+
+def _heavy_elements(statistics: Statistics) -> Finding | None:
+    heavy = [symbol for symbol in statistics.elements if atomic_numbers[symbol] >= MAX_ELEMENTS]
+    if not heavy:
+        return None
+    least = 1 + max(atomic_numbers[symbol] for symbol in heavy)
+    return Finding(
+        "warning",
+        f"models with max_num_elements {MAX_ELEMENTS}, the default, refuse element{'s' if len(heavy) > 1 else ''} "
+        f"{', '.join(heavy)}: atomic numbers must be below it; raise it to {least} or more.",
+    )

@@ -33,6 +33,7 @@ import torch
 from tqdm import tqdm
 
 from dens_plugin.data.lmdb_file import PART, LmdbWriter, write_metadata
+from dens_plugin.data.output import require_makeable
 from dens_plugin.data.raw_graphs import Options, RawGraphs, read_graphs
 from dens_plugin.data.release import RawFile, raw_files, read_log
 
@@ -61,7 +62,8 @@ def convert(
 
     Raises:
         FileNotFoundError: If ``raw`` is no such folder or a file lacks its partner.
-        ValueError: If a file's content is bad, or ``out`` was made from something else.
+        ValueError: If a file's content is bad or it is there twice, or ``out`` was made from something else or cannot
+            be made.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
@@ -71,6 +73,7 @@ def convert(
     if _is_finished(out, manifest):
         print(f"{out} is finished already; nothing to do.")
         return
+    require_makeable(out)
     part = _open_part(out, manifest)
     with tqdm(total=len(pairs), unit="file", desc=f"{raw.name} -> {out.name}", disable=not progress) as bar:
         _write_shards(part, pairs, options, workers=workers, bar=bar)

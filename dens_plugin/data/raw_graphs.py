@@ -13,6 +13,8 @@ from torch_geometric.data import Data
 
 from dens_plugin.data.release import LogLine, RawFile, read_frames, read_log
 
+_LABELS = ("energy", "forces")
+
 
 class Options(NamedTuple):
     """What the content of the data set depends on besides RAW.
@@ -95,9 +97,10 @@ def _graph(to_graph: AtomsToGraphs, atoms: Atoms, line: LogLine, options: Option
 
 def _require_labels(atoms: Atoms, where: str) -> None:
     results = atoms.calc.results if atoms.calc is not None else {}
-    for label in ("energy", "forces"):
-        if label not in results:
-            raise ValueError(f"{where} has no {label}. If this is a test set, use --test-data.")
+    missing = [label for label in _LABELS if label not in results]
+    if missing:
+        raise ValueError(f"{where} has no {' and no '.join(missing)}. If this is a test set, use --test-data.")
+    for label in _LABELS:
         if not np.isfinite(results[label]).all():
             raise ValueError(f"{where} has NaN or infinite {label}: remove the frame from both files, or replace both.")
     if not np.isfinite(atoms.positions).all():

@@ -2,7 +2,8 @@
 
 A folder holds pairs of files: ``N.extxyz`` with frames of ASE's extended XYZ (positions in Å, energies in eV, forces in
 eV/Å, tags, fixed atoms as ``move_mask``) and ``N.txt`` with one line a frame, ``random<sid>,frame<fid>,<reference
-energy in eV>``. Either may be compressed with xz (``.xz`` appended). The lines of test sets may lack the last field.
+energy in eV>``. Either may be compressed with xz (``.xz`` appended), but must not be there in both forms. The lines of
+test sets may lack the last field.
 
 References:
     Chanussot et al., Open Catalyst 2020 (OC20) Dataset and Community Challenges, ACS Catal. 11, 6059 (2021).
@@ -15,6 +16,7 @@ import lzma
 import math
 import re
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,7 @@ from ase import Atoms
 from ase.io.extxyz import XYZError
 
 _NAME = re.compile(r"(?P<stem>\d+)\.(?P<kind>extxyz|txt)(?:\.xz)?")
+_PROPERTIES = re.compile(r"""\bProperties=["']?(?P<triples>\w+:[A-Z]:\d+(?::\w+:[A-Z]:\d+)*)""")
 _AGAIN = "download or unpack it again."
 _LINE = re.compile(r"random(?P<sid>\d+),frame(?P<fid>\d+)(?:,(?P<reference>[^,]+))?")
 
@@ -56,6 +59,7 @@ def raw_files(folder: Path) -> list[RawFile]:
 
     Raises:
         FileNotFoundError: If the folder does not exist, holds no frames, or a file lacks its partner.
+        ValueError: If a file is there twice, unpacked and compressed.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds N.extxyz[.xz] and N.txt[.xz].")
@@ -90,7 +94,7 @@ def read_frames(path: Path) -> Iterator[Atoms]:
     try:
         yield from ase.io.iread(text, index=":", format="extxyz")
     except (XYZError, ValueError, KeyError, IndexError, AssertionError) as error:
-        raise ValueError(f"{path} is not a whole extended XYZ file ({error}): {_AGAIN}") from error
+        raise ValueError(_unreadable(path, text.getvalue(), error)) from error
 
 
 def write_raw_file(folder: Path, number: int, frames: Sequence[tuple[Atoms, LogLine]]) -> None:
@@ -109,23 +113,29 @@ def write_raw_file(folder: Path, number: int, frames: Sequence[tuple[Atoms, LogL
     (folder / f"{number}.txt.xz").write_bytes(lzma.compress(log.encode()))
 
 
-def _by_stem(folder: Path) -> dict[str, dict[str, Path]]:
-    found: dict[str, dict[str, Path]] = {}
+def _by_stem(folder: Path) -> dict[str, dict[str, list[Path]]]:
+    found: dict[str, dict[str, list[Path]]] = {}
     for path in sorted(folder.iterdir()):
         match = _NAME.fullmatch(path.name)
         if match and path.is_file():
-            # sorted: of N.txt and N.txt.xz the unpacked one comes first and is kept
-            found.setdefault(match["stem"], {}).setdefault(match["kind"], path)
+            found.setdefault(match["stem"], {}).setdefault(match["kind"], []).append(path)
     return found
 
 
-def _pair(folder: Path, stem: str, kinds: dict[str, Path]) -> RawFile:
+def _pair(folder: Path, stem: str, kinds: dict[str, list[Path]]) -> RawFile:
     for there, lacking in (("extxyz", "txt"), ("txt", "extxyz")):
         if lacking not in kinds:
             raise FileNotFoundError(
-                f"{kinds[there]} has no {stem}.{lacking}[.xz] beside it in {folder}: {_AGAIN}",
+                f"{kinds[there][0]} has no {stem}.{lacking}[.xz] beside it in {folder}: {_AGAIN}",
             )
-    return RawFile(kinds["extxyz"], kinds["txt"])
+    return RawFile(_only(kinds["extxyz"]), _only(kinds["txt"]))
+
+
+def _only(paths: Sequence[Path]) -> Path:
+    if len(paths) > 1:
+        names = " and ".join(path.name for path in paths)
+        raise ValueError(f"{paths[0].parent} holds both {names}, and only one can be used: remove the other.")
+    return paths[0]
 
 
 def _hint_of_splits(folder: Path) -> str:
@@ -143,6 +153,27 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is truncated or no xz file ({error}): {_AGAIN}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file ({error}): {_AGAIN}") from error
+
+
+def _unreadable(path: Path, text: str, error: Exception) -> str:
+    lacking = _lacking_columns(text.splitlines())
+    if not lacking:
+        return f"{path} is not a whole extended XYZ file ({error}): {_AGAIN}"
+    return (
+        f"{path}, frame 0 has no values for {', '.join(lacking)}, which its Properties name. If this is a test set, "
+        f"take them out of Properties and use `dens data oc20` with --test-data, else {_AGAIN}"
+    )
+
+
+def _lacking_columns(lines: Sequence[str]) -> list[str]:
+    """The last names of the first frame's Properties, if all its rows end where their values should begin."""
+    properties = _PROPERTIES.search(lines[1]) if len(lines) > 2 else None
+    if properties is None or not lines[0].strip().isdecimal():
+        return []
+    widths = {len(row.split()) for row in lines[2 : 2 + int(lines[0])]}
+    names = properties["triples"].split(":")[::3]
+    ends = list(accumulate(map(int, properties["triples"].split(":")[2::3])))
+    return names[ends.index(min(widths)) + 1 :] if len(widths) == 1 and widths <= set(ends) else []
 
 
 def _parse_line(line: str, where: str, need_reference: bool) -> LogLine:

@@ -106,7 +106,9 @@ def summarize(structure: Structure) -> Summary:
 
 def collect(summaries: Sequence[Summary]) -> Statistics:
     """Statistics of a data set from the summaries of its structures."""
-    compositions = np.stack([summary.composition for summary in summaries]).astype(float)  # (B, 119)
+    compositions = np.array([summary.composition for summary in summaries], dtype=float).reshape(
+        -1, _ELEMENTS
+    )  # (B, 119)
     energies = np.array([summary.energy for summary in summaries])  # (B,)
     atoms = compositions.sum(axis=1)
     return Statistics(
@@ -134,10 +136,10 @@ def _force_sums(structure: Structure, mask: np.ndarray) -> tuple[int, float, flo
 
 
 def _force_size(sums: Sequence[tuple[int, float, float]]) -> ForceSize:
-    count, squares, largest = zip(*sums, strict=True)
-    if not sum(count):
+    count, squares, largest = np.array(sums, dtype=float).reshape(-1, 3).T  # each (B,)
+    if not count.sum():
         return ForceSize(np.nan, np.nan)
-    return ForceSize(float(np.sqrt(sum(squares) / (3 * sum(count)))), max(largest))
+    return ForceSize(float(np.sqrt(squares.sum() / (3 * count.sum()))), float(largest.max()))
 
 
 def _spread(values: np.ndarray) -> Spread:

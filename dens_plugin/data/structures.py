@@ -15,6 +15,7 @@ from torch_geometric.data import Data
 
 ENERGY_NAMES = ("energy", "y")
 FORCES_NAMES = ("forces", "force")
+_OPTIONAL_NAMES = ("fixed", "tags")
 
 
 class Structure(NamedTuple):
@@ -31,6 +32,7 @@ class Structure(NamedTuple):
         forces: In eV/Å, shape (N, 3); None if there is no label.
         sid: Identifies the system; None if the data set does not say.
         fid: Identifies the frame of the system; None if the data set does not say.
+        absent: Names of the fields that the record lacks and that have their neutral value here, zero.
     """
 
     numbers: np.ndarray
@@ -43,24 +45,26 @@ class Structure(NamedTuple):
     forces: np.ndarray | None
     sid: Any
     fid: Any
+    absent: tuple[str, ...] = ()
 
 
 def from_data(data: Data) -> Structure:
     """Read a record of an LMDB file."""
-    numbers = _array(data.atomic_numbers).astype(int)
+    positions = _array(data.pos).astype(float)
     cell = _array(data["cell"]).reshape(3, 3) if "cell" in data else np.zeros((3, 3))
     energy, forces = _first(data, ENERGY_NAMES), _first(data, FORCES_NAMES)
     return Structure(
-        numbers=numbers,
-        positions=_array(data.pos).astype(float),
+        numbers=_array(data.atomic_numbers).astype(int),
+        positions=positions,
         cell=cell.astype(float),
         pbc=_pbc(data, cell),
-        fixed=_array(data["fixed"]).astype(bool) if "fixed" in data else np.zeros(len(numbers), dtype=bool),
-        tags=_array(data["tags"]).astype(int) if "tags" in data else np.zeros(len(numbers), dtype=int),
+        fixed=_array_or_zeros(data, "fixed", len(positions)).astype(bool),
+        tags=_array_or_zeros(data, "tags", len(positions)).astype(int),
         energy=None if energy is None else float(_array(energy).reshape(())),
         forces=None if forces is None else _array(forces).astype(float),
         sid=_plain(_first(data, ("sid",))),
         fid=_plain(_first(data, ("fid",))),
+        absent=tuple(name for name in _OPTIONAL_NAMES if _first(data, (name,)) is None),
     )
 
 
@@ -88,6 +92,11 @@ def _first(data: Data, names: tuple[str, ...]) -> Any:
 
 def _array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _array_or_zeros(data: Data, name: str, natoms: int) -> np.ndarray:
+    value = _first(data, (name,))
+    return np.zeros(natoms, dtype=int) if value is None else _array(value)
 
 
 def _plain(value: Any) -> Any:

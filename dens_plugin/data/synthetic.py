@@ -26,6 +26,7 @@ from ase import Atoms
 from tqdm import tqdm
 
 from dens_plugin.data.lmdb_file import PART
+from dens_plugin.data.output import require_makeable
 from dens_plugin.data.release import LogLine, write_raw_file
 from dens_plugin.data.slabs import draw_relaxation
 
@@ -50,7 +51,7 @@ def generate(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If ``out`` is not empty, or a number is too small.
+        ValueError: If ``out`` is not empty or cannot be made, or a number is too small.
     """
     out = Path(out).absolute()
     _require_sensible(out, systems=systems, max_steps=max_steps)
@@ -86,6 +87,7 @@ def _require_sensible(out: Path, *, systems: int, max_steps: int) -> None:
             raise ValueError(f"{name} must be at least {least}, not {value}.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: give another OUT, or delete it first.")
+    require_makeable(out)
 
 
 def _with_logs(relaxations: Sequence[list[Atoms]]) -> list[list[_Frame]]:

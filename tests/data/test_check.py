@@ -162,6 +162,52 @@ def test_finds_a_planted_defect_and_names_the_structure(tmp_path, fields, severi
     assert f"index 1 (sid 0, fid {fields.get('fid', 1)})" in findings[0].message
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"forces": ethanol().forces[:8]}, "9 atoms by pos, forces (8, 3) for (9, 3)"),
+        ({"fixed": torch.zeros(10, dtype=torch.int)}, "9 atoms by pos, fixed (10,) for (9,)"),
+        ({"tags": torch.zeros(9, 1, dtype=torch.long)}, "9 atoms by pos, tags (9, 1) for (9,)"),
+        ({"atomic_numbers": ethanol().atomic_numbers[:7]}, "9 atoms by pos, atomic_numbers (7,) for (9,)"),
+        ({"atomic_numbers": at(ethanol().atomic_numbers, 0, 0)}, "of no element: index 1 (sid 0, fid 1): 0;"),
+        ({"atomic_numbers": at(ethanol().atomic_numbers, 0, 200)}, "of no element: index 1 (sid 0, fid 1): 200;"),
+    ],
+    ids=["forces", "fixed", "tags", "numbers", "number 0", "number 200"],
+)
+def test_structures_with_broken_arrays_are_named_and_left_out(tmp_path, fields, message):
+    report = check(write(tmp_path / "data", three_with(**fields)))
+    assert [finding.severity for finding in report.findings] == ["error"]
+    assert message in report.findings[0].message
+    assert "index 1 (sid 0, fid 1)" in report.findings[0].message
+    others = check(write(tmp_path / "others", [ethanol(0), ethanol(2)]))
+    assert report.checked == 3
+    assert report.statistics == others.statistics
+
+
+def test_a_data_set_of_nothing_but_broken_arrays(tmp_path):
+    report = check(write(tmp_path / "data", [changed(ethanol(i), forces=ethanol().forces[:8]) for i in range(2)]))
+    assert report.findings[0].message.startswith("2 structures with arrays of other sizes")
+    assert "No normaliser" in str(report)
+
+
+@pytest.mark.parametrize("field", ["fixed", "tags"])
+def test_finds_a_field_that_only_some_structures_have(tmp_path, field):
+    findings = check(write(tmp_path / "some", three_with(**{field: None}))).findings
+    assert [finding.severity for finding in findings] == ["error"]
+    assert f"1 of 3 structures without `{field}`, first index 1 (sid 0, fid 1)" in findings[0].message
+    assert check(write(tmp_path / "none", [changed(ethanol(i), **{field: None}) for i in range(3)])).findings == []
+
+
+@pytest.mark.parametrize(("number", "symbol"), [(89, None), (90, "Th"), (92, "U")])
+def test_finds_elements_that_models_refuse_by_default(tmp_path, number, symbol):
+    numbers = at(ethanol().atomic_numbers, 0, number)
+    findings = check(write(tmp_path / "data", three_with(atomic_numbers=numbers))).findings
+    assert [finding.severity for finding in findings] == ([] if symbol is None else ["warning"])
+    if symbol:
+        assert f"max_num_elements 90, the default, refuse element {symbol}" in findings[0].message
+        assert f"raise it to {number + 1} or more" in findings[0].message
+
+
 def test_atoms_overlap_through_the_periodic_boundary(tmp_path):
     pos = at(at(ethanol().pos, 0, torch.tensor([0.0, 0.0, 0.1])), 1, torch.tensor([0.0, 0.0, 19.9]))
     findings = check(write(tmp_path / "data", three_with(pos=pos))).findings
@@ -292,6 +338,23 @@ def parse(*arguments):
 def test_command_line(converted, capsys):
     check_module.run(parse(converted, "--max-structures", 2))
     assert "2 evenly spaced" in capsys.readouterr().out
+
+
+def test_command_line_ends_in_status_1_with_an_error(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        check_module.run(parse(write(tmp_path / "data", three_with(energy=float("nan")))))
+    assert end.value.code == 1
+    output = capsys.readouterr().out
+    assert "error: 1 structure with a NaN" in output
+    assert "Normaliser" in output
+    check_module.run(parse(write(tmp_path / "warned", three_with(fid=0))))
+    assert "warning: " in capsys.readouterr().out
+
+
+def test_help_gives_the_exit_status(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "Exit status: 0 if no finding is an error" in " ".join(capsys.readouterr().out.split())
 
 
 def test_command_line_with_a_configuration(converted, tmp_path, capsys):

@@ -261,6 +261,54 @@ def test_bad_input_is_named(raw, tmp_path, spoil, error, message):
     assert_nothing_to_mistake(tmp_path / "out")
 
 
+def without_forces(text, *, named):
+    """The frames without the columns of the forces, which Properties still name or not."""
+    text = text if named else text.replace(":forces:R:3", "")
+    rows = (line.split() for line in text.splitlines())
+    return "".join(" ".join(row[:6] if len(row) == 9 and row[4] in "TF" else row) + "\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        (False, r"0\.extxyz, frame 0 \(sid 0, fid 0\) has no forces\. .*--test-data"),
+        (True, r"0\.extxyz, frame 0 has no values for forces, which its Properties name.*--test-data"),
+    ],
+    ids=["without the name", "with the name"],
+)
+def test_missing_forces_are_named(raw, tmp_path, named, message):
+    edit(raw / "0.extxyz", lambda text: without_forces(text, named=named))
+    with pytest.raises(ValueError, match=message):
+        convert(raw, tmp_path / "out", progress=False)
+
+
+def test_all_missing_labels_are_named(raw, tmp_path):
+    edit(raw / "0.extxyz", lambda text: without_forces(text, named=False).replace("energy=", "hidden="))
+    with pytest.raises(ValueError, match=r"has no energy and no forces\. .*--test-data"):
+        convert(raw, tmp_path / "out", progress=False)
+
+
+def test_a_row_cut_short_is_not_taken_for_a_test_set(raw, tmp_path):
+    edit(raw / "0.extxyz", lambda text: text[: text.rindex(" ")])
+    with pytest.raises(ValueError, match=r"0\.extxyz is not a whole extended XYZ file"):
+        convert(raw, tmp_path / "out", progress=False)
+
+
+@pytest.mark.parametrize("kind", ["extxyz", "txt"])
+def test_a_file_that_is_there_packed_and_unpacked_is_refused(release, raw, tmp_path, kind):
+    shutil.copy(release / "train" / f"0.{kind}.xz", raw)
+    with pytest.raises(ValueError, match=rf"raw holds both 0\.{kind} and 0\.{kind}\.xz.*remove the other"):
+        convert(raw, tmp_path / "out", progress=False)
+
+
+def test_an_impossible_out_is_refused_before_the_work(raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(oc20, "read_log", lambda *_, **__: pytest.fail("work began"))
+    with pytest.raises(ValueError, match=r"out cannot be made because .*0\.txt is not a folder: give another OUT"):
+        convert(raw, raw / "0.txt" / "out", progress=False)
+    with pytest.raises(ValueError, match=r"/proc/foo cannot be made because .* the folder /(proc)? \(.*give an OUT in"):
+        convert(raw, "/proc/foo", progress=False)
+
+
 @pytest.mark.parametrize("name", ["0.extxyz.xz", "0.txt.xz"])
 def test_a_truncated_xz_is_named(release, tmp_path, name):
     raw = shutil.copytree(release / "train", tmp_path / "raw")

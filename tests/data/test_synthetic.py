@@ -112,6 +112,21 @@ def test_refuses_a_folder_with_content_and_silly_numbers(release, tmp_path):
         generate(tmp_path / "out", systems=0)
 
 
+def test_an_impossible_out_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(synthetic, "draw_relaxation", lambda *_, **__: pytest.fail("work began"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"a/out cannot be made because .*/file is not a folder: give another OUT"):
+        generate(tmp_path / "file" / "a" / "out", progress=False)
+    with pytest.raises(ValueError, match=r"/proc/foo cannot be made because .* the folder /(proc)? \(.*give an OUT in"):
+        generate("/proc/foo", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_missing_folders_above_out_are_made(tmp_path):
+    generate(tmp_path / "a" / "b", systems=1, max_steps=2, progress=False)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+
+
 def test_command_line(tmp_path, release):
     parser = argparse.ArgumentParser()
     synthetic.add_arguments(parser)

@@ -1,0 +1,32 @@
+"""Whether a folder can be made, asked before the hours of work that are to fill it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def require_makeable(out: Path) -> None:
+    """Check that a folder and those above it can be made.
+
+    A temporary folder is made in the nearest one that exists, and removed. Permissions would not tell: the superuser
+    is promised everything, a read-only disk and ``/proc`` refuse nevertheless.
+
+    Args:
+        out: The folder to make; what lies there already does not matter.
+
+    Raises:
+        ValueError: If it cannot be made, with the folder that is in the way.
+    """
+    folder = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    try:
+        with tempfile.TemporaryDirectory(prefix=".dens-", dir=folder):
+            pass
+    except NotADirectoryError as error:
+        raise ValueError(f"{out} cannot be made because {folder} is not a folder: give another OUT.") from error
+    except OSError as error:
+        raise ValueError(
+            f"{out} cannot be made because nothing can be written to the folder {folder} ({error.strerror}): "
+            "give an OUT in a folder that you may write to, or mend that one."
+        ) from error
