@@ -21,7 +21,8 @@ How it is measured:
   bytes, on a CPU of resident pages, from the kernel's own high-water mark (``VmHWM``, which can be reset, while
   ``ru_maxrss`` is inherited from the parent process). A toy network runs first, so that lazy imports and compiled
   functions do not count. Linux only; ``--no-memory`` leaves it out.
-- ``--extrapolate N`` repeats all at half the layers, and draws a line through the two medians of each contestant.
+- ``--extrapolate N`` repeats all at half the layers, and adds N - layers blocks at the median cost of one: all
+  backbones are the same network, and only the heads differ.
 """
 
 from __future__ import annotations
@@ -319,13 +320,15 @@ def _rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _extrapolated(half: Mapping[str, Any], full: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """A run with a + b * layers for each contestant, through the medians of two runs."""
-
-    def cost(measure: str, name: str) -> float:
-        low, high = (float(np.median(run["costs"][measure][name])) for run in (half, full))
-        return high + (high - low) / (full["layers"] - half["layers"]) * (layers - full["layers"])
-
-    costs = {measure: {name: [cost(measure, name)] for name in CONTESTANTS} for measure in full["costs"]}
+    """A run with more blocks, each at the median of what the contestants pay for one: they have the same blocks."""
+    costs = {}
+    for measure, of_full in full["costs"].items():
+        low, high = (
+            np.array([np.median(values[name]) for name in CONTESTANTS]) for values in (half["costs"][measure], of_full)
+        )
+        block = np.median(high - low) / (full["layers"] - half["layers"])
+        more = high + block * (layers - full["layers"])
+        costs[measure] = {name: [float(cost)] for name, cost in zip(CONTESTANTS, more, strict=True)}
     return {"lmax": full["lmax"], "layers": layers, "is_extrapolated": True, "costs": costs}
 
 

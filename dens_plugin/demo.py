@@ -20,7 +20,7 @@ _OBJECTIVES = ("s2ef", "dens")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `dens demo`."""
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, runs and report")
-    parser.add_argument("--epochs", type=int, default=3, help="passes over the training set (default: 3)")
+    parser.add_argument("--epochs", type=int, default=2, help="passes over the training set (default: 2)")
     parser.add_argument("--systems", type=int, default=24, help="relaxations to generate (default: 24)")
     parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the noise")
 
