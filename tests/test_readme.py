@@ -1,0 +1,68 @@
+"""What README.md tells people to type exists: commands and their options, make targets, settings, files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from fairchem.core.common.flags import flags
+
+import dens_plugin
+from dens_plugin import cli
+from dens_plugin.objectives.dens import DeNS
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+def commands(program):
+    lines = (line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines())
+    return [line for line in lines if line.startswith(f"{program} ")]
+
+
+@pytest.mark.parametrize("line", commands("dens"))
+def test_dens_command(line):
+    arguments = shlex.split(line)[1:]
+    if arguments[0] in cli._HOST_MODES:
+        args, unknown = flags.get_parser().parse_known_args(arguments[1:])
+        assert not unknown
+        assert args.config_yml
+        return
+    args = cli._parser(arguments).parse_args(arguments)
+    assert callable(args.run)
+
+
+@pytest.mark.parametrize("line", commands("make"))
+def test_make_target(line):
+    assert re.search(rf"^{line.split()[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_objective_example():
+    """Every setting in the example is one, and its plain values are the defaults, as the text says."""
+    example = next(block for block in blocks("yaml") if "objective:" in block)
+    settings = yaml.safe_load(example.replace("...", ""))["task"]["objective"]
+    settings.pop("name")
+    eligibility = settings.pop("eligibility")
+    assert DeNS.from_settings(settings, free_only=True) == DeNS()
+    DeNS.from_settings({"eligibility": eligibility}, free_only=True)
+
+
+@pytest.mark.parametrize("path", sorted(set(re.findall(r"(?:configs|docs|benchmarks|dens_plugin)/[\w/.]+\w", TEXT))))
+def test_files_exist(path):
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"dens_plugin\.([A-Z]\w+)", TEXT))))
+def test_public_names(name):
+    assert getattr(dens_plugin, name)
