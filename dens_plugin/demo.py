@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import time
@@ -64,7 +65,7 @@ def _train(objective: str, args: argparse.Namespace) -> None:
     ]
     log = args.out / f"train_{objective}.log"
     with (
-        log.open("w") as file,
+        log.open("w", buffering=1) as file,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
     ):
         for line in process.stdout or ():
@@ -76,8 +77,9 @@ def _train(objective: str, args: argparse.Namespace) -> None:
 
 def _show(line: str) -> None:
     """Print what the host logs of a step or an evaluation, without its prefix."""
-    if "forces_mae: " in line:
-        print("  " + line.partition("(INFO): ")[2].strip()[: _width()], flush=True)
+    found = re.search(r"\(INFO\): (.*forces_mae: .*)", line)
+    if found:
+        print("  " + found[1][: _width()], flush=True)
 
 
 def _width() -> int:

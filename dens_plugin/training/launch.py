@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from fairchem.core import _cli
 from fairchem.core.common.flags import flags
-from fairchem.core.common.utils import build_config, setup_imports
+from fairchem.core.common.utils import build_config, setup_imports, setup_logging
 
 from dens_plugin import compat
 from dens_plugin.settings import suggestion
@@ -31,6 +31,7 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
         ValueError: for a config that cannot be meant, before anything is started.
     """
     compat.prepare_host()
+    setup_logging()  # before anything logs: the first message would otherwise choose another format
     parser = flags.get_parser()
     parser.prog = f"dens {mode}"
     parser.error = _refuse
