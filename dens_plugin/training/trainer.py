@@ -56,6 +56,11 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
         ValueError: before the first step, for a config, data set or model that cannot be meant.
     """
 
+    def train(self, disable_eval_tqdm: bool = False) -> None:
+        """The host's loop, whose last steps are saved even where no evaluation falls on them."""
+        super().train(disable_eval_tqdm)
+        self.save(checkpoint_file="checkpoint.pt", training_state=True)
+
     def load(self, inference_only: bool) -> None:
         """Read the objective, then everything else."""
         self.objective = S2EF() if inference_only else objective_from_config(self.config)

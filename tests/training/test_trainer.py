@@ -58,6 +58,14 @@ def test_training_writes_checkpoints_and_history(config, build):
     assert [row["step"] for row in rows if row["split"] == "val"] == [6]
 
 
+def test_a_run_shorter_than_an_evaluation_is_saved(config, build):
+    config["optim"]["eval_every"] = 400
+    trainer = build(config)
+    trainer.train(disable_eval_tqdm=True)
+    saved = torch.load(Path(trainer.config["cmd"]["checkpoint_dir"]) / "checkpoint.pt", weights_only=False)
+    assert saved["step"] == 6
+
+
 def test_loss_terms_are_counted_once(config, build):
     """The sum of three means, written out by hand."""
     config["task"]["objective"] = {"name": "dens", "prob": 1.0, "corrupt_ratio": 0.6, "coefficient": 7}
