@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -144,8 +142,7 @@ def predict(run: Run, split: str, *, max_structures: int) -> Predictions:
     """
     dataset = dataset_of(run.config, split)
     indices = evenly(len(dataset), max_structures)
-    with _quiet():
-        trainer = load_calculator(run.checkpoint).trainer
+    trainer = load_calculator(run.checkpoint).trainer
     trainer.model.eval()
     optim = run.config["optim"]
     size = optim.get("eval_batch_size", optim.get("batch_size", 1))
@@ -194,14 +191,3 @@ def _require_labels(batch: Batch, split: str) -> None:
 def _digest(checkpoint: Path, split: str, max_structures: int) -> str:
     identity = f"{checkpoint.resolve()},{checkpoint.stat().st_mtime_ns},{split},{max_structures}"
     return hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the host's information, a page of YAML for each model."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)
