@@ -6,6 +6,7 @@ works: a compiled ``pyg-lib`` or ``torch-cluster``, an older SciPy, torch 2.4.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,18 @@ def prepare_host() -> None:
         _replace_radius_graph()
 
 
-def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+def load_checkpoint(
+    path: str | Path, map_location: str | torch.device = "cpu", *, on_demand: bool = False
+) -> dict[str, Any]:
     """Read a checkpoint written by fairchem, by the authors' code or by this package.
 
     Such files hold configuration objects next to the tensors, which torch 2.6 and later refuse unless asked; load only
     files that you trust, as with any pickle.
+
+    Args:
+        path: the file.
+        map_location: where tensors go.
+        on_demand: read weights only when they are used, where the file's format allows it.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -36,7 +44,8 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at '{path}'; give the path of a .pt file")
     try:
-        checkpoint = torch.load(path, map_location=map_location, weights_only=False)
+        mmap = on_demand and zipfile.is_zipfile(path)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=False, mmap=mmap)
     except Exception as error:  # torch raises a different type for each way in which a file can be broken
         raise ValueError(
             f"'{path}' cannot be read as a checkpoint ({error}); it may have been cut short: take an older one"

@@ -9,17 +9,18 @@ N atoms, B structures, E edges, C channels, L = (lmax + 1)² coefficients.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
-    from torch_geometric.data import Batch
+    from torch_geometric.data import Batch, Data
 
 CORRUPTION = "corruption"  # Corruption, set by the training loader alone
 ROWS = "rows"  # dict: target -> Rows, set by the training loader alone
 MD = "md"  # (B,) bool, structures from molecular dynamics, which are never corrupted
+_IDENTIFIERS = ("id", "sid", "fid")  # what data sets call a structure
 NOISE = "noise"  # the name of the noise output, (N, 3), in units of its scale
 
 
@@ -37,11 +38,6 @@ class Corruption(NamedTuple):
     noise: torch.Tensor
     sigma: torch.Tensor
     forces: torch.Tensor
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no atom was moved."""
-        return not bool(self.mask.any())
 
 
 class Rows(NamedTuple):
@@ -92,7 +88,16 @@ def structure_names(batch: Batch, indices: Iterable[int] | None = None) -> str:
     return "; ".join(_structure_name(batch, index) for index in indices)
 
 
+def structure_name(structure: Data) -> str:
+    """A structure that is in no batch yet, by the same identifiers."""
+    return _words({field: structure[field] for field in _IDENTIFIERS if field in structure})
+
+
 def _structure_name(batch: Batch, index: int) -> str:
-    known = {field: batch[field][index] for field in ("id", "sid", "fid") if field in batch}
-    words = [f"{field} {value.item() if torch.is_tensor(value) else value}" for field, value in known.items()]
-    return ", ".join(words) or f"structure {index} of its batch"
+    known = {field: batch[field][index] for field in _IDENTIFIERS if field in batch}
+    return _words(known) or f"structure {index} of its batch"
+
+
+def _words(known: Mapping[str, Any]) -> str:
+    values = {field: value.item() if torch.is_tensor(value) else value for field, value in known.items()}
+    return ", ".join(f"{field} {value}" for field, value in values.items())

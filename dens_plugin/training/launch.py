@@ -40,7 +40,8 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
     if args.checkpoint is None and mode != "train":
         raise ValueError(f"mode '{mode}' needs --checkpoint, the .pt file of a trained model")
     if args.checkpoint is not None:
-        compat.load_checkpoint(args.checkpoint)  # a broken file is better met here than after everything else
+        # A broken file is better met here than after everything else.
+        compat.load_checkpoint(args.checkpoint, on_demand=True)
     _require_meant(build_config(args, overrides))
     _cli.main(args, overrides)
 
@@ -60,7 +61,7 @@ def _require_meant(config: Mapping[str, Any]) -> None:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise ValueError(f"{message}; `dens train --help` lists all options")
+    raise ValueError(f"{message}; `--help` lists all options")
 
 
 def _require_overrides(overrides: Sequence[str], parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dens_plugin.fields import structure_names
+from dens_plugin.fields import structure_name, structure_names
 from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
 
@@ -50,15 +50,16 @@ def require_like_structures(structures: Sequence[Data]) -> None:
     """Raise ValueError for structures that cannot form a batch: other fields, or arrays of another number of atoms."""
     fields = set(structures[0].keys())
     for structure in structures:
-        identity = ", ".join(f"{key} {structure[key]}" for key in ("id", "sid", "fid") if key in structure)
         differing = fields ^ set(structure.keys())
         if differing:
-            raise ValueError(f"only some structures have `{min(differing)}`, as {identity} shows; all must, or none")
+            raise ValueError(
+                f"only some structures have `{min(differing)}`, as {structure_name(structure)} shows; all must, or none"
+            )
         for key in ("forces", "fixed", "tags", "atomic_numbers"):
             if key in structure and len(structure[key]) != len(structure.pos):
                 raise ValueError(
-                    f"`{key}` has {len(structure[key])} rows for {len(structure.pos)} atoms in {identity}; "
-                    "`dens data check` lists all such structures"
+                    f"`{key}` has {len(structure[key])} rows for {len(structure.pos)} atoms in "
+                    f"{structure_name(structure)}; `dens data check` lists all such structures"
                 )
 
 

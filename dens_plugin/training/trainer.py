@@ -222,7 +222,7 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
 
     def _host_term(self, name: str, info: dict[str, Any], out: dict[str, torch.Tensor], batch: Batch) -> Term:
         """A target of the host's own: its labels normalised as the host does."""
-        target, prediction = batch[name], out[name]
+        target, prediction, rows = batch[name], out[name], rows_of(batch)
         target = target.view(prediction.shape)
         natoms = batch.natoms if len(target) == batch.num_graphs else batch.natoms[batch.batch]
         if name in self.elementrefs:
@@ -234,7 +234,7 @@ class DeNSTrainer(EquiformerV2ForcesTrainer):
             info["fn"].loss_fn,
             prediction=prediction,
             target=target,
-            rows=rows_of(batch).get(name, _all_rows(target)),
+            rows=rows[name] if name in rows else _all_rows(target),
             natoms=natoms,
         )
 
