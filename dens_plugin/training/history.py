@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,11 @@ class HistoryLogger:
             self._append({"split": split, "step": step, "time": time.time(), **_plain(update_dict)})
 
     def _append(self, row: dict[str, Any]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:  # a full disk is no reason to lose the weights
+            logging.error(f"A line of '{self._path}' could not be written ({error}).")
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

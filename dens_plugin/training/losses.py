@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from fairchem.core.common import distutils
 
-from dens_plugin.fields import structure_names
-
 if TYPE_CHECKING:
-    from torch_geometric.data import Batch
-
     from dens_plugin.fields import Rows
 
 
@@ -66,16 +62,3 @@ def total_loss(terms: list[Term]) -> torch.Tensor:
     return sum(
         term.coefficient * (term.errors.sum() * world_size / count) for term, count in zip(terms, counts, strict=True)
     )
-
-
-def require_finite_loss(loss: torch.Tensor, batch: Batch, step: int) -> None:
-    """Stop a run that has diverged while its last checkpoint is still good.
-
-    Raises:
-        FloatingPointError: naming step and structures.
-    """
-    if not torch.isfinite(loss):
-        raise FloatingPointError(
-            f"the loss of step {step} is {loss.item()}, with {structure_names(batch)} in the batch; lower "
-            "optim.lr_initial or optim.clip_grad_norm, or look at these structures with `dens data check`"
-        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,9 +20,11 @@ class RowEvaluator(Evaluator):
         }
 
     def update(self, key: str, stat: Any, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Add a statistic to the running metrics; a mean over nothing changes nothing."""
+        """Add a statistic to the running metrics; a mean over nothing changes nothing, nor does a NaN."""
         if isinstance(stat, dict) and stat["numel"] == 0:
             return metrics
+        if not math.isfinite(stat["total"] if isinstance(stat, dict) else stat):
+            return metrics  # of a step that is left out
         return super().update(key, stat, metrics)
 
 

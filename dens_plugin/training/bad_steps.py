@@ -1,0 +1,69 @@
+"""Steps with a NaN or infinite loss or gradient: all ranks leave them out, and stop after too many in a row."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dens_plugin.fields import structure_names
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+_REMEDY = "lower optim.lr_initial or optim.clip_grad_norm, or look at these structures with `dens data check`"
+
+
+class NonFiniteGradientError(FloatingPointError):
+    """Raised in front of an optimiser step that would spoil the weights."""
+
+
+class BadSteps:
+    """Counts bad steps in a row.
+
+    Args:
+        limit: the most that are left out in a row; one more ends the run while its weights are good.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_a_row = 0
+
+    def good(self) -> None:
+        """Note a step that was taken."""
+        self._in_a_row = 0
+
+    def bad(self, what: str, step: int, batch: Batch) -> None:
+        """Note a step that was left out, and log the structures of this rank's batch.
+
+        Raises:
+            FloatingPointError: if there were too many in a row, naming step and structures.
+        """
+        self._in_a_row += 1
+        told = f"{what} in step {step}, with {structure_names(batch)} in the batch"
+        if self._in_a_row > self._limit:
+            raise FloatingPointError(
+                f"{told}, and {self._limit} bad steps before it; weights and checkpoint are still good: {_REMEDY}"
+            )
+        logging.warning(f"Left out a step: {told} ({self._in_a_row} in a row, at most {self._limit}).")
+
+
+def bad_steps_allowed(optim: dict[str, Any]) -> int:
+    """The number of ``optim.max_bad_steps``; raises ValueError for what is none."""
+    limit = optim.get("max_bad_steps", 10)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise ValueError(f"optim.max_bad_steps must be a whole number of at least 0, got {limit!r}")
+    return limit
+
+
+def clip_gradients(parameters: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor:
+    """Scale gradients down to a norm of at most ``limit`` and return the norm that they had.
+
+    Raises:
+        NonFiniteGradientError: if a gradient is NaN or infinite.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, torch.inf if limit is None else limit)
+    if not torch.isfinite(norm):
+        raise NonFiniteGradientError(f"the norm of the gradient is {norm.item()}")
+    return norm

@@ -1,0 +1,244 @@
+"""fairchem's trainer without what it loses on the way: a run that may be interrupted at any moment.
+
+It knows nothing of objectives. Checkpoints are written at the end of a step, whole, with predecessors to fall back on;
+a resumed run is the uninterrupted one, and what changed in between is said; validation means are exact.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fairchem.core.common import distutils, gp_utils
+from fairchem.core.models.equiformer_v2.trainers.lr_scheduler import LRScheduler
+from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
+from torch.optim.lr_scheduler import LambdaLR
+
+from dens_plugin import compat
+from dens_plugin.training.evaluation import MeanLoss, ShareSampler, summed
+from dens_plugin.training.history import FILE_NAME, HistoryLogger
+from dens_plugin.training.resume import RUN, RunRecord, differences, recorded
+from dens_plugin.training.saving import NEWEST, commit, keep_checkpoints, newest_whole
+from dens_plugin.training.step_random import seed_step
+from dens_plugin.training.stepping import SteppingTrainer
+from dens_plugin.training.warm_start import warn_of_other_model
+
+if TYPE_CHECKING:
+    from torch.utils.data import BatchSampler, Dataset
+
+
+class DurableTrainer(SteppingTrainer):
+    """The host's trainer for runs of weeks; options beside the host's and those of `SteppingTrainer`:
+
+    - ``optim.keep_checkpoints``: how many of the newest checkpoints to keep, 2 by default.
+    """
+
+    _save_due = False  # whether to save at the end of the step
+    _loaded_config: dict[str, Any] | None = None  # of the checkpoint that was loaded
+    _unsaved: str | None = None  # why the last attempt to save failed
+
+    def load(self, inference_only: bool) -> None:
+        """Read the options, then everything else."""
+        self.config["task"].setdefault("prediction_dtype", "float32")  # the host's float16 rounds total energies
+        self._keep_checkpoints = keep_checkpoints(self.config["optim"])
+        super().load(inference_only)
+
+    @staticmethod
+    def _get_timestamp(device: torch.device, suffix: str | None) -> str:
+        """A name for the run's folders that no other run has; the host's has a granularity of 128 s."""
+        now = torch.tensor(time.time_ns() // 1_000_000, dtype=torch.int64, device=device)
+        distutils.broadcast(now, 0)
+        seconds, milliseconds = divmod(now.item(), 1000)
+        name = f"{datetime.datetime.fromtimestamp(seconds):%Y-%m-%d-%H-%M-%S}-{milliseconds:03d}"
+        return f"{name}-{suffix}" if suffix else name
+
+    def load_logger(self) -> None:
+        """Wrap the host's logger, so that every run has a history."""
+        super().load_logger()
+        if self.logger is not None:
+            self.logger = HistoryLogger(self.logger, self._folder / FILE_NAME, self.config["cmd"]["print_every"])
+
+    def get_sampler(self, dataset: Dataset, batch_size: int, shuffle: bool) -> BatchSampler:
+        """The host's for training; for evaluation one that counts every structure once."""
+        if shuffle:
+            return super().get_sampler(dataset, batch_size, shuffle)
+        rank, ranks = _data_ranks()
+        return ShareSampler(dataset, batch_size=batch_size, rank=rank, num_replicas=ranks)
+
+    def load_extras(self) -> None:
+        """The host's, with a record of what a step means."""
+        super().load_extras()
+        if self.train_loader is not None:
+            self.config[RUN] = self._record()._asdict()
+
+    def _record(self) -> RunRecord:
+        return RunRecord(
+            world_size=_data_ranks()[1],
+            batch_size=self.config["optim"].get("batch_size", 1),
+            accumulate_steps=self._accumulate_steps,
+            structures=len(self.train_dataset),
+            batches_per_epoch=len(self.train_loader),
+            seed=self._seed,
+        )
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.config["cmd"]["checkpoint_dir"])
+
+    def train(self, disable_eval_tqdm: bool = False) -> None:
+        """The host's loop, from the run's own newest checkpoint if it is ahead of what was loaded, to its last step.
+
+        Raises:
+            FloatingPointError: after too many bad steps in a row.
+            OSError: if the last checkpoint could not be written.
+        """
+        self._go_on_from_own()
+        self._tell_differences()
+        record = self._record()
+        logging.info(
+            f"Effective batch: {record.effective_batch} structures per step = {record.batch_size} per batch x "
+            f"{record.world_size} ranks x {record.accumulate_steps} accumulated."
+        )
+        super().train(disable_eval_tqdm)
+        self.save(checkpoint_file=NEWEST, training_state=True)
+        if self._unsaved is not None:
+            raise OSError(self._unsaved)
+
+    def _go_on_from_own(self) -> None:
+        """Load the run's own newest checkpoint if it is ahead: after a requeue it beats an explicit `--checkpoint`."""
+        found = [newest_whole(self._folder) if distutils.is_master() else None]
+        distutils.broadcast_object_list(found, src=0, device=self.device)
+        if found[0] is not None and compat.load_checkpoint(found[0], on_demand=True).get("step", 0) > self.step:
+            logging.info(f"This run goes on from its own checkpoint {found[0]}.")
+            self.load_checkpoint(str(found[0]))
+
+    def _tell_differences(self) -> None:
+        """Say what changed since the checkpoint, and keep the epoch where an epoch's number of steps changed."""
+        if self._loaded_config is None or self.step == 0:
+            return
+        for text in differences(self._loaded_config, self.config):
+            logging.warning(f"Resumed with a change: {text}.")
+        before = recorded(self._loaded_config)
+        if before is not None and before.batches_per_epoch != len(self.train_loader):
+            step = round(self.epoch * len(self.train_loader))
+            self.step = step - step % self._accumulate_steps
+            self._move_schedule()
+
+    def _move_schedule(self) -> None:
+        """A fresh schedule at the current step."""
+        fresh = LRScheduler(self.optimizer, self.config["optim"])
+        if not isinstance(fresh.scheduler, LambdaLR):
+            logging.warning(f"{fresh.scheduler_type} cannot be moved to another step; it goes on in the old ones.")
+            return
+        fresh.scheduler.last_epoch = self.step - 1
+        fresh.scheduler.step()
+        self.scheduler.replace(fresh)
+
+    def load_checkpoint(
+        self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False
+    ) -> None:
+        """The host's, from a whole file, with averages kept on where the file holds weights alone.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is broken or does not fit the config.
+        """
+        if checkpoint is None:
+            if Path(checkpoint_path) == self._folder / NEWEST:  # the run's own: it may fall back
+                checkpoint_path = str(newest_whole(self._folder))
+            checkpoint = compat.load_checkpoint(checkpoint_path, torch.device("cpu") if self.cpu else self.device)
+        warn_of_other_model(self.config["model"], checkpoint)
+        try:
+            super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"the checkpoint '{checkpoint_path}' does not fit the config: {str(error).strip()[:300]}; "
+                "use the config of its own run"
+            ) from error
+        if not inference_only:
+            self._loaded_config = checkpoint.get("config")
+            self._complete()
+
+    def _complete(self) -> None:
+        """Mend what the host leaves open after loading: no averages, and a schedule a step behind in its own files."""
+        if self.ema is None and self.ema_decay:
+            self.ema = ExponentialMovingAverage(self.model.parameters(), self.ema_decay)
+        schedule = getattr(self.scheduler, "scheduler", None)
+        if isinstance(schedule, LambdaLR) and schedule.last_epoch == self.step - 1:
+            schedule.step()
+
+    def save(
+        self, metrics: dict | None = None, checkpoint_file: str = NEWEST, training_state: bool = True
+    ) -> str | None:
+        """Write a checkpoint, whole or not at all; one with the training state waits for the end of the step.
+
+        A failure to write is logged, and raised at the end of the run if no later attempt succeeded.
+        """
+        if self._in_step and training_state:
+            self._save_due = True
+            return str(self._folder / checkpoint_file)
+        path, temporary = self._folder / checkpoint_file, f".{checkpoint_file}.writing"
+        try:
+            if super().save(metrics, temporary, training_state) is None:
+                return None
+            commit(self._folder / temporary, path, keep=self._keep_checkpoints if checkpoint_file == NEWEST else 1)
+        except (OSError, RuntimeError) as error:  # torch has no type of its own for a disk that is full
+            self._not_saved(path, error, restore_average=not training_state)
+            return None
+        self._unsaved = None
+        return str(path)
+
+    def finish_step(self, *, interrupted: bool) -> None:
+        """Write the checkpoint that was asked for within the step, or one for the interruption."""
+        if self._save_due or interrupted:
+            self._save_due = False
+            self.save(checkpoint_file=NEWEST, training_state=True)
+
+    def _not_saved(self, path: Path, error: Exception, *, restore_average: bool) -> None:
+        if restore_average and self.ema is not None:
+            self.ema.restore()  # the host had put the averages in place of the weights
+        (path.parent / f".{path.name}.writing").unlink(missing_ok=True)
+        self._unsaved = (
+            f"step {self.step} could not be saved to '{path}' ({str(error).splitlines()[0]}); the checkpoint before it "
+            "is untouched: make room or make the folder writable, the run tries again at its next checkpoint"
+        )
+        logging.error(self._unsaved)
+
+    def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
+        """The host's, with exact means over the set on any number of ranks."""
+        seed_step(self._seed, self.step, split)
+        self._evaluation_loss = MeanLoss()
+        with self._without_ddp():
+            return super().validate(split, disable_tqdm)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """The host's, on ranks with unequal shares."""
+        seed_step(self._seed, self.step, "predict")
+        with self._without_ddp():
+            return super().predict(*args, **kwargs)
+
+    def _aggregate_metrics(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        whole = summed(metrics)
+        loss = self._evaluation_loss.value()
+        return whole | {"loss": {"total": loss, "numel": 1, "metric": loss}}
+
+    @contextlib.contextmanager
+    def _without_ddp(self) -> Iterator[None]:
+        wrapped, self.model = self.model, self._unwrapped_model
+        try:
+            yield
+        finally:
+            self.model = wrapped
+
+
+def _data_ranks() -> tuple[int, int]:
+    """This process's rank and the number of ranks that see different structures."""
+    if gp_utils.initialized():
+        return gp_utils.get_dp_rank(), gp_utils.get_dp_world_size()
+    return distutils.get_rank(), distutils.get_world_size()

@@ -1,0 +1,104 @@
+"""What changed between the run that wrote a checkpoint and the one that goes on from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+RUN = "run"  # the block of a checkpoint's config that holds the record
+_PARTS = ("optim", "loss_functions", "outputs", "dataset")
+_MEANINGLESS = ("checkpoint_every", "eval_every", "num_workers", "eval_batch_size", "max_bad_steps", "keep_checkpoints")
+
+
+class RunRecord(NamedTuple):
+    """What the steps of a run mean.
+
+    Attributes:
+        world_size: number of ranks.
+        batch_size: structures per rank and batch.
+        accumulate_steps: batches per optimiser step.
+        structures: of the training set.
+        batches_per_epoch: of one rank.
+        seed: of the run.
+    """
+
+    world_size: int
+    batch_size: int
+    accumulate_steps: int
+    structures: int
+    batches_per_epoch: int
+    seed: int
+
+    @property
+    def effective_batch(self) -> int:
+        """Structures per optimiser step."""
+        return self.world_size * self.batch_size * self.accumulate_steps
+
+
+def recorded(config: Mapping[str, Any]) -> RunRecord | None:
+    """The record in a checkpoint's config; None for checkpoints of other code."""
+    record = config.get(RUN)
+    return RunRecord(**record) if record else None
+
+
+def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each change that alters what a resumed run does.
+
+    Args:
+        saved: the checkpoint's config.
+        here: this run's, with its `RunRecord`.
+    """
+    before, now = recorded(saved), recorded(here)
+    if before and now:
+        yield from _record_differences(before, now)
+    for part in _PARTS:
+        yield from _config_differences(saved.get(part), here.get(part), part)
+    objective = (saved.get("task") or {}).get("objective"), (here.get("task") or {}).get("objective")
+    yield from _config_differences(*objective, "task.objective")
+
+
+def _record_differences(before: RunRecord, now: RunRecord) -> Iterator[str]:
+    if before.structures != now.structures:
+        yield (
+            f"the training set had {before.structures} structures and has {now.structures}: the rest of this epoch is "
+            "another choice of structures"
+        )
+    for name, text in (("world_size", "ranks"), ("batch_size", "structures per batch"), ("seed", "as seed")):
+        if getattr(before, name) != getattr(now, name):
+            yield f"the checkpoint was trained with {getattr(before, name)} {text}, this run has {getattr(now, name)}"
+    if before.effective_batch != now.effective_batch:
+        yield (
+            f"a step had {before.effective_batch} structures and has {now.effective_batch}; the learning rate is not "
+            "changed with it"
+        )
+    if before.batches_per_epoch != now.batches_per_epoch:
+        yield (
+            f"an epoch had {before.batches_per_epoch} steps and has {now.batches_per_epoch}; the run goes on at the "
+            "same epoch, and the schedule with it"
+        )
+
+
+def _config_differences(saved: Any, here: Any, where: str) -> Iterator[str]:
+    old, new = _flat(saved, where), _flat(here, where)
+    for key in old:
+        name = key.rpartition(".")[2]
+        if key in new and old[key] != new[key] and name not in _MEANINGLESS and not name.endswith("epochs"):
+            yield f"{key} was {old[key]!r} and is {new[key]!r}"
+    missing = [key for key in old if key not in new]
+    added = [key for key in new if key not in old]
+    if old and new and (missing or added):
+        yield f"{where} lost {missing or 'nothing'} and gained {added or 'nothing'}"
+
+
+def _flat(block: Any, prefix: str) -> dict[str, Any]:
+    """Dotted names of all settings of a block of mappings and lists."""
+    if isinstance(block, Mapping):
+        items = list(block.items())
+    elif isinstance(block, list):
+        items = list(enumerate(block))
+    else:
+        return {} if block is None else {prefix: block}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat |= _flat(value, f"{prefix}.{key}")
+    return flat

@@ -1,0 +1,435 @@
+"""A run that is interrupted, whenever and however, ends as the one that is not."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from rank_runs import RUN_NAME, Ranks, assert_same_run, final_state, run_to_the_end
+from samples import write_lmdb
+
+from dens_plugin.testing import random_structure
+from dens_plugin.training import saving
+from dens_plugin.training.history import FILE_NAME, read_history
+
+KILLS = 20
+CHECKPOINTS = f"checkpoints/{RUN_NAME}"
+
+
+@pytest.fixture
+def config(config):
+    """A run of two epochs with dropout, averages, evaluations and a checkpoint in the middle of an epoch."""
+    config["optim"] |= {"max_epochs": 2, "eval_every": 4, "checkpoint_every": 2}
+    config["model"] |= {"alpha_drop": 0.1, "drop_path_rate": 0.1}
+    return config
+
+
+class StopError(Exception):
+    """Ends a run in the middle."""
+
+
+def stop_at(trainer, step):
+    """Let a trainer break down in its backward pass of a step."""
+    backward = trainer._backward
+
+    def failing(loss):
+        if trainer.step == step:
+            raise StopError
+        backward(loss)
+
+    trainer._backward = failing
+
+
+def resumed(config, build, step):
+    """The final state of a run that broke down at a step and was started anew."""
+    first = build(config, timestamp_id=RUN_NAME)
+    stop_at(first, step)
+    with pytest.raises(StopError):
+        first.train(disable_eval_tqdm=True)
+    second = build(config, timestamp_id=RUN_NAME)
+    second.train(disable_eval_tqdm=True)
+    return final_state(second)
+
+
+def undisturbed(config, build):
+    trainer = build(config, timestamp_id="undisturbed")
+    trainer.train(disable_eval_tqdm=True)
+    return final_state(trainer)
+
+
+@pytest.mark.parametrize("step", [3, 8, 12])
+def test_a_resumed_run_is_the_uninterrupted_one(config, build, step):
+    assert_same_run(resumed(config, build, step), undisturbed(config, build))
+
+
+@pytest.mark.parametrize(
+    "optim",
+    [
+        {"scheduler": "ReduceLROnPlateau", "scheduler_params": {"factor": 0.5, "patience": 0, "mode": "max"}},
+        {"scheduler": "StepLR", "scheduler_params": {"step_size": 3, "gamma": 0.5}},
+        {"accumulate_steps": 2},
+        {"checkpoint_every": -1},
+    ],
+    ids=str,
+)
+def test_with_every_kind_of_schedule(config, build, optim):
+    config["optim"] |= optim
+    assert_same_run(resumed(config, build, 9), undisturbed(config, build))
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_killed_at_random_moments(config, tmp_path, world_size):
+    """SIGKILL, saving included: every second step is saved, which takes about as long as the steps."""
+    config["optim"]["max_epochs"] = 8 * world_size
+    expected = run_to_the_end(copied(config, tmp_path / "a"), tmp_path / "undisturbed", world_size)
+    config = copied(config, tmp_path / "b")
+    moments = random.Random(world_size)
+    kills = 0
+    while kills < KILLS:
+        ranks = Ranks(config, tmp_path / "killed", world_size)
+        ranks.wait_until_training()
+        time.sleep(moments.uniform(0, 0.25))
+        if not ranks.kill():
+            break
+        kills += 1
+    assert kills >= KILLS // 2, "the run ended before it was disturbed enough"
+    assert_same_run(run_to_the_end(config, tmp_path / "killed", world_size), expected)
+
+
+def copied(config, folder):
+    """The config with data files that no other process has open."""
+    config = copy.deepcopy(config)
+    for name, split in config["dataset"].items():
+        split["src"] = str(shutil.copytree(split["src"], folder / name))
+    return config
+
+
+def die_in(trainer, module, name, count):
+    """Let the process of a trainer be killed in the so manyth call of a function."""
+    original, calls = getattr(module, name), []
+
+    def deadly(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(module, name, deadly)
+
+
+def die_writing(trainer):
+    """Let the process of a trainer be killed when its second checkpoint is half written."""
+    original, calls = torch.save, []
+
+    def deadly(state, path, *args, **kwargs):
+        original(state, path, *args, **kwargs)
+        calls.append(path)
+        if len(calls) == 3:  # the second is the best checkpoint
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = deadly
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        die_writing,
+        functools.partial(die_in, module=saving, name="_sync", count=5),
+        functools.partial(die_in, module=saving, name="_sync", count=6),
+        functools.partial(die_in, module=saving, name="predecessor", count=6),
+    ],
+    ids=["half written", "before the sync", "after the renames", "between the renames"],
+)
+def test_killed_while_saving(config, tmp_path, change):
+    expected = run_to_the_end(copied(config, tmp_path / "a"), tmp_path / "undisturbed")
+    config = copied(config, tmp_path / "b")
+    assert Ranks(config, tmp_path / "killed", 1, change).exit_codes() == [-signal.SIGKILL]
+    assert_same_run(run_to_the_end(config, tmp_path / "killed"), expected)
+
+
+class TestSignals:
+    @staticmethod
+    def interrupt(trainer, *, rank, handler):
+        """Let a rank receive SIGUSR2 in the middle of step 3."""
+        own = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        signal.signal(signal.SIGUSR2, handler)
+        forward = trainer._forward
+
+        def interrupted(batch):
+            if trainer.step == 3 and own == rank and trainer._unwrapped_model.training:
+                os.kill(os.getpid(), signal.SIGUSR2)
+            return forward(batch)
+
+        trainer._forward = interrupted
+
+    @pytest.mark.parametrize(("world_size", "rank"), [(1, 0), (2, 1)])
+    def test_are_obeyed_by_all_ranks_at_the_end_of_the_step(self, config, tmp_path, world_size, rank):
+        expected = run_to_the_end(copied(config, tmp_path / "a"), tmp_path / "undisturbed", world_size)
+        config = copied(config, tmp_path / "b")
+        change = functools.partial(self.interrupt, rank=rank, handler=lambda *_: sys.exit(7))
+        assert Ranks(config, tmp_path / "run", world_size, change).exit_codes() == [7] * world_size
+        saved = torch.load(tmp_path / "run" / CHECKPOINTS / "checkpoint.pt", weights_only=False)
+        assert saved["step"] == 3
+        assert_same_run(run_to_the_end(config, tmp_path / "run", world_size), expected)
+
+    def test_that_a_launcher_ignores_do_not_end_the_run(self, config, tmp_path):
+        expected = run_to_the_end(copied(config, tmp_path / "a"), tmp_path / "undisturbed")
+        change = functools.partial(self.interrupt, rank=0, handler=lambda *_: None)
+        assert_same_run(run_to_the_end(copied(config, tmp_path / "b"), tmp_path / "run", 1, change), expected)
+
+    def test_are_the_launchers_again_after_training(self, config, build):
+        def handler(*_):
+            """Of a launcher."""
+
+        before = signal.signal(signal.SIGUSR2, handler)
+        try:
+            build(config).train(disable_eval_tqdm=True)
+            assert signal.getsignal(signal.SIGUSR2) is handler
+        finally:
+            signal.signal(signal.SIGUSR2, before)
+
+
+class TestBadSteps:
+    @staticmethod
+    def spoil(trainer, *, steps, rank=0, what="loss"):
+        """Let a rank's loss, or the gradients of all, be NaN in some steps."""
+        own = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+        forward = trainer._forward
+
+        def spoilt(batch):
+            out = forward(batch)
+            if not (trainer._unwrapped_model.training and trainer.step in steps and own == rank):
+                return out
+            if what == "loss":
+                return {name: value * math.nan for name, value in out.items()}
+            for value in out.values():
+                value.register_hook(lambda gradient: gradient * math.inf)
+            return out
+
+        trainer._forward = spoilt
+
+    @pytest.mark.parametrize("what", ["loss", "gradient"])
+    def test_are_left_out(self, config, build, caplog, what):
+        trainer = build(config)
+        self.spoil(trainer, steps={2, 5, 6}, what=what)
+        taken = []
+        trainer.optimizer.register_step_post_hook(lambda *_: taken.append(trainer.step))
+        trainer.train(disable_eval_tqdm=True)
+        assert taken == [step for step in range(1, 13) if step not in {2, 5, 6}]
+        assert all(torch.isfinite(value).all() for value in final_state(trainer).values())
+        assert "in step 5, with id 0_" in caplog.text
+        rows = read_history(Path(trainer.config["cmd"]["checkpoint_dir"]) / FILE_NAME)
+        assert all(math.isfinite(row.get("loss", 0.0)) for row in rows)
+
+    def test_spoil_only_their_own_accumulated_step(self, config, build):
+        config["optim"]["accumulate_steps"] = 2
+        trainer = build(config)
+        self.spoil(trainer, steps={3})
+        taken = []
+        trainer.optimizer.register_step_post_hook(lambda *_: taken.append(trainer.step))
+        trainer.train(disable_eval_tqdm=True)
+        assert taken == [2, 6, 8, 10, 12]
+
+    def test_of_one_rank_are_left_out_by_all(self, config, tmp_path):
+        """Otherwise ranks would wait for each other for ever, or take steps with different weights."""
+        change = functools.partial(self.spoil, steps={2, 5}, rank=1)
+        final = run_to_the_end(copied(config, tmp_path / "a"), tmp_path / "run", 2, change)
+        assert final["optimiser 0 step"] == final["step"] - 2
+
+    def test_in_a_row_end_the_run_on_all_ranks(self, config, tmp_path):
+        config["optim"]["max_bad_steps"] = 2
+        change = functools.partial(self.spoil, steps={2, 3, 4}, rank=1)
+        assert Ranks(copied(config, tmp_path / "a"), tmp_path / "run", 2, change).exit_codes() == [1, 1]
+
+
+class TestOwnCheckpoint:
+    def test_beats_an_explicit_one(self, config, build):
+        """A fine-tuning run that is requeued must not start over."""
+        other = build(config)
+        stop_at(other, 3)
+        with pytest.raises(StopError):
+            other.train(disable_eval_tqdm=True)
+        explicit = str(other._folder / "checkpoint.pt")
+        run = build(config, timestamp_id=RUN_NAME)
+        stop_at(run, 8)
+        with pytest.raises(StopError):
+            run.train(disable_eval_tqdm=True)
+        again = build(config, timestamp_id=RUN_NAME)
+        again.load_checkpoint(explicit)
+        seen = []
+        again.optimizer.register_step_post_hook(lambda *_: seen.append(again.step))
+        again.train(disable_eval_tqdm=True)
+        assert seen[0] == 7
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped"])
+    def test_that_is_damaged_gives_way_to_the_one_before(self, config, build, caplog, damage):
+        first = build(config, timestamp_id=RUN_NAME)
+        stop_at(first, 7)
+        with pytest.raises(StopError):
+            first.train(disable_eval_tqdm=True)
+        path = first._folder / "checkpoint.pt"
+        content = bytearray(path.read_bytes())
+        if damage == "cut":
+            content = content[: len(content) // 2]
+        else:
+            content[len(content) // 2] ^= 0xFF
+        path.write_bytes(content)
+        second = build(config, timestamp_id=RUN_NAME)
+        second.load_checkpoint(str(path))
+        assert second.step == 4
+        assert "is damaged" in caplog.text
+        second.train(disable_eval_tqdm=True)
+        assert_same_run(final_state(second), undisturbed(config, build))
+
+    def test_all_damaged_is_an_error(self, config, build):
+        trainer = build(config, timestamp_id=RUN_NAME)
+        trainer.train(disable_eval_tqdm=True)
+        for path in trainer._folder.glob("checkpoint*.pt"):
+            path.write_bytes(b"PK\x03\x04")
+        with pytest.raises(ValueError, match="none of the 2 checkpoints"):
+            build(config, timestamp_id=RUN_NAME).train(disable_eval_tqdm=True)
+
+    def test_as_many_are_kept_as_asked(self, config, build):
+        config["optim"]["keep_checkpoints"] = 3
+        trainer = build(config)
+        trainer.train(disable_eval_tqdm=True)
+        steps = {
+            path.name: torch.load(path, weights_only=False)["step"] for path in trainer._folder.glob("checkpoint*.pt")
+        }
+        assert steps == {"checkpoint.pt": 12, "checkpoint.1.pt": 12, "checkpoint.2.pt": 10}
+
+    def test_weights_alone_keep_averages_on(self, config, build):
+        """The host turns averaging off for a checkpoint without one, silently."""
+        trainer = build(config)
+        trainer.train(disable_eval_tqdm=True)
+        fine_tuned = build(config)
+        fine_tuned.load_checkpoint(str(trainer._folder / "best_checkpoint.pt"))
+        assert fine_tuned.ema is not None
+        expected = [value for value in fine_tuned._unwrapped_model.parameters() if value.requires_grad]
+        assert all(
+            torch.equal(found, value) for found, value in zip(fine_tuned.ema.shadow_params, expected, strict=True)
+        )
+
+
+class TestDisk:
+    @staticmethod
+    def break_saving(trainer, monkeypatch, steps):
+        save = torch.save
+
+        def failing(state, path, *args, **kwargs):
+            if trainer.step in steps:
+                Path(path).write_bytes(b"half")
+                raise RuntimeError("[enforce fail at inline_container.cc] file write failed")
+            save(state, path, *args, **kwargs)
+
+        monkeypatch.setattr(torch, "save", failing)
+
+    def test_full_for_a_while_costs_nothing(self, config, build, monkeypatch, caplog):
+        """Neither the checkpoint before nor the weights, which the host leaves replaced by their averages."""
+        trainer = build(config)
+        self.break_saving(trainer, monkeypatch, {4, 6})
+        trainer.train(disable_eval_tqdm=True)
+        assert "step 4 could not be saved" in caplog.text
+        assert not list(trainer._folder.glob(".*"))
+        found = final_state(trainer)
+        expected = undisturbed(config, build)
+        assert_same_run(found, expected)
+
+    def test_full_at_the_end_is_an_error(self, config, build, monkeypatch):
+        trainer = build(config)
+        self.break_saving(trainer, monkeypatch, {12})
+        with pytest.raises(OSError, match=r"step 12 could not be saved to '.*checkpoint.pt'.*make room"):
+            trainer.train(disable_eval_tqdm=True)
+        assert torch.load(trainer._folder / "checkpoint.pt", weights_only=False)["step"] == 10
+
+
+class TestChanges:
+    @pytest.fixture
+    def half(self, config, build):
+        """The path of a checkpoint after 6 of 12 steps."""
+        trainer = build(config)
+        stop_at(trainer, 7)
+        with pytest.raises(StopError):
+            trainer.train(disable_eval_tqdm=True)
+        return str(trainer._folder / "checkpoint.pt")
+
+    def test_of_nothing_are_not_told(self, config, build, half, caplog):
+        trainer = build(config)
+        for split in ("dataset", "val_dataset"):  # the fixture gives every trainer files of its own
+            trainer.config[split]["src"] = torch.load(half, weights_only=False)["config"][split]["src"]
+        trainer.load_checkpoint(half)
+        trainer.train(disable_eval_tqdm=True)
+        assert "Resumed with a change" not in caplog.text
+
+    def test_of_config_are_told(self, config, build, half, caplog):
+        config["optim"]["lr_initial"] = 5e-4
+        config["task"]["objective"]["sigma"] = 0.2
+        trainer = build(config)
+        trainer.load_checkpoint(half)
+        trainer.train(disable_eval_tqdm=True)
+        assert "optim.lr_initial was 0.001 and is 0.0005" in caplog.text
+        assert "task.objective lost nothing and gained ['task.objective.sigma']" in caplog.text
+
+    def test_of_the_batch_keep_the_epoch_and_its_learning_rate(self, config, build, half, caplog):
+        before = torch.load(half, weights_only=False)["optimizer"]["param_groups"][0]["lr"]
+        config["optim"] |= {"batch_size": 4, "eval_every": 3, "checkpoint_every": 3}
+        trainer = build(config)
+        trainer.load_checkpoint(half)
+        trainer._tell_differences()
+        assert trainer.step == 3  # an epoch has 3 steps now
+        assert trainer.scheduler.get_lr() == pytest.approx(before, rel=0.02)
+        assert "a step had 2 structures and has 4" in caplog.text
+
+    def test_of_the_data_are_told(self, config, build, half, caplog, tmp_path):
+        structures = [random_structure(5, seed=index, sid=index) for index in range(8)]
+        config["dataset"]["train"]["src"] = str(write_lmdb(tmp_path / "other", structures))
+        trainer = build(config)
+        trainer.load_checkpoint(half)
+        trainer._tell_differences()
+        assert "the training set had 12 structures and has 8" in caplog.text
+
+
+class TestEvaluation:
+    @staticmethod
+    def errors(trainer, *, folder):
+        """Keep the validation metrics of the untrained model in a file."""
+        metrics = trainer.validate(disable_tqdm=True)
+        torch.save({name: value["metric"] for name, value in metrics.items()}, f"{folder}/metrics.pt")
+
+    @pytest.mark.parametrize("structures", [1, 5])
+    def test_means_are_exact_on_any_number_of_ranks(self, config, tmp_path, structures):
+        """The host counts padded structures twice, and waits for ever where a rank has none."""
+        sizes = [random_structure(3 + 4 * index, seed=index, sid=index) for index in range(structures)]
+        config["dataset"]["val"]["src"] = str(write_lmdb(tmp_path / "uneven", sizes))
+        config["model"]["use_gate_act"] = True  # its outputs do not depend on the random edge frames
+        config["optim"] |= {"max_epochs": 1, "eval_every": 100}
+        found = {}
+        for world_size in (1, 2):
+            folder = tmp_path / f"ranks{world_size}"
+            run_to_the_end(
+                copied(config, tmp_path / f"data{world_size}"),
+                folder,
+                world_size,
+                functools.partial(self.errors, folder=folder),
+            )
+            found[world_size] = torch.load(folder / "metrics.pt", weights_only=False)
+        assert found[1].keys() == found[2].keys()
+        for name, value in found[1].items():
+            assert found[2][name] == pytest.approx(value, rel=1e-4), name
+
+    def test_says_the_effective_batch(self, config, build, caplog):
+        config["optim"]["accumulate_steps"] = 2
+        caplog.set_level("INFO")
+        build(config).train(disable_eval_tqdm=True)
+        assert "Effective batch: 4 structures per step = 2 per batch x 1 ranks x 2 accumulated" in caplog.text
