@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from fairchem.core.common import gp_utils
 from fairchem.core.models.equiformer_v2.input_block import EdgeDegreeEmbedding
 from fairchem.core.models.equiformer_v2.transformer_block import SO2EquivariantGraphAttention
 from torch import nn
@@ -41,6 +42,8 @@ class _GraphAttention(SO2EquivariantGraphAttention):
     ) -> Any:
         if edge_index.shape[1] > 0:
             return super().forward(x, atomic_numbers, edge_distance, edge_index, node_offset)
+        if gp_utils.initialized():  # ranks gather their atoms by number, and an extra one would shift all others
+            raise ValueError("graph parallelism needs edges on every rank; use fewer ranks per graph (--gp-gpus)")
         extended = x.clone()
         extended.set_embedding(torch.cat([x.embedding, x.embedding.new_zeros(1, *x.embedding.shape[1:])]))
         numbers, distance, edge = _one_edge(atomic_numbers, edge_distance, len(x.embedding) + node_offset)

@@ -58,7 +58,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
             return super().forward(data)
         encoding = self.force_embedding(corruption.forces.to(data.pos.dtype))
         if gp_utils.initialized():
-            encoding = gp_utils.scatter_to_model_parallel_region(encoding)
+            encoding = gp_utils.scatter_to_model_parallel_region(encoding, dim=0)
         with added_to_embedding(self.edge_degree_embedding, encoding):
             return super().forward(data)
 
@@ -91,7 +91,10 @@ class ForceHead(EqV2VectorHead):
         rows = rows_of(data).get(self.output_name)
         graph = emb["graph"]
         edges = slice(None) if rows is None else rows.mask[graph.edge_index[1]].nonzero().view(-1)
-        self._take_rotations(edges if rows is None or len(edges) else slice(1))
+        is_empty = rows is not None and len(edges) == 0
+        if is_empty and gp_utils.initialized():  # a share of the atoms of which none counts; its ranks keep in step
+            edges, is_empty = slice(None), False
+        self._take_rotations(slice(1) if is_empty else edges)
         return super().forward(data, {**emb, "graph": _edge_subset(graph, edges)})
 
     def _take_rotations(self, edges: slice | torch.Tensor) -> None:

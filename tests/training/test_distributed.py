@@ -8,12 +8,13 @@ import socket
 import pytest
 import torch
 import torch.multiprocessing as mp
+from fairchem.core.common import gp_utils
 from samples import MODEL
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
 
 import dens_plugin
-from dens_plugin.fields import NOISE, rows_of
+from dens_plugin.fields import NOISE, ROWS, Rows, rows_of
 from dens_plugin.objectives.dens import DeNS
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.testing import random_structure
@@ -71,6 +72,42 @@ def rank_main(rank, world_size, port, share, objective, folder):
     gradients = {name: value.grad for name, value in model.module.named_parameters()}
     torch.save({"loss": loss.detach(), "gradients": gradients, "pos": batch.pos}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def graph_parallel_main(rank, world_size, port, objective, counted, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world_size)
+    gp_utils.setup_gp({"gp_gpus": world_size, "distributed_backend": "gloo"})
+    batch = counting(prepared(STRUCTURES, objective), counted)
+    out = build()(batch)
+    torch.save({name: value.detach() for name, value in out.items()}, f"{folder}/{rank}.pt")
+    gp_utils.cleanup_gp()
+    torch.distributed.destroy_process_group()
+
+
+def counting(batch, atoms):
+    """The batch with forces asked for only of some atoms."""
+    mask = torch.zeros_like(batch.batch, dtype=torch.bool)
+    mask[atoms] = True
+    batch[ROWS] = {**batch[ROWS], "forces": Rows(mask, mask.sum())}
+    return batch
+
+
+@pytest.mark.parametrize("counted", [slice(None), slice(3)], ids=["all atoms", "atoms of the first rank only"])
+def test_ranks_that_share_a_graph_predict_as_one(tmp_path, counted):
+    objective = DeNS(prob=0.6)
+    arguments = (2, free_port(), objective, counted, str(tmp_path))
+    mp.start_processes(graph_parallel_main, arguments, nprocs=2, start_method="fork")
+    batch = counting(prepared(STRUCTURES, objective), counted)
+    expected = build()(batch)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert torch.allclose(found["energy"], expected["energy"], atol=1e-5)
+        for name in ("forces", NOISE):
+            rows = batch[ROWS][name].mask
+            assert rows.any()
+            assert torch.allclose(found[name][rows], expected[name][rows], atol=1e-5), name
 
 
 def free_port():
