@@ -26,7 +26,7 @@ _TASK = """
     write_pos primary_metric train_on_free_atoms eval_on_free_atoms description type metric labels grad_input
 """.split()  # noqa: SIM905
 _OPTIM = """
-    autocast accumulate_steps max_bad_steps keep_checkpoints batch_size eval_batch_size num_workers
+    autocast accumulate_steps max_bad_steps keep_checkpoints batch_size eval_batch_size num_workers loader_workers
     checkpoint_every eval_every clip_grad_norm
     ema_decay load_balancing load_balancing_on_error load_datasets_and_model_then_exit lr_initial max_epochs optimizer
     optimizer_params scheduler scheduler_params weight_decay loss_energy loss_force loss_forces energy_coefficient

@@ -10,12 +10,13 @@ import contextlib
 import datetime
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from fairchem.core.common import distutils, gp_utils
+from fairchem.core.datasets.base_dataset import UnsupportedDatasetError
 from fairchem.core.models.equiformer_v2.trainers.lr_scheduler import LRScheduler
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from torch.optim.lr_scheduler import LambdaLR
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from torch.utils.data import BatchSampler, Dataset
 
 
+_UNEVALUATED = "unevaluated"  # in the config of a checkpoint that was written in front of its step's evaluation
+
+
 class DurableTrainer(SteppingTrainer):
     """The host's trainer for runs of weeks; options beside the host's and those of `SteppingTrainer`:
 
@@ -41,6 +45,7 @@ class DurableTrainer(SteppingTrainer):
 
     _save_due = False  # whether to save at the end of the step
     _loaded_config: dict[str, Any] | None = None  # of the checkpoint that was loaded
+    _unevaluated_step: int | None = None  # the last of which a checkpoint was written in front of its evaluation
     _unsaved: str | None = None  # why the last attempt to save failed
 
     def load(self, inference_only: bool) -> None:
@@ -65,9 +70,19 @@ class DurableTrainer(SteppingTrainer):
             self.logger = HistoryLogger(self.logger, self._folder / FILE_NAME, self.config["cmd"]["print_every"])
 
     def get_sampler(self, dataset: Dataset, batch_size: int, shuffle: bool) -> BatchSampler:
-        """The host's for training; for evaluation one that counts every structure once."""
+        """The host's for training; for evaluation one that counts every structure once.
+
+        Raises:
+            ValueError: if batches shall be balanced and the data set does not say how large its structures are.
+        """
         if shuffle:
-            return super().get_sampler(dataset, batch_size, shuffle)
+            try:
+                return super().get_sampler(dataset, batch_size, shuffle)
+            except UnsupportedDatasetError as error:
+                raise ValueError(
+                    "optim.load_balancing needs the training set's metadata.npz with the sizes of its structures "
+                    "(`natoms`), which `dens data` writes; or set optim.load_balancing_on_error: warn_and_no_balance"
+                ) from error
         rank, ranks = _data_ranks()
         return ShareSampler(dataset, batch_size=batch_size, rank=rank, num_replicas=ranks)
 
@@ -100,6 +115,7 @@ class DurableTrainer(SteppingTrainer):
         """
         self._go_on_from_own()
         self._tell_differences()
+        self._finish_loaded_step(disable_eval_tqdm)
         record = self._record()
         logging.info(
             f"Effective batch: {record.effective_batch} structures per step = {record.batch_size} per batch x "
@@ -129,6 +145,16 @@ class DurableTrainer(SteppingTrainer):
             step = round(self.epoch * len(self.train_loader))
             self.step = step - step % self._accumulate_steps
             self._move_schedule()
+
+    def _finish_loaded_step(self, disable_tqdm: bool) -> None:
+        """Make up for the evaluation that a run was interrupted in, and for what follows it in the host's loop."""
+        if not _is_unevaluated(self._loaded_config):
+            return
+        primary = self.evaluation_metrics["primary_metric"]
+        metrics = self.validate("val", disable_tqdm)
+        self.update_best(primary, metrics, disable_tqdm)
+        self.scheduler.step(metrics=metrics[primary]["metric"])
+        self._loaded_config = None
 
     def _move_schedule(self) -> None:
         """A fresh schedule at the current step."""
@@ -170,6 +196,8 @@ class DurableTrainer(SteppingTrainer):
         if self.ema is None and self.ema_decay:
             self.ema = ExponentialMovingAverage(self.model.parameters(), self.ema_decay)
         schedule = getattr(self.scheduler, "scheduler", None)
+        if _is_unevaluated(self._loaded_config):
+            return
         if isinstance(schedule, LambdaLR) and schedule.last_epoch == self.step - 1:
             schedule.step()
 
@@ -183,16 +211,29 @@ class DurableTrainer(SteppingTrainer):
         if self._in_step and training_state:
             self._save_due = True
             return str(self._folder / checkpoint_file)
-        path, temporary = self._folder / checkpoint_file, f".{checkpoint_file}.writing"
+        return self._write(metrics, checkpoint_file, training_state)
+
+    def _write(self, metrics: dict | None, file: str, training_state: bool) -> str | None:
+        path, temporary = self._folder / file, f".{file}.writing"
+        replaces = file != NEWEST or self._unevaluated_step == self.step
         try:
             if super().save(metrics, temporary, training_state) is None:
                 return None
-            commit(self._folder / temporary, path, keep=self._keep_checkpoints if checkpoint_file == NEWEST else 1)
+            commit(self._folder / temporary, path, keep=1 if replaces else self._keep_checkpoints)
         except (OSError, RuntimeError) as error:  # torch has no type of its own for a disk that is full
             self._not_saved(path, error, restore_average=not training_state)
             return None
         self._unsaved = None
         return str(path)
+
+    def _save_unevaluated(self) -> None:
+        """Write a checkpoint in front of an evaluation, which may take long and shall not be lost with its step."""
+        self.config[_UNEVALUATED] = True
+        try:
+            self._write(None, NEWEST, training_state=True)
+            self._unevaluated_step = self.step
+        finally:
+            del self.config[_UNEVALUATED]
 
     def finish_step(self, *, interrupted: bool) -> None:
         """Write the checkpoint that was asked for within the step, or one for the interruption."""
@@ -212,6 +253,8 @@ class DurableTrainer(SteppingTrainer):
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
         """The host's, with exact means over the set on any number of ranks."""
+        if self._save_due:
+            self._save_unevaluated()
         seed_step(self._seed, self.step, split)
         self._evaluation_loss = MeanLoss()
         with self._without_ddp():
@@ -235,6 +278,10 @@ class DurableTrainer(SteppingTrainer):
             yield
         finally:
             self.model = wrapped
+
+
+def _is_unevaluated(config: Mapping[str, Any] | None) -> bool:
+    return config is not None and _UNEVALUATED in config
 
 
 def _data_ranks() -> tuple[int, int]:

@@ -17,6 +17,7 @@ from dens_plugin.training.config import objective_from_config
 from dens_plugin.training.config_check import require_meant
 from dens_plugin.training.model_settings import require_known_model
 from dens_plugin.training.preflight import require_files
+from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.trainer import DeNSTrainer
 
 _OUR_TRAINERS = ("dens", "denoising_forces", f"dens_plugin.{DeNSTrainer.__name__}")
@@ -42,7 +43,11 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
     if args.checkpoint is not None:
         # A broken file is better met here than after everything else.
         compat.load_checkpoint(args.checkpoint, on_demand=True)
-    _require_meant(build_config(args, overrides))
+    config = build_config(args, overrides)
+    _require_meant(config)
+    if args.num_gpus > 1 and not args.submit and LOADER_WORKERS not in config["optim"]:
+        # Needed by the host when it had data sets pickled; now every rank opens its own.
+        overrides = [*overrides, f"--optim.{LOADER_WORKERS}={config['optim'].get('num_workers', 0)}"]
     _cli.main(args, overrides)
 
 

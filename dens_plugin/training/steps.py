@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+# The host's local launch of several ranks resets `num_workers` to 0 and leaves this key alone.
+LOADER_WORKERS = "loader_workers"
+
 
 def autocast_dtype(config: dict[str, Any]) -> torch.dtype | None:
     """The type of ``optim.autocast``; raises ValueError for what does not exist or contradicts ``--amp``."""

@@ -25,6 +25,7 @@ from dens_plugin.training.loader import PreparingCollater
 from dens_plugin.training.losses import Term, term, total_loss
 from dens_plugin.training.metrics import RowEvaluator, statistics
 from dens_plugin.training.preflight import require_files, require_labels, require_model
+from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.warm_start import warm_start
 
 if TYPE_CHECKING:
@@ -86,6 +87,8 @@ class DeNSTrainer(DurableTrainer):
 
     def get_dataloader(self, dataset: Dataset, sampler: Any, workers: int | None = None) -> DataLoader:
         """The host's; the one for training prepares its batches."""
+        if workers is None:
+            workers = self.config["optim"].get(LOADER_WORKERS)
         loader = super().get_dataloader(dataset, sampler, workers)
         if dataset is self.train_dataset:
             seed = self.config["cmd"]["seed"] or 0

@@ -72,6 +72,32 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, build, step):
     assert_same_run(resumed(config, build, step), undisturbed(config, build))
 
 
+@pytest.mark.parametrize("scheduler", ["LambdaLR", "ReduceLROnPlateau"])
+def test_stopped_in_an_evaluation(config, build, scheduler):
+    """Its step is not lost with it, and the evaluation is made up for."""
+    config["optim"]["scheduler"] = scheduler
+    if scheduler == "ReduceLROnPlateau":
+        config["optim"]["scheduler_params"] = {"factor": 0.5, "patience": 0, "mode": "max"}
+    first = build(config, timestamp_id=RUN_NAME)
+    forward = first._forward
+
+    def failing(batch):
+        if first.step == 8 and not first.model.training:
+            raise StopError
+        return forward(batch)
+
+    first._forward = failing
+    with pytest.raises(StopError):
+        first.train(disable_eval_tqdm=True)
+    second = build(config, timestamp_id=RUN_NAME)
+    second.load_checkpoint(str(first._folder / "checkpoint.pt"))
+    assert second.step == 8
+    second.train(disable_eval_tqdm=True)
+    assert_same_run(final_state(second), undisturbed(config, build))
+    rows = read_history(second._folder / FILE_NAME)
+    assert [row["step"] for row in rows if row["split"] == "val"] == [4, 8, 12]
+
+
 @pytest.mark.parametrize(
     "optim",
     [
@@ -307,7 +333,7 @@ class TestOwnCheckpoint:
         steps = {
             path.name: torch.load(path, weights_only=False)["step"] for path in trainer._folder.glob("checkpoint*.pt")
         }
-        assert steps == {"checkpoint.pt": 12, "checkpoint.1.pt": 12, "checkpoint.2.pt": 10}
+        assert steps == {"checkpoint.pt": 12, "checkpoint.1.pt": 10, "checkpoint.2.pt": 8}
 
     def test_weights_alone_keep_averages_on(self, config, build):
         """The host turns averaging off for a checkpoint without one, silently."""

@@ -161,6 +161,11 @@ def test_noise_does_not_depend_on_workers_or_batch_size(config, build, workers, 
     assert all(torch.equal(found[sid], expected[sid]) for sid in expected)
 
 
+def test_loader_workers_go_before_those_that_the_host_resets(config, build):
+    config["optim"] |= {"num_workers": 0, "loader_workers": 1}
+    assert build(config).train_loader.num_workers == 1
+
+
 def test_noise_changes_from_epoch_to_epoch(config, build):
     trainer = build(config)
     first = positions(trainer.train_loader)
@@ -306,6 +311,15 @@ class TestBadInput:
         config["dataset"]["val"]["src"] = "nowhere/val"
         with pytest.raises(FileNotFoundError, match=r"dataset.val.src: there is no 'nowhere/val'"):
             build(config)
+
+    def test_balancing_without_sizes(self, config, build, tmp_path):
+        (Path(config["dataset"]["train"]["src"]) / "metadata.npz").rename(tmp_path / "away.npz")
+        config["optim"]["load_balancing"] = "atoms"
+        try:
+            with pytest.raises(ValueError, match=r"needs the training set's metadata.npz"):
+                build(config)
+        finally:
+            (tmp_path / "away.npz").rename(Path(config["dataset"]["train"]["src"]) / "metadata.npz")
 
     def test_truncated_lmdb(self, config, build, tmp_path, data):
         broken = shutil.copytree(data / "train", tmp_path / "broken")
