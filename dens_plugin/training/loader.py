@@ -46,6 +46,23 @@ class PreparingCollater:
         return self.objective.prepare(batch, StructureRandom(self.seed, self.sampler.epoch))
 
 
+@dataclass
+class AllFreeCollater:
+    """Collates batches without fixed atoms, so that the host's `predict`, which leaves those out, leaves out none.
+
+    Args:
+        collate: the host's collate function.
+    """
+
+    collate: Callable[[Sequence[Data]], Batch]
+
+    def __call__(self, structures: Sequence[Data]) -> Batch:
+        """The batch of some structures."""
+        batch = self.collate(structures)
+        batch.fixed = torch.zeros_like(batch.fixed)
+        return batch
+
+
 def require_like_structures(structures: Sequence[Data]) -> None:
     """Raise ValueError for structures that cannot form a batch: other fields, or arrays of another number of atoms."""
     fields = set(structures[0].keys())

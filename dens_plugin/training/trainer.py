@@ -19,9 +19,10 @@ import dens_plugin.backbones.equiformer_v2
 import dens_plugin.data.md_lmdb  # noqa: F401  (both register short names)
 from dens_plugin.fields import Rows, free_atoms, rows_of
 from dens_plugin.objectives.s2ef import S2EF
+from dens_plugin.settings import switch
 from dens_plugin.training.config import objective_from_config, without_switches
 from dens_plugin.training.durable import DurableTrainer
-from dens_plugin.training.loader import PreparingCollater
+from dens_plugin.training.loader import AllFreeCollater, PreparingCollater
 from dens_plugin.training.losses import Term, term, total_loss
 from dens_plugin.training.metrics import RowEvaluator, statistics
 from dens_plugin.training.preflight import require_files, require_labels, require_model
@@ -33,7 +34,10 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
     from torch_geometric.data import Batch
 
-_DEFAULT_METRICS = {"energy": ["mae"], "forces": ["mae", "cosine_similarity", "magnitude_error"]}
+_DEFAULT_METRICS = {
+    "energy": ["mae"],
+    "forces": ["mae", "cosine_similarity", "magnitude_error", "energy_forces_within_threshold"],
+}
 
 
 @registry.register_trainer("dens")
@@ -43,6 +47,7 @@ class DeNSTrainer(DurableTrainer):
 
     - ``task.objective``: name and settings of the objective.
     - ``task.warm_start``: a checkpoint whose weights to start from.
+    - ``task.predict_fixed_atoms``: whether predictions for the test set hold the forces of fixed atoms too.
 
     Raises:
         ValueError: before the first step, for a config, data set or model that cannot be meant.
@@ -52,6 +57,9 @@ class DeNSTrainer(DurableTrainer):
         """Read the objective, then everything else."""
         self.objective = S2EF() if inference_only else objective_from_config(self.config)
         self.config["model"] = without_switches(self.config["model"])
+        self._predict_fixed_atoms = switch(
+            self.config["task"].get("predict_fixed_atoms", False), "task.predict_fixed_atoms"
+        )
         super().load(inference_only)
 
     def load_task(self) -> None:
@@ -93,6 +101,8 @@ class DeNSTrainer(DurableTrainer):
         if dataset is self.train_dataset:
             seed = self.config["cmd"]["seed"] or 0
             loader.collate_fn = PreparingCollater(loader.collate_fn, self.objective, seed, sampler.sampler)
+        elif dataset is self.test_dataset and self._predict_fixed_atoms:
+            loader.collate_fn = AllFreeCollater(loader.collate_fn)
         return loader
 
     def load_loss(self) -> None:

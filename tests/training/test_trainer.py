@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
@@ -164,6 +165,18 @@ def test_noise_does_not_depend_on_workers_or_batch_size(config, build, workers, 
 def test_loader_workers_go_before_those_that_the_host_resets(config, build):
     config["optim"] |= {"num_workers": 0, "loader_workers": 1}
     assert build(config).train_loader.num_workers == 1
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_predictions_hold_fixed_atoms_if_asked(config, build, fixed):
+    config["dataset"]["test"] = dict(config["dataset"]["val"])
+    config["task"]["predict_fixed_atoms"] = fixed
+    trainer = build(config)
+    atoms = sum(len(batch.pos) if fixed else int((batch.fixed == 0).sum()) for batch in trainer.val_loader)
+    trainer.predict(trainer.test_loader, results_file="predictions", disable_tqdm=True)
+    with np.load(Path(trainer.config["cmd"]["results_dir"]) / "ocp_predictions.npz") as found:
+        assert found["forces"].shape == (atoms, 3)
+        assert found["forces"].dtype == np.float32
 
 
 def test_noise_changes_from_epoch_to_epoch(config, build):
