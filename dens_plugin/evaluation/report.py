@@ -1,5 +1,7 @@
 """``dens report RUN...``: learning curves, parity plots, errors by element, corrupted structures and a table.
 
+With ``--splits`` also, or only, the errors over the validation sub-splits beside the paper's.
+
 Everything lands in one folder: ``report.html``, which holds its images, the same images as PNG files, ``table.txt``,
 and the predictions, so that a second report of the same checkpoints is quick.
 """
@@ -18,6 +20,8 @@ from dens_plugin.evaluation.corruptions import corrupted_structures
 from dens_plugin.evaluation.page import Picture, html_page
 from dens_plugin.evaluation.predictions import PredictionCache, Predictions, dataset_of
 from dens_plugin.evaluation.runs import Run, find_runs
+from dens_plugin.evaluation.splits import PAPER, SplitErrors, missing_metrics, read_split_errors, split_table
+from dens_plugin.evaluation.submission_layout import paths_by_split
 from dens_plugin.evaluation.tables import Table, gain_table, group_table, run_table
 
 _SPLITS = ("val", "test")
@@ -53,8 +57,18 @@ class _Drawing(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``dens report``."""
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a run's checkpoint folder, or RUN_DIR for all of its runs"
+        "runs", nargs="*", metavar="RUN", help="a run's checkpoint folder, or RUN_DIR for all of its runs"
     )
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="SPLIT=VALIDATION",
+        help="a model's validations on id, ood_ads, ood_cat and ood_both (OC22: id, ood), the checkpoint folders of "
+        "`dens validate` runs; once for each model",
+    )
+    parser.add_argument("--paper", choices=sorted(PAPER), help="figures to put beside those of --splits")
     parser.add_argument("--out", default="report", metavar="DIR", help="folder to write to (default: %(default)s)")
     parser.add_argument("--split", choices=_SPLITS, default="val", help="data to predict (default: %(default)s)")
     parser.add_argument(
@@ -77,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
         max_structures=args.max_structures,
         with_predictions=not args.no_predictions,
         seed=args.seed,
+        splits=[paths_by_split(arguments, "--splits") for arguments in args.splits],
+        paper=args.paper,
     )
     print(_text(report.tables, report.notes))
     print(f"Report: {report.page}")
@@ -90,8 +106,10 @@ def write_report(
     max_structures: int = _MAX_STRUCTURES,
     with_predictions: bool = True,
     seed: int = 0,
+    splits: Sequence[Mapping[str, str | Path]] = (),
+    paper: str | None = None,
 ) -> Report:
-    """Write a report of some runs.
+    """Write a report of some runs, of models' errors over validation sub-splits, or of both.
 
     Args:
         paths: checkpoint folders, or folders with ``checkpoints/``.
@@ -100,6 +118,8 @@ def write_report(
         max_structures: structures to predict at most.
         with_predictions: whether to run the models; without, no data are needed.
         seed: of the noise in the pictures of structures.
+        splits: for each model sub-split -> checkpoint folder of its validation.
+        paper: the paper's figures to put beside them, a key of `splits.PAPER`.
 
     Raises:
         FileNotFoundError: for a path without runs, or data that are not there.
@@ -107,15 +127,20 @@ def write_report(
     """
     if split not in _SPLITS or max_structures < 1:
         raise ValueError(f"split must be one of {_SPLITS} and max_structures at least 1, got {split}, {max_structures}")
-    runs, out = find_runs(paths), Path(out)
+    if not paths and not splits:
+        raise ValueError("nothing to report: give a RUN, or --splits id=... ood_ads=... ood_cat=... ood_both=...")
+    if paper is not None and not splits:
+        raise ValueError("--paper stands beside --splits; give those too")
+    runs, models, out = find_runs(paths), [read_split_errors(folders) for folders in splits], Path(out)
+    split_tables = [split_table(models, paper=paper)] if models else []
     out.mkdir(parents=True, exist_ok=True)
-    notes = list(_notes(runs))
+    notes = [*_notes(runs), *_split_notes(models)]
     predictions = _predictions(runs, out, split=split, max_structures=max_structures) if with_predictions else {}
     drawings = [*_curves(runs), *_parity_and_elements(runs, predictions, split)]
     if with_predictions:
         drawings.append(_structures(runs, seed))
     pictures = [_saved(drawing, out) for drawing in drawings if drawing.figure is not None]
-    tables = _tables(runs, predictions, split)
+    tables = [*(_tables(runs, predictions, split) if runs else ()), *split_tables]
     page = out / "report.html"
     page.write_text(html_page(tables, pictures, notes), encoding="utf-8")
     (out / "table.txt").write_text(_text(tables, notes) + "\n", encoding="utf-8")
@@ -134,6 +159,16 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
     last = {rows[-1]["step"] for rows in (each.rows("val", "forces_mae") for each in runs) if rows}
     if len(last) > 1:
         yield f"The runs' last validations are at different steps ({min(last):,} to {max(last):,}): compare with care."
+
+
+def _split_notes(models: Sequence[SplitErrors]) -> Iterator[str]:
+    """Which columns of the table over sub-splits are not full, and how to fill them."""
+    missing = missing_metrics(models)
+    if missing:
+        yield (
+            f"Validations without {', '.join(missing)}: name them under evaluation_metrics.metrics.forces "
+            "(cosine_similarity, energy_forces_within_threshold) or energy (mae) and validate again."
+        )
 
 
 def _predictions(runs: Sequence[Run], out: Path, *, split: str, max_structures: int) -> dict[str, Predictions]:

@@ -10,7 +10,7 @@ from dens_plugin.evaluation.predictions import Predictions
 from dens_plugin.evaluation.runs import Run
 
 MILLI = 1000.0
-_NONE = "–"
+NONE = "–"  # in a cell whose value is not known
 _HEADER = (
     "Run",
     "Objective",
@@ -103,8 +103,8 @@ def run_table(runs: Sequence[Run], predictions: Mapping[str, Predictions], *, sp
             (
                 run.label,
                 run.objective,
-                _NONE if run.seed is None else str(run.seed),
-                _NONE if predicted is None else f"{int(predicted.parameters):,}",
+                NONE if run.seed is None else str(run.seed),
+                NONE if predicted is None else f"{int(predicted.parameters):,}",
                 f"{last['step']:,}",
                 f"{run.minutes(last['time']):.1f}",
                 *map(_number, errors[: len(header) - 6]),
@@ -171,12 +171,12 @@ def _means(errors: Sequence[Errors]) -> list[float | None]:
 def _mean_and_deviation(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
     if len(known) < 2:
-        return _number(known[0]) if known else _NONE
+        return _number(known[0]) if known else NONE
     return f"{_number(statistics.mean(known))} ± {_number(statistics.stdev(known))}"
 
 
 def _gain(ours: float | None, theirs: float | None) -> str:
-    return _NONE if ours is None or not theirs else f"{100 * (theirs - ours) / theirs:+.1f}"
+    return NONE if ours is None or not theirs else f"{100 * (theirs - ours) / theirs:+.1f}"
 
 
 def _milli(row: Mapping[str, Any], metric: str) -> float | None:
@@ -184,4 +184,4 @@ def _milli(row: Mapping[str, Any], metric: str) -> float | None:
 
 
 def _number(value: float | None) -> str:
-    return _NONE if value is None else f"{value:,.1f}"
+    return NONE if value is None else f"{value:,.1f}"
