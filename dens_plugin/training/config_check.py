@@ -21,9 +21,10 @@ _TOP = """
     gp_gpus name note noddp hide_eval_progressbar skip_experimental_imports gpus local_rank
 """.split()  # noqa: SIM905  (a list of forty literals would fill the page)
 _TASK = """
-    objective warm_start predict_fixed_atoms prediction_dtype dataset eval_relaxations num_relaxation_batches
-    relax_cell relax_volume relaxation_fmax relaxation_steps relax_opt relax_dataset save_full_traj set_deterministic_scatter strict_load
-    write_pos primary_metric train_on_free_atoms eval_on_free_atoms description type metric labels grad_input
+    objective warm_start predict_fixed_atoms prediction_dtype dataset eval_relaxations num_relaxation_batches relax
+    relax_cell relax_volume relaxation_fmax relaxation_steps relax_opt relax_dataset save_full_traj
+    set_deterministic_scatter strict_load write_pos primary_metric train_on_free_atoms eval_on_free_atoms description
+    type metric labels grad_input
 """.split()  # noqa: SIM905
 _OPTIM = """
     autocast accumulate_steps max_bad_steps keep_checkpoints batch_size eval_batch_size num_workers loader_workers

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dens_plugin import compat
 from dens_plugin.training.evaluation import MeanLoss, ShareSampler, summed
 from dens_plugin.training.history import FILE_NAME, HistoryLogger
+from dens_plugin.training.order import EpochOrder
 from dens_plugin.training.resume import RUN, RunRecord, differences, recorded
 from dens_plugin.training.saving import NEWEST, commit, keep_checkpoints, newest_whole
 from dens_plugin.training.step_random import seed_step
@@ -77,12 +78,14 @@ class DurableTrainer(SteppingTrainer):
         """
         if shuffle:
             try:
-                return super().get_sampler(dataset, batch_size, shuffle)
+                batches = super().get_sampler(dataset, batch_size, shuffle)
             except UnsupportedDatasetError as error:
                 raise ValueError(
                     "optim.load_balancing needs the training set's metadata.npz with the sizes of its structures "
                     "(`natoms`), which `dens data` writes; or set optim.load_balancing_on_error: warn_and_no_balance"
                 ) from error
+            batches.sampler = EpochOrder.of(batches.sampler)
+            return batches
         rank, ranks = _data_ranks()
         return ShareSampler(dataset, batch_size=batch_size, rank=rank, num_replicas=ranks)
 
