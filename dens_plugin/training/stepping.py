@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from fairchem.core.common import distutils
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
+from torch.nn.parallel import DistributedDataParallel
 
 from dens_plugin.training.bad_steps import BadSteps, NonFiniteGradientError, bad_steps_allowed, clip_gradients
 from dens_plugin.training.interruption import Interruption
@@ -79,7 +80,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         if self._unwrapped_model.training:
             self._in_step = self._running
             seed_step(self._seed, self.step, "train")
-        with self._autocast():
+        with self._autocast(), self._gradients_local():
             outputs = super()._forward(batch)
         return {name: self._widened(value) for name, value in outputs.items()}
 
@@ -87,6 +88,13 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         if self._autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self._autocast_dtype)
+
+    def _gradients_local(self) -> contextlib.AbstractContextManager:
+        """For all but the last batch of an optimiser step: ranks sum what they accumulated once."""
+        is_last = self.step % self._accumulate_steps == 0
+        if self._in_step and not is_last and isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        return contextlib.nullcontext()
 
     def _widened(self, value: torch.Tensor) -> torch.Tensor:
         """Back to float32 what bf16 autocast left in bf16: losses and metrics are sums over many terms."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import math
@@ -277,6 +278,19 @@ class TestBadSteps:
         config["optim"]["max_bad_steps"] = 2
         change = functools.partial(self.spoil, steps={2, 3, 4}, rank=1)
         assert Ranks(copied(config, tmp_path / "a"), tmp_path / "run", 2, change).exit_codes() == [1, 1]
+
+
+def accumulate_synchronised(trainer):
+    """Let every batch be summed over ranks, as DDP does by itself."""
+    trainer._gradients_local = contextlib.nullcontext
+
+
+def test_ranks_sum_accumulated_gradients_once(config, tmp_path):
+    config["optim"] |= {"accumulate_steps": 2, "optimizer": "SGD", "optimizer_params": {}, "max_epochs": 1}
+    expected = run_to_the_end(copied(config, tmp_path / "a"), tmp_path / "slow", 2, accumulate_synchronised)
+    found = run_to_the_end(copied(config, tmp_path / "b"), tmp_path / "fast", 2)
+    for name, value in expected.items():
+        assert torch.allclose(found[name].double(), value.double(), rtol=1e-4, atol=1e-5), name
 
 
 class TestOwnCheckpoint:
