@@ -50,23 +50,40 @@ def require_labels(batch: Batch, targets: Mapping[str, Any], objective: Objectiv
 
 def require_model(model: nn.Module, objective: Objective) -> None:
     """Raise ValueError if the model lacks what the objective needs, or has what it does not use."""
-    heads = model.output_heads.values() if isinstance(model, HydraModel) else []
-    offered = {head.output_name for head in heads}
+    heads = model.output_heads if isinstance(model, HydraModel) else {}
+    offered = {getattr(head, "output_name", name) for name, head in heads.items()}  # not all of the host's heads say
     for name in objective.outputs:
         if name not in offered:
             raise ValueError(
-                f"the objective predicts `{name}` and {type(model).__name__} has no head for it; use model "
-                "`equiformer_v2_dens`, or `hydra` with backbone dens_plugin.EquiformerV2DeNS and head "
-                "dens_plugin.NoiseHead"
+                f"the objective predicts `{name}` and {type(model).__name__} has no head for it; add "
+                "`noise: {module: dens_plugin.NoiseHead}` to model.heads (eSCN: ESCNNoiseHead, eSEN: ESENNoiseHead) "
+                "beside the DeNS backbone of that family, or use the flat model `equiformer_v2_dens` or `escn_dens`"
             )
     can_encode = any(isinstance(module, ForceEncoding) for module in model.modules())
     if can_encode and not objective.outputs:
         raise ValueError(
             "the model has parts for DeNS that this objective never uses, which distributed training refuses; use "
-            "`objective: {name: dens, prob: 0}`, which is plain S2EF, or the backbone equiformer_v2_backbone"
+            "`objective: {name: dens, prob: 0}`, which is plain S2EF, or fairchem's own backbone and no noise head"
         )
     if objective.encode_forces and not can_encode:
         raise ValueError(
             "the objective encodes forces and the backbone does not: denoising would be ill-posed; use backbone "
-            "dens_plugin.EquiformerV2DeNS, or set `encode_forces: false` for the ablation"
+            "dens_plugin.EquiformerV2DeNS, ESCNDeNS or ESENDeNS, or set `encode_forces: false` for the ablation"
+        )
+
+
+def require_one_scale(model: nn.Module, normalizers: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+    """Raise ValueError if forces or stress are derivatives of the energy and are not normalised by its factor."""
+    if not any(getattr(module, "forces_are_gradients", False) for module in model.modules()):
+        return
+    scales = {
+        name: normalizers[name].rmsd.item() if name in normalizers else 1.0
+        for name in ("energy", "forces", "stress")
+        if name in targets
+    }
+    if len(set(scales.values())) > 1:
+        found = ", ".join(f"{name} {scale:g}" for name, scale in scales.items())
+        raise ValueError(
+            "the model's forces are gradients of its normalised energy: dataset.train.transforms.normalizer must give "
+            f"one `stdev` to all of them, and has {found}; take that of the forces"
         )

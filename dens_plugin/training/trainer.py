@@ -16,7 +16,10 @@ from fairchem.core.common.registry import registry
 from fairchem.core.modules.loss import DDPLoss
 
 import dens_plugin.backbones.equiformer_v2
-import dens_plugin.data.md_lmdb  # noqa: F401  (both register short names)
+import dens_plugin.backbones.esen
+import dens_plugin.data.md_lmdb
+import dens_plugin.data.oc22  # noqa: F401  (these register short names)
+from dens_plugin.data.oc22_references import with_element_references
 from dens_plugin.fields import Rows, free_atoms, rows_of
 from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.settings import switch
@@ -25,7 +28,7 @@ from dens_plugin.training.durable import DurableTrainer
 from dens_plugin.training.loader import AllFreeCollater, PreparingCollater
 from dens_plugin.training.losses import Term, term, total_loss
 from dens_plugin.training.metrics import RowEvaluator, statistics
-from dens_plugin.training.preflight import require_files, require_labels, require_model
+from dens_plugin.training.preflight import require_files, require_labels, require_model, require_one_scale
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.warm_start import warm_start
 
@@ -36,7 +39,8 @@ if TYPE_CHECKING:
 
 _DEFAULT_METRICS = {
     "energy": ["mae"],
-    "forces": ["mae", "cosine_similarity", "magnitude_error", "energy_forces_within_threshold"],
+    "forces": ["mae", "cosine_similarity", "magnitude_error"],
+    "misc": ["energy_forces_within_threshold"],
 }
 
 
@@ -60,6 +64,8 @@ class DeNSTrainer(DurableTrainer):
         self._predict_fixed_atoms = switch(
             self.config["task"].get("predict_fixed_atoms", False), "task.predict_fixed_atoms"
         )
+        if not inference_only:
+            self.config |= with_element_references(self.config)
         super().load(inference_only)
 
     def load_task(self) -> None:
@@ -92,6 +98,11 @@ class DeNSTrainer(DurableTrainer):
         if self.train_dataset is not None:
             targets = [name for loss in self.config["loss_functions"] for name in loss]
             require_labels(self.collater([self.train_dataset[0]]), targets, self.objective)
+
+    def load_references_and_normalizers(self) -> None:
+        """The host's, after which forces that are gradients must share the energy's scale."""
+        super().load_references_and_normalizers()
+        require_one_scale(self._unwrapped_model, self.normalizers, self.output_targets)
 
     def get_dataloader(self, dataset: Dataset, sampler: Any, workers: int | None = None) -> DataLoader:
         """The host's; the one for training prepares its batches."""

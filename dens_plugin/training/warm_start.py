@@ -14,6 +14,7 @@ from dens_plugin.backbones.key_map import to_plugin_keys
 from dens_plugin.compat import load_checkpoint
 
 _NEW_WITH_DENS = ("backbone.force_embedding.", "output_heads.noise.")
+_DIRECT_FORCES = "output_heads.forces."  # of no use to a model whose forces are gradients
 
 
 def warm_start(model: nn.Module, path: str | Path) -> None:
@@ -33,7 +34,9 @@ def warm_start(model: nn.Module, path: str | Path) -> None:
     found = to_plugin_keys(_weights(load_checkpoint(path)))
     expected = model.state_dict()
     missing = [key for key in expected if key not in found and not key.startswith(_NEW_WITH_DENS)]
-    unexpected = [key for key in found if key not in expected and not key.startswith(_NEW_WITH_DENS)]
+    has_forces = any(key.startswith(_DIRECT_FORCES) for key in expected)
+    unneeded = _NEW_WITH_DENS if has_forces else (*_NEW_WITH_DENS, _DIRECT_FORCES)
+    unexpected = [key for key in found if key not in expected and not key.startswith(unneeded)]
     reshaped = [key for key in expected if key in found and expected[key].shape != found[key].shape]
     for kind, keys in (("lacks", missing), ("has too much:", unexpected), ("has in another shape:", reshaped)):
         if keys:

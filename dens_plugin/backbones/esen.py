@@ -1,0 +1,168 @@
+"""eSEN with DeNS: fairchem's backbone with a force encoding, its heads, and a second vector head for the noise.
+
+eSEN: Fu et al., "Learning Smooth and Expressive Interatomic Potentials for Physical Property Prediction",
+arXiv:2502.12147. It predicts forces directly, by fairchem's ``esen_mlp_energy_head`` and `ESENForceHead`, or as the
+gradient of the energy, by `ESENGradientHead`. Parameters keep fairchem's names, so that its eSEN checkpoints load.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.esen.esen import Linear_Force_Head, MLP_EFS_Head, eSEN_Backbone
+
+from dens_plugin.backbones.esen_empty_graph import allow_empty_graphs, with_edge_to_nowhere
+from dens_plugin.backbones.esen_polar_edges import Frames, turned_at_poles, wigner_of_turn
+from dens_plugin.fields import NOISE, corruption_of, rows_of
+from dens_plugin.nn.force_encoding import ForceEncoding
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+
+@registry.register_model("esen_dens_plugin_backbone")
+class ESENDeNS(eSEN_Backbone):
+    """fairchem's ``esen_backbone`` that encodes the forces of a batch's corruption record.
+
+    A batch without a record, as at inference, goes through the host's forward alone. Encoded forces are constants:
+    no gradient with respect to positions passes through them. Numbers are the host's but where it is wrong: isolated
+    atoms alone in a batch (`esen_empty_graph`), and gradients by bonds along the y axis (`esen_polar_edges`).
+
+    Args:
+        otf_graph: only True: the neighbours of moved atoms are not those stored with a structure.
+        **kwargs: as the host's.
+
+    Raises:
+        ValueError: for ``otf_graph: false``.
+    """
+
+    def __init__(self, *, otf_graph: bool = True, **kwargs: Any) -> None:
+        if not otf_graph:
+            raise ValueError(
+                "dens_plugin.ESENDeNS finds neighbours itself, as those of corrupted structures are stored nowhere; "
+                "leave `otf_graph` out of the backbone or set it to true"
+            )
+        super().__init__(otf_graph=True, **kwargs)
+        self.force_embedding = ForceEncoding(self.lmax, self.sphere_channels)
+        turn = wigner_of_turn([getattr(self, f"Jd_{degree}") for degree in range(self.lmax + 1)])
+        self.register_buffer("_turn", turn, persistent=False)
+        allow_empty_graphs(self)
+
+    def forward(self, data: Batch) -> dict[str, Any]:
+        """Node embeddings (N, L, C) and graph of a batch, as the host's.
+
+        For gradients the host writes the positions to differentiate by into the batch, and its head finds them there.
+        """
+        if not self.direct_forces:
+            data.pos = data.pos.detach()  # not the caller's tensor, which the host would mark, and fail to mark twice
+        corruption = corruption_of(data)
+        if corruption is None:
+            return super().forward(data)
+        encoding = self.force_embedding(corruption.forces.to(data.pos.dtype))
+        # The host adds the edge degree embedding to the element embedding inside this module, and the blocks follow.
+        with self.edge_degree_embedding.register_forward_hook(lambda _module, _inputs, nodes: nodes + encoding):
+            return super().forward(data)
+
+    def generate_graph(self, data: Batch, **kwargs: Any) -> dict[str, Any]:
+        """The host's graph; where it has no edge, one to nowhere, which `allow_empty_graphs` drops."""
+        graph = super().generate_graph(data, **kwargs)
+        return graph if graph["edge_index"].shape[1] > 0 else with_edge_to_nowhere(graph, data.pos, self.cutoff)
+
+    def get_rotmat_and_wigner(self, edge_distance_vecs: torch.Tensor) -> Frames:
+        """The host's edge frames; for gradients those of edges along the y axis can be differentiated too."""
+        frames_of = super().get_rotmat_and_wigner
+        if self.direct_forces:
+            return frames_of(edge_distance_vecs)
+        # Under bf16 autocast the host would take edges within 4° of the axis for constants, not only within 0.08°.
+        with torch.autocast(edge_distance_vecs.device.type, enabled=False):
+            return turned_at_poles(frames_of, edge_distance_vecs, self._turn)
+
+
+class _VectorHead(Linear_Force_Head):
+    """The host's linear vector head under any name, zero where the prediction does not count.
+
+    It is one linear map per atom, C channels to one: computing all rows costs less than picking some.
+    """
+
+    def __init__(self, backbone: eSEN_Backbone, output_name: str) -> None:
+        super().__init__(backbone)
+        self.output_name = output_name
+
+    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """{output_name: (N, 3)} in normalised units."""
+        vectors = super().forward(data, emb)["forces"]
+        return {self.output_name: _where_it_counts(self.output_name, vectors, data)}
+
+
+@registry.register_model("esen_dens_force_head")
+class ESENForceHead(_VectorHead):
+    """Forces (N, 3) directly, in normalised units.
+
+    Raises:
+        ValueError: beside a gradient head, or if the backbone was told that forces are gradients.
+    """
+
+    def __init__(self, backbone: eSEN_Backbone, output_name: str = "forces") -> None:
+        if not backbone.direct_forces:
+            raise ValueError(
+                "dens_plugin.ESENForceHead predicts forces directly, and the backbone is set up for gradients; drop "
+                "`direct_forces: false` and any gradient head, or use dens_plugin.ESENGradientHead alone"
+            )
+        super().__init__(backbone, output_name)
+
+
+@registry.register_model("esen_dens_noise_head")
+class ESENNoiseHead(_VectorHead):
+    """A second vector head, for the noise of the corrupted atoms in units of its scale; does not run at inference."""
+
+    def __init__(self, backbone: eSEN_Backbone, output_name: str = NOISE) -> None:
+        with torch.random.fork_rng(devices=[]):  # heads built after this one start as in a model without DeNS
+            super().__init__(backbone, output_name)
+
+    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """{output_name: (N, 3)}, or nothing where no noise is asked for."""
+        return super().forward(data, emb) if self.output_name in rows_of(data) else {}
+
+
+@registry.register_model("esen_dens_gradient_head")
+class ESENGradientHead(MLP_EFS_Head):
+    r"""Energy, forces and, with the backbone's ``regress_stress``, stress, of which the latter two are derivatives.
+
+    .. math:: F = -\partial E / \partial x, \qquad \sigma = V^{-1} \, \partial E / \partial \varepsilon
+
+    at the positions that the model is given: those of the corrupted structure, its encoded forces being constants.
+    No energy is set to zero, whose forces would be zero too. All are in the units of the normalised energy, so that
+    the normalisers of energy, forces and stress must have one ``stdev``.
+
+    Raises:
+        ValueError: for a backbone with ``regress_forces: false``, or beside a direct force head.
+    """
+
+    output_name: ClassVar[str] = "energy"
+    forces_are_gradients: ClassVar[bool] = True
+
+    def __init__(self, backbone: eSEN_Backbone) -> None:
+        if not backbone.regress_forces:
+            raise ValueError(
+                "dens_plugin.ESENGradientHead needs a backbone with `regress_forces: true`; for energies alone use "
+                "esen_mlp_energy_head"
+            )
+        super().__init__(backbone)
+
+    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """{energy: (B,), forces: (N, 3)} and {stress: (B, 9)} where asked for, in normalised units."""
+        out = super().forward(data, emb)
+        data.pos = data.pos.detach()  # as it came; the host restores the cell alone
+        out["forces"] = _where_it_counts("forces", out["forces"], data)
+        if torch.is_grad_enabled():
+            return out
+        # The host lifts `torch.no_grad` for the derivatives; nothing of their graph need outlive this call.
+        return {name: value.detach() for name, value in out.items()}
+
+
+def _where_it_counts(name: str, vectors: torch.Tensor, data: Batch) -> torch.Tensor:
+    """``vectors`` (N, 3) in the rows that count for the target ``name``, zero in the others."""
+    rows = rows_of(data).get(name)
+    return vectors if rows is None else torch.where(rows.mask[:, None], vectors, vectors.new_zeros(()))
