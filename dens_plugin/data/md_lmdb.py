@@ -37,6 +37,7 @@ class MDFlaggedLmdb(LmdbDataset):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
+        self._keys = _ranges(self._keys)
         self._logs = [TrajectoryLog(path) for path in _log_files(self.path)]
 
     def __getitem__(self, idx: int) -> Data:
@@ -56,7 +57,7 @@ class MDFlaggedLmdb(LmdbDataset):
 
 
 class TrajectoryLog:
-    """The lines of a log, found without reading them into memory.
+    """What the lines of a log say, one bit a line: every worker of every rank keeps its own.
 
     Args:
         path: the text file.
@@ -71,25 +72,27 @@ class TrajectoryLog:
         Raises:
             ValueError: if the log ends before that line.
         """
-        if line >= len(self._ends):
+        flags, lines = self._flags
+        if line >= lines:
             raise ValueError(
-                f"'{self.path}' has {len(self._ends)} lines and its LMDB more structures than that; "
+                f"'{self.path}' has {lines} lines and its LMDB more structures than that; "
                 "without the log of every structure MD cannot be told from relaxations"
             )
-        start = 0 if line == 0 else int(self._ends[line - 1]) + 1
-        text = bytes(self._bytes[start : int(self._ends[line])])
-        return b"md" in text and b"relaxations" not in text
+        return bool(flags[line // 8] >> (7 - line % 8) & 1)
 
     @cached_property
-    def _bytes(self) -> np.ndarray:
-        return np.memmap(self.path, dtype=np.uint8, mode="r") if self.path.stat().st_size else np.empty(0, np.uint8)
+    def _flags(self) -> tuple[np.ndarray, int]:
+        """Eight lines a byte, and the number of lines."""
+        with self.path.open("rb") as lines:
+            flags = np.fromiter((b"md" in line and b"relaxations" not in line for line in lines), dtype=bool)
+        return np.packbits(flags), len(flags)
 
-    @cached_property
-    def _ends(self) -> np.ndarray:
-        """Positions of the line ends; the last line may lack one."""
-        ends = np.flatnonzero(self._bytes == ord("\n"))
-        is_open = len(self._bytes) and self._bytes[-1] != ord("\n")
-        return np.append(ends, len(self._bytes)) if is_open else ends
+
+def _ranges(keys: list) -> range | list[range]:
+    """The host's keys, a list of 0 to n - 1 for each file, without the 40 bytes that it spends on each structure."""
+    if keys and isinstance(keys[0], list):
+        return [range(len(part)) for part in keys]
+    return range(len(keys))
 
 
 def _log_files(path: Path) -> list[Path]:
