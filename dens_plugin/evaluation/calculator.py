@@ -16,6 +16,7 @@ from fairchem.core import OCPCalculator
 from torch import nn
 
 from dens_plugin.compat import load_checkpoint, prepare_host
+from dens_plugin.data.oc22_references import References
 
 
 class DeNSCalculator(OCPCalculator):
@@ -34,7 +35,18 @@ class DeNSCalculator(OCPCalculator):
             raise ValueError("positions are NaN or infinite; a relaxation or dynamics with too long a step does that")
         if max(atoms.numbers) >= limit or min(atoms.numbers) < 1:
             raise ValueError(f"the model knows the elements 1 to {limit - 1}, not {sorted(set(atoms.numbers))}")
+        self._require_references(atoms)
         super().calculate(atoms, properties, system_changes)
+
+    def _require_references(self, atoms: Atoms) -> None:
+        """Raise ValueError for an element to which the model's linear references give no energy that can be meant."""
+        linear = self.trainer.elementrefs.get("energy")
+        if linear is None:
+            return
+        references = References(Path("checkpoint"), linear.element_references.double().cpu().numpy())
+        missing = references.missing(atoms.numbers)
+        if missing:
+            raise ValueError(f"the model's linear references have no energy for {', '.join(missing)}")
 
 
 def load_calculator(path: str | Path, *, cpu: bool | None = None, seed: int = 0) -> OCPCalculator:

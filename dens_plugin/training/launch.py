@@ -12,6 +12,7 @@ from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, setup_imports, setup_logging
 
 from dens_plugin import compat
+from dens_plugin.data.oc22_references import require_references
 from dens_plugin.settings import suggestion
 from dens_plugin.training.config import objective_from_config
 from dens_plugin.training.config_check import require_meant
@@ -61,8 +62,11 @@ def _require_meant(config: Mapping[str, Any]) -> None:
     if config.get("trainer") in _OUR_TRAINERS:
         objective_from_config(config)
     require_known_model(config["model"])
-    for split, dataset in _datasets(config["dataset"]):
+    datasets = dict(_datasets(config["dataset"]))
+    for split, dataset in datasets.items():
         require_files(dataset, split)
+    if config.get("trainer") in _OUR_TRAINERS:
+        require_references(datasets)
 
 
 def _refuse(message: str) -> NoReturn:
