@@ -31,7 +31,10 @@ _METRICS = {  # the host's names -> factor and format of the cell
     "energy_forces_within_threshold": (100.0, "{:.2f}"),
 }
 _SAME = 1e-6  # relative; two sets of structures do not agree so well
-_HOW = "dens validate --config-yml C --checkpoint P --dataset.val.src=SPLIT --identifier NAME_SPLIT"
+_HOW = (
+    "dens validate --config-yml C --checkpoint P --dataset.val.src=SPLIT --dataset.val.sample_n=None "
+    "--identifier NAME_SPLIT"
+)
 
 
 class PaperRow(NamedTuple):
