@@ -2,11 +2,12 @@
 
 | name | network | its training batch |
 |---|---|---|
-| ``plain`` | fairchem's EquiformerV2 with an energy and a force head | clean structures |
-| ``fairchem_dens`` | fairchem's own DeNS variant of it | the corrupted structures of ``ours``, in its own fields |
+| ``plain`` | fairchem's with an energy and a force head | clean structures |
+| ``fairchem_dens`` | fairchem's own DeNS, of EquiformerV2 | the corrupted structures of ``ours``, in its own fields |
 | ``ours`` | this package's | corrupted structures |
 
-All have the hyper-parameters of the DeNS paper (arXiv:2403.09549, Table 7) except for the number of layers.
+All have the hyper-parameters of the DeNS paper (arXiv:2403.09549, Table 7 for EquiformerV2; eSCN's are those of its own
+paper, arXiv:2302.03655) except for the number of layers.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from structures import OBJECTIVE, Sample
 from torch import nn
 from torch_geometric.data import Batch
 
-from dens_plugin import FlatEquiformerV2DeNS
+from dens_plugin import FlatEquiformerV2DeNS, FlatESCNDeNS
 from dens_plugin.backbones.key_map import to_plain_keys, to_plugin_keys
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.objectives.base import Outputs
@@ -56,8 +57,12 @@ class Contestant:
     load: Callable[[nn.Module, State], Any]
 
 
-def paper_settings(*, lmax: int, layers: int, channels: int = 128) -> Settings:
+def paper_settings(model: str, *, lmax: int, layers: int, channels: int = 128) -> Settings:
     """Hyper-parameters of the backbone; fewer ``channels`` than the paper's 128 make a toy for tests."""
+    return _SETTINGS[model](lmax, layers, channels)
+
+
+def _equiformer_v2_settings(lmax: int, layers: int, channels: int) -> Settings:
     return {
         "lmax_list": [lmax],
         "mmax_list": [min(2, lmax)],
@@ -86,13 +91,30 @@ def paper_settings(*, lmax: int, layers: int, channels: int = 128) -> Settings:
     }
 
 
-def build_all(settings: Settings, device: str) -> dict[str, nn.Module]:
-    """All networks, with the same weights."""
-    models = {name: contestant.build(settings).to(device) for name, contestant in CONTESTANTS.items()}
-    weights = copy.deepcopy(models["ours"].state_dict())
-    for name, model in models.items():
-        CONTESTANTS[name].load(model, weights)
-    return models
+def _escn_settings(lmax: int, layers: int, channels: int) -> Settings:
+    return {
+        "lmax_list": [lmax],
+        "mmax_list": [min(2, lmax)],
+        "num_layers": layers,
+        "sphere_channels": channels,
+        "hidden_channels": 2 * channels,
+        "edge_channels": channels,
+        "num_sphere_samples": 128,
+        "max_neighbors": 20,
+        "cutoff": 12.0,
+        "distance_function": "gaussian",
+        "basis_width_scalar": 2.0,
+        "otf_graph": True,
+    }
+
+
+def build_all(model: str, settings: Settings, device: str) -> dict[str, nn.Module]:
+    """All contestants for a model, with the same weights."""
+    networks = {name: contestant.build(settings).to(device) for name, contestant in CONTESTANTS[model].items()}
+    weights = copy.deepcopy(networks["ours"].state_dict())
+    for name, network in networks.items():
+        CONTESTANTS[model][name].load(network, weights)
+    return networks
 
 
 def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
@@ -120,11 +142,12 @@ def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def require_equal(models: Mapping[str, nn.Module], sample: Sample, seed: int = 0) -> dict[str, float]:
+def require_equal(model: str, networks: Mapping[str, nn.Module], sample: Sample, seed: int = 0) -> dict[str, float]:
     """Compare all networks on a clean batch and those with DeNS on a corrupted one.
 
     Args:
-        models: contestants' names and networks, with the same weights.
+        model: the model whose contestants they are.
+        networks: contestants' names and networks, with the same weights.
         sample: one with corrupted atoms.
         seed: of the edge frames, which are random and set anew before each forward.
 
@@ -135,9 +158,11 @@ def require_equal(models: Mapping[str, nn.Module], sample: Sample, seed: int = 0
         RuntimeError: if a difference exceeds `TOLERANCE`.
     """
     errors = {}
-    for batch_name, other in (("clean", "plain"), ("clean", "fairchem_dens"), ("corrupted", "fairchem_dens")):
+    pairs = [("clean", "plain"), ("clean", "fairchem_dens"), ("corrupted", "fairchem_dens")]
+    for batch_name, other in (pair for pair in pairs if pair[1] in networks):
         ours, theirs = (
-            _counted(models[name], _evaluation_batch(name, sample, batch_name), seed) for name in ("ours", other)
+            _counted(networks[name], _evaluation_batch(CONTESTANTS[model][name], sample, batch_name), seed)
+            for name in ("ours", other)
         )
         for output in theirs:
             errors[f"{batch_name} {output}, ours and {other}"] = _difference(ours[output], theirs[output])
@@ -147,8 +172,8 @@ def require_equal(models: Mapping[str, nn.Module], sample: Sample, seed: int = 0
     return errors
 
 
-def _evaluation_batch(name: str, sample: Sample, batch_name: str) -> Batch:
-    return sample.clean if batch_name == "clean" else CONTESTANTS[name].training_batch(sample)
+def _evaluation_batch(contestant: Contestant, sample: Sample, batch_name: str) -> Batch:
+    return sample.clean if batch_name == "clean" else contestant.training_batch(sample)
 
 
 def _counted(model: nn.Module, batch: Batch, seed: int) -> Outputs:
@@ -164,9 +189,14 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def _plain_model(settings: Settings) -> nn.Module:
+def _plain_equiformer_v2(settings: Settings) -> nn.Module:
     heads = {"energy": {"module": "equiformerV2_scalar_head"}, "forces": {"module": "equiformerV2_vector_head"}}
     return _hydra("equiformer_v2_backbone", heads, settings)
+
+
+def _plain_escn(settings: Settings) -> nn.Module:
+    heads = {"energy": {"module": "escn_energy_head"}, "forces": {"module": "escn_force_head"}}
+    return _hydra("escn_backbone", heads, settings)
 
 
 def _fairchem_dens_model(settings: Settings) -> nn.Module:
@@ -181,8 +211,12 @@ def _hydra(backbone: str, heads: dict[str, Any], settings: Settings) -> nn.Modul
     return HydraModel(backbone={"model": backbone, **settings}, heads=heads, pass_through_head_outputs=True)
 
 
-def _our_model(settings: Settings) -> nn.Module:
+def _our_equiformer_v2(settings: Settings) -> nn.Module:
     return FlatEquiformerV2DeNS(**settings)
+
+
+def _our_escn(settings: Settings) -> nn.Module:
+    return FlatESCNDeNS(**settings)
 
 
 def _plain_batch(sample: Sample) -> Batch:
@@ -222,8 +256,15 @@ def _load_ours(model: nn.Module, weights: State) -> None:
     model.load_state_dict(weights)
 
 
+_SETTINGS = {"equiformer_v2": _equiformer_v2_settings, "escn": _escn_settings}
 CONTESTANTS = {
-    "plain": Contestant(_plain_model, _plain_batch, _load_plain),
-    "fairchem_dens": Contestant(_fairchem_dens_model, _fairchem_dens_batch, _load_fairchem_dens),
-    "ours": Contestant(_our_model, _our_batch, _load_ours),
+    "equiformer_v2": {
+        "plain": Contestant(_plain_equiformer_v2, _plain_batch, _load_plain),
+        "fairchem_dens": Contestant(_fairchem_dens_model, _fairchem_dens_batch, _load_fairchem_dens),
+        "ours": Contestant(_our_equiformer_v2, _our_batch, _load_ours),
+    },
+    "escn": {
+        "plain": Contestant(_plain_escn, _plain_batch, _load_plain),
+        "ours": Contestant(_our_escn, _our_batch, _load_ours),
+    },
 }

@@ -84,8 +84,7 @@ def measure_loader(args: argparse.Namespace) -> Row:
     return {
         "atoms per structure": atoms / (args.batch * len(batches)),
         "fairchem, structures/s and worker": args.batch / statistics.median(read),
-        "with corruption, structures/s and worker": args.batch
-        / statistics.median(map(sum, zip(read, corrupt, strict=True))),
+        "with corruption, structures/s and worker": args.batch / statistics.median(both),
         "corruption, ms per structure": 1000 * per_structure,
         "step of the mini model, ms per structure": 1000 * step,
         "corruption, share of that step": per_structure / step,

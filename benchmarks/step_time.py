@@ -1,11 +1,12 @@
-"""Time and memory of a training step and of inference: this package beside fairchem's EquiformerV2 and its own DeNS.
+"""Time and memory of a training step and of inference: this package beside fairchem's networks and its own DeNS.
 
     python benchmarks/step_time.py                                  # degrees 4 and 6, six layers, two CPU threads
     python benchmarks/step_time.py --device cuda --extrapolate 12
+    python benchmarks/step_time.py --model escn                     # eSCN, of which fairchem has no DeNS
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456
     python benchmarks/step_time.py                                  # the same where glibc keeps its pages
 
-The last form matters on a CPU: by default glibc returns large blocks to the kernel, and page faults make fairchem's
+The last two lines matter on a CPU: by default glibc returns large blocks to the kernel, and page faults make fairchem's
 step 1.4 to 1.65 times as long. Name the allocator with every figure; the results record the ``MALLOC_*`` variables.
 
 How it is measured:
@@ -124,11 +125,11 @@ def peak_memory(args: argparse.Namespace, measure: str, name: str, *, lmax: int,
     """MiB at the peak of two steps or inferences on the largest batch; for a process that has done nothing else."""
     torch.set_num_threads(args.threads)
     by_size = sorted(_samples(args), key=lambda sample: len(sample.clean.pos))
-    _run_twice(args.device, measure, name, paper_settings(lmax=1, layers=1, channels=8), by_size[0])
+    _run_twice(args, measure, name, paper_settings(args.model, lmax=1, layers=1, channels=8), by_size[0])
     gc.collect()
     before = _memory(args.device)
-    settings = paper_settings(lmax=lmax, layers=layers, channels=args.channels)
-    return (_run_twice(args.device, measure, name, settings, by_size[-1]) - before) / 2**20
+    settings = paper_settings(args.model, lmax=lmax, layers=layers, channels=args.channels)
+    return (_run_twice(args, measure, name, settings, by_size[-1]) - before) / 2**20
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -151,21 +152,24 @@ def hardware(device: str) -> dict[str, Any]:
 def markdown(report: Mapping[str, Any]) -> str:
     """The table, and one line about what it was measured on."""
     machine, data = report["hardware"], report["settings"]["data"]
+    names = list(CONTESTANTS[report["settings"]["model"]])
+    ratios = [f"ours / {name} | goal" for name in names if name != "ours"]
     allocator = " ".join(f"{key}={value}" for key, value in machine["allocator"].items()) or "default"
     lines = [
-        f"{machine['gpu'] or machine['cpu']}, {machine['threads']} of {machine['cores']} cores, torch "
-        f"{machine['torch']}, GEMM {machine['gemm']}, allocator {allocator}; {len(data['atoms'])} batches of "
-        f"{data['source']}, {np.mean(data['atoms']):.0f} atoms each, {data['corrupted_share']:.3f} of the free "
-        "atoms corrupted. Medians (quartiles).",
+        f"{report['settings']['model']} on {machine['gpu'] or machine['cpu']}, {machine['threads']} of "
+        f"{machine['cores']} cores, torch {machine['torch']}, GEMM {machine['gemm']}, allocator {allocator}; "
+        f"{len(data['atoms'])} batches of {data['source']}, {np.mean(data['atoms']):.0f} atoms each, "
+        f"{data['corrupted_share']:.3f} of the free atoms corrupted. Medians (quartiles).",
         "",
-        f"| lmax | layers | cost | {' | '.join(CONTESTANTS)} | ours / plain | goal | ours / fairchem_dens | goal |",
-        "|---|---|---|" + "---|" * (len(CONTESTANTS) + 4),
+        f"| lmax | layers | cost | {' | '.join(names + ratios)} |",
+        "|---|---|---|" + "---|" * (len(names) + 2 * len(ratios)),
     ]
     return "\n".join(lines + [_table_line(row) for row in report["table"]])
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=CONTESTANTS, default="equiformer_v2")
     parser.add_argument("--lmax", type=int, nargs="+", default=[4, 6], help="degrees (default: 4 6)")
     parser.add_argument("--layers", type=int, default=6, help="default: 6; the paper's is 12")
     parser.add_argument("--batch", type=int, default=2, help="structures a batch (default: 2)")
@@ -202,44 +206,47 @@ def _add_degree(report: dict[str, Any], args: argparse.Namespace, samples: list[
 def _run(args: argparse.Namespace, samples: list[Sample], *, lmax: int, layers: int) -> dict[str, Any]:
     """Check, time and weigh the contestants at one size."""
     torch.manual_seed(_SEED)
-    models = build_all(paper_settings(lmax=lmax, layers=layers, channels=args.channels), args.device)
-    errors = require_equal(models, max(samples, key=corrupted_atoms))
+    settings = paper_settings(args.model, lmax=lmax, layers=layers, channels=args.channels)
+    networks = build_all(args.model, settings, args.device)
+    errors = require_equal(args.model, networks, max(samples, key=corrupted_atoms))
     costs = {
-        INFERENCE: interleaved(_inference_actions(models, samples), args.steps, args.device),
-        STEP: interleaved(_step_actions(models, samples), args.steps, args.device),
+        INFERENCE: interleaved(_inference_actions(networks, samples), args.steps, args.device),
+        STEP: interleaved(_step_actions(args.model, networks, samples), args.steps, args.device),
     }
-    del models
+    del networks
     for measure in (STEP_MEMORY, INFERENCE_MEMORY) if args.memory else ():
-        costs[measure] = {name: [_in_fresh_process(args, measure, name, lmax, layers)] for name in CONTESTANTS}
+        costs[measure] = {name: [_in_fresh_process(args, measure, name, lmax, layers)] for name in costs[STEP]}
     run = {"lmax": lmax, "layers": layers, "is_extrapolated": False, "largest_differences": errors, "costs": costs}
     print(*map(_table_line, _rows(run)), sep="\n", file=sys.stderr)
     return run
 
 
-def _step_actions(models: Mapping[str, nn.Module], samples: list[Sample]) -> dict[str, Callable[[int], None]]:
-    def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
+def _step_actions(
+    model: str, networks: Mapping[str, nn.Module], samples: list[Sample]
+) -> dict[str, Callable[[int], None]]:
+    def step(network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
         optimizer.zero_grad(set_to_none=True)
-        loss(model(batch), batch).backward()
+        loss(network(batch), batch).backward()
         optimizer.step()
 
-    def action(name: str, model: nn.Module) -> Callable[[int], None]:
-        batches = [CONTESTANTS[name].training_batch(sample) for sample in samples]
-        optimizer = torch.optim.AdamW(model.train().parameters(), lr=2e-4, weight_decay=1e-3)
-        return lambda number: step(model, optimizer, batches[number])
+    def action(name: str, network: nn.Module) -> Callable[[int], None]:
+        batches = [CONTESTANTS[model][name].training_batch(sample) for sample in samples]
+        optimizer = torch.optim.AdamW(network.train().parameters(), lr=2e-4, weight_decay=1e-3)
+        return lambda number: step(network, optimizer, batches[number])
 
-    return {name: action(name, model) for name, model in models.items()}
+    return {name: action(name, network) for name, network in networks.items()}
 
 
-def _inference_actions(models: Mapping[str, nn.Module], samples: list[Sample]) -> dict[str, Callable[[int], None]]:
-    def infer(model: nn.Module, number: int) -> None:
+def _inference_actions(networks: Mapping[str, nn.Module], samples: list[Sample]) -> dict[str, Callable[[int], None]]:
+    def infer(network: nn.Module, number: int) -> None:
         with torch.no_grad():
-            model(samples[number].clean)
+            network(samples[number].clean)
 
-    def action(model: nn.Module) -> Callable[[int], None]:
-        model.eval()
-        return lambda number: infer(model, number)
+    def action(network: nn.Module) -> Callable[[int], None]:
+        network.eval()
+        return lambda number: infer(network, number)
 
-    return {name: action(model) for name, model in models.items()}
+    return {name: action(network) for name, network in networks.items()}
 
 
 def _elapsed(action: Callable[[], None], device: str) -> float:
@@ -264,15 +271,15 @@ def _in_fresh_process(args: argparse.Namespace, measure: str, name: str, lmax: i
             return float("nan")
 
 
-def _run_twice(device: str, measure: str, name: str, settings: Settings, sample: Sample) -> int:
+def _run_twice(args: argparse.Namespace, measure: str, name: str, settings: Settings, sample: Sample) -> int:
     """Bytes at the peak of two steps or inferences of a new network."""
-    model = CONTESTANTS[name].build(settings).to(device)
-    actions = _step_actions if measure == STEP_MEMORY else _inference_actions
-    action = actions({name: model}, [sample])[name]
-    _reset_peak(device)
-    action(0)
-    action(0)
-    return torch.cuda.max_memory_allocated() if device == "cuda" else _process_status("VmHWM")
+    networks = {name: CONTESTANTS[args.model][name].build(settings).to(args.device)}
+    is_step = measure == STEP_MEMORY
+    actions = _step_actions(args.model, networks, [sample]) if is_step else _inference_actions(networks, [sample])
+    _reset_peak(args.device)
+    actions[name](0)
+    actions[name](0)
+    return torch.cuda.max_memory_allocated() if args.device == "cuda" else _process_status("VmHWM")
 
 
 def _reset_peak(device: str) -> None:
@@ -311,7 +318,7 @@ def _rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
             "median": {name: float(np.median(values)) for name, values in run["costs"][measure].items()},
             "ours_over": {
                 other: ratio(measure, run["costs"][measure], other)._asdict()
-                for other in CONTESTANTS
+                for other in run["costs"][measure]
                 if other != "ours"
             },
         }
@@ -324,16 +331,16 @@ def _extrapolated(half: Mapping[str, Any], full: Mapping[str, Any], layers: int)
     costs = {}
     for measure, of_full in full["costs"].items():
         low, high = (
-            np.array([np.median(values[name]) for name in CONTESTANTS]) for values in (half["costs"][measure], of_full)
+            np.array([np.median(values[name]) for name in of_full]) for values in (half["costs"][measure], of_full)
         )
         block = np.median(high - low) / (full["layers"] - half["layers"])
         more = high + block * (layers - full["layers"])
-        costs[measure] = {name: [float(cost)] for name, cost in zip(CONTESTANTS, more, strict=True)}
+        costs[measure] = {name: [float(cost)] for name, cost in zip(of_full, more, strict=True)}
     return {"lmax": full["lmax"], "layers": layers, "is_extrapolated": True, "costs": costs}
 
 
 def _table_line(row: Mapping[str, Any]) -> str:
-    medians = [f"{row['median'][name]:.4g}" for name in CONTESTANTS]
+    medians = [f"{median:.4g}" for median in row["median"].values()]
     ratios = [
         cell
         for value in row["ours_over"].values()

@@ -126,9 +126,14 @@ class FlatEquiformerV2DeNS(HydraModel):
         use_noise_schedule_sigma_encoding: of the authors' layout; only False, which the paper found better.
         **backbone: hyper-parameters of fairchem's EquiformerV2 backbone.
 
+    Attributes:
+        backbone_class: the class that takes them.
+
     Raises:
         ValueError: for an option of the authors' code that fairchem's network lacks.
     """
+
+    backbone_class = EquiformerV2DeNS
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """Names of parameters in the checkpoints of the authors, of fairchem and of this package.
 
+EquiformerV2:
+
 | authors (flat) | fairchem 1.10 DeNS (hydra) | fairchem 1.10 plain (hydra) | here |
 |---|---|---|---|
 | ``energy_block`` | ``output_heads.energy.scalar_block`` | ``output_heads.energy.energy_block`` | as plain |
@@ -8,6 +10,8 @@
 | ``force_embedding.weight`` | ``backbone.force_embedding.weight`` | - | as fairchem |
 | ``force_embedding.bias`` | ``backbone.force_embedding.bias`` | - | folded into ``sphere_embedding`` |
 | others | ``backbone.`` | ``backbone.`` | ``backbone.`` |
+
+eSCN has the same names, and no DeNS of fairchem's; fairchem's flat networks have those of the first column.
 """
 
 from __future__ import annotations
@@ -26,15 +30,16 @@ _HYDRA = {
     "output_heads.energy.scalar_block.": _ENERGY,
     "output_heads.forces.vector_block.": _FORCES,
     "output_heads.forces.denoising_pos_block.": _NOISE,
+    "output_heads.forces.denoising_linear.": "output_heads.noise.linear.",  # eSEN
 }
 _BIAS, _EMBEDDING = "backbone.force_embedding.bias", "backbone.sphere_embedding.weight"
-_DENS_ONLY = ("backbone.force_embedding.", _NOISE)
+_DENS_ONLY = ("backbone.force_embedding.", "output_heads.noise.")
 
 State = dict[str, torch.Tensor]
 
 
 def to_plugin_keys(state: Mapping[str, torch.Tensor]) -> State:
-    """A state dict of any of the four kinds with this package's names, and its force bias folded.
+    """A state dict of any of these kinds with this package's names, and its force bias folded.
 
     The other implementations add ``force_embedding.bias`` to degree 0 of every atom, corrupted or not, which is the
     same as adding it to every element's embedding.
@@ -48,7 +53,7 @@ def to_plugin_keys(state: Mapping[str, torch.Tensor]) -> State:
 
 
 def to_plain_keys(state: Mapping[str, torch.Tensor]) -> State:
-    """The same for fairchem's plain EquiformerV2: without what only denoising uses."""
+    """The same for fairchem's plain networks: without what only denoising uses."""
     return {key: value for key, value in to_plugin_keys(state).items() if not key.startswith(_DENS_ONLY)}
 
 

@@ -55,7 +55,7 @@ def load_calculator(path: str | Path, *, cpu: bool | None = None, seed: int = 0)
     Averaged weights (EMA) are used wherever the checkpoint has them, as in the host's validation.
 
     Args:
-        path: ``best_checkpoint.pt`` or ``checkpoint.pt`` of a run, of this package or of fairchem's EquiformerV2.
+        path: ``best_checkpoint.pt`` or ``checkpoint.pt`` of a run, of this package or of fairchem.
         cpu: whether to stay on the CPU; by default only where there is no GPU.
         seed: of the random edge frames, on which predictions depend in their last digits.
 

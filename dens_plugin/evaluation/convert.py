@@ -1,4 +1,4 @@
-"""Checkpoints of other implementations of EquiformerV2 with DeNS, to this package's and to plain EquiformerV2.
+"""Checkpoints of other implementations of EquiformerV2 and eSCN with DeNS, to this package's and to plain networks.
 
 Weights, normalisers and model settings are kept; optimiser, schedule and step count are not, since their lists follow
 another order of parameters.
@@ -11,39 +11,85 @@ import copy
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fairchem.core.common.registry import registry
 
-import dens_plugin.backbones.equiformer_v2  # noqa: F401  (registers the models' short names)
+import dens_plugin.backbones.equiformer_v2
+import dens_plugin.backbones.escn  # noqa: F401  (both register short names)
 from dens_plugin.backbones.key_map import State, to_plain_keys, to_plugin_keys
 from dens_plugin.compat import load_checkpoint, prepare_host
 from dens_plugin.training.config import without_switches
 
-_BUFFERS = {"expand_index", "l_harmonic", "m_harmonic", "m_complex", "res_size", "to_m", "m_size"} | {
+_DENS, _PLAIN = "dens", "plain"
+_UNTRAINED = {"expand_index", "l_harmonic", "m_harmonic", "m_complex", "res_size", "to_m", "m_size"} | {
     "to_grid_mat",
     "balance_degree_weight",
     "from_grid_mat",
     "offset",
     "energy_lin_ref",
+    "sphere_points",
+    "sphharm_weights",
 }
-_DENS_BACKBONE_KEYS = ("use_force_encoding", "use_noise_schedule_sigma_encoding", "use_tp_reparam", "model", "name")
-_HOST_HEADS = {"energy": {"module": "equiformerV2_scalar_head"}, "forces": {"module": "equiformerV2_vector_head"}}
-_OUR_HEADS = {
-    "energy": {"module": "equiformerV2_scalar_head"},
-    "forces": {"module": "dens_plugin.ForceHead"},
-    "noise": {"module": "dens_plugin.NoiseHead"},
-}
+_OUTPUTS = {"energy", "forces", "noise"}
+_OF_DENS = ("use_force_encoding", "model", "name")
+_AUTHORS_OPTIONS = {"use_noise_schedule_sigma_encoding": False, "use_tp_reparam": False, "use_grid": True}
 
 
-def convert(source: str | Path, out: str | Path, *, to: str = "dens", average: bool = True) -> Path:
+class _Family(NamedTuple):
+    """A network, with DeNS and without.
+
+    Attributes:
+        title: what people call it.
+        sign: how names of its parameters, and of no other network's, begin.
+        backbones: the backbone for each target of a conversion.
+        heads: the heads, output -> module, for each target.
+    """
+
+    title: str
+    sign: str
+    backbones: dict[str, str]
+    heads: dict[str, dict[str, str]]
+
+
+_FAMILIES = (
+    _Family(
+        title="EquiformerV2",
+        sign="backbone.blocks.0.ga.so2_conv_1.",
+        backbones={_DENS: "dens_plugin.EquiformerV2DeNS", _PLAIN: "equiformer_v2_backbone"},
+        heads={
+            _DENS: {
+                "energy": "equiformerV2_scalar_head",
+                "forces": "dens_plugin.ForceHead",
+                "noise": "dens_plugin.NoiseHead",
+            },
+            _PLAIN: {"energy": "equiformerV2_scalar_head", "forces": "equiformerV2_vector_head"},
+        },
+    ),
+    _Family(
+        title="eSCN",
+        sign="backbone.layer_blocks.0.message_block.",
+        backbones={_DENS: "dens_plugin.ESCNDeNS", _PLAIN: "escn_backbone"},
+        heads={
+            _DENS: {
+                "energy": "escn_energy_head",
+                "forces": "dens_plugin.ESCNForceHead",
+                "noise": "dens_plugin.ESCNNoiseHead",
+            },
+            _PLAIN: {"energy": "escn_energy_head", "forces": "escn_force_head"},
+        },
+    ),
+)
+
+
+def convert(source: str | Path, out: str | Path, *, to: str = _DENS, average: bool = True) -> Path:
     """Convert a checkpoint of the authors' code, of fairchem 1.10 or of this package.
 
     Args:
         source: the checkpoint to read.
         out: the file to write; must not exist.
-        to: ``dens`` for this package's EquiformerV2DeNS, ``plain`` for fairchem's EquiformerV2 without DeNS.
+        to: ``dens`` for this package's network with DeNS, ``plain`` for fairchem's without.
         average: take the averaged weights (EMA) where the checkpoint has them.
 
     Returns:
@@ -63,10 +109,11 @@ def convert(source: str | Path, out: str | Path, *, to: str = "dens", average: b
     checkpoint = load_checkpoint(source)
     settings = _model_settings(checkpoint, source)
     weights = _averaged(checkpoint) if average and checkpoint.get("ema") else checkpoint["state_dict"]
-    state = to_plugin_keys(weights) if to == "dens" else to_plain_keys(weights)
-    model = _hydra(settings, heads=_heads(settings, _OUR_HEADS if to == "dens" else _HOST_HEADS), to=to)
-    if to == "dens" and not any(key.startswith("backbone.force_embedding.") for key in state):
-        raise ValueError(f"'{source}' is a plain EquiformerV2; train it with DeNS from `task.warm_start: {source}`")
+    state = to_plugin_keys(weights) if to == _DENS else to_plain_keys(weights)
+    family = _family(state, source)
+    if to == _DENS and not any(key.startswith("backbone.force_embedding.") for key in state):
+        raise ValueError(f"'{source}' is a plain {family.title}; train it with DeNS from `task.warm_start: {source}`")
+    model = _hydra(settings, backbone=family.backbones[to], heads=_heads(settings, family.heads[to]))
     _require_fit(model, state, source)
     _write(_assembled(checkpoint, state, model, to), out)
     return out
@@ -76,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `dens convert`."""
     parser.add_argument("source", type=Path, help="checkpoint of the authors, of fairchem, or of this package")
     parser.add_argument("out", type=Path, help="checkpoint to write")
-    parser.add_argument("--to", choices=["dens", "plain"], default="dens", help="the model to convert to")
+    parser.add_argument("--to", choices=[_DENS, _PLAIN], default=_DENS, help="the model to convert to")
     parser.add_argument("--raw-weights", action="store_true", help="the last weights rather than their average (EMA)")
 
 
@@ -97,34 +144,45 @@ def _model_settings(checkpoint: Mapping[str, Any], source: Path) -> dict[str, An
     return without_switches(model)
 
 
-def _hydra(settings: Mapping[str, Any], *, heads: dict[str, Any], to: str) -> dict[str, Any]:
+def _family(state: State, source: Path) -> _Family:
+    """The network that parameters belong to, by their names here."""
+    for family in _FAMILIES:
+        if any(key.startswith(family.sign) for key in state):
+            return family
+    known = " and ".join(family.title for family in _FAMILIES)
+    raise ValueError(f"'{source}' is of another network than {known}, which alone can be converted")
+
+
+def _hydra(settings: Mapping[str, Any], *, backbone: str, heads: dict[str, Any]) -> dict[str, Any]:
     """A hydra model block, from hyper-parameters that are flat or already stand under ``backbone``."""
-    flat = settings.get("backbone", settings)
-    backbone = {key: value for key, value in flat.items() if key not in _DENS_BACKBONE_KEYS}
-    name = "dens_plugin.EquiformerV2DeNS" if to == "dens" else "equiformer_v2_backbone"
+    flat = without_switches(settings.get("backbone", settings))
+    for name, possible in _AUTHORS_OPTIONS.items():
+        if flat.pop(name, possible) != possible:
+            raise ValueError(f"the checkpoint's network has {name}: {not possible}, which fairchem's lacks")
+    hyperparameters = {key: value for key, value in flat.items() if key not in _OF_DENS}
     return {
         "name": "hydra",
         "otf_graph": True,
         "pass_through_head_outputs": True,
-        "backbone": {"model": name, **without_switches(backbone)},
+        "backbone": {"model": backbone, "otf_graph": True, **hyperparameters},
         "heads": heads,
     }
 
 
-def _heads(settings: Mapping[str, Any], standard: dict[str, Any]) -> dict[str, Any]:
+def _heads(settings: Mapping[str, Any], standard: Mapping[str, str]) -> dict[str, Any]:
     """The standard heads, and those of other properties, such as stress, as the source has them."""
-    others = {name: dict(head) for name, head in settings.get("heads", {}).items() if name not in _OUR_HEADS}
+    others = {name: dict(head) for name, head in settings.get("heads", {}).items() if name not in _OUTPUTS}
     for head in others.values():
         head.pop("use_denoising", None)
         if head["module"] == "dens_rank2_symmetric_head":  # the host's head with an ablation switch
             head["module"] = "rank2_symmetric_head"
-    return {**copy.deepcopy(standard), **others}
+    return {**{name: {"module": module} for name, module in standard.items()}, **others}
 
 
 def _averaged(checkpoint: Mapping[str, Any]) -> State:
     """The state dict with the averaged parameters, which the host keeps as a list in the model's order."""
     state, averages = checkpoint["state_dict"], checkpoint["ema"]["shadow_params"]
-    names = [name for name in state if name.rpartition(".")[2] not in _BUFFERS]
+    names = [name for name in state if not _UNTRAINED.intersection(name.split("."))]
     shapes_differ = any(state[name].shape != value.shape for name, value in zip(names, averages, strict=False))
     if len(names) != len(averages) or shapes_differ:
         raise ValueError(
@@ -147,7 +205,7 @@ def _require_fit(model: dict[str, Any], state: State, source: Path) -> None:
 def _assembled(checkpoint: Mapping[str, Any], state: State, model: dict[str, Any], to: str) -> dict[str, Any]:
     config = {key: value for key, value in checkpoint["config"].items() if key != "model_attributes"}
     config["model"] = model
-    config["trainer"] = "dens_plugin.DeNSTrainer" if to == "dens" else "ocp"
+    config["trainer"] = "dens_plugin.DeNSTrainer" if to == _DENS else "ocp"
     return {
         "state_dict": {f"module.{key}": value for key, value in state.items()},  # as the host saves it
         "normalizers": _normalizers(checkpoint.get("normalizers", {})),

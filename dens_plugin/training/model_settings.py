@@ -9,7 +9,6 @@ from typing import Any
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 
-from dens_plugin.backbones.equiformer_v2 import EquiformerV2DeNS, FlatEquiformerV2DeNS
 from dens_plugin.settings import mapping, reject_unknown, suggestion
 from dens_plugin.training.config import without_switches
 
@@ -46,7 +45,7 @@ def _model_class(name: Any, where: str) -> type:
 
 def _require_accepted(cls: type, settings: Mapping[str, Any], where: str) -> None:
     """Names of the constructor's arguments, its base classes' where it passes the rest on to them."""
-    owners = [*cls.__mro__, *(EquiformerV2DeNS.__mro__ if issubclass(cls, FlatEquiformerV2DeNS) else ())]
+    owners = [*cls.__mro__, *getattr(cls, "backbone_class", object).__mro__]
     constructors = [owner.__init__ for owner in owners if "__init__" in vars(owner)]
     accepted = {name for constructor in constructors for name in _arguments(constructor)}
     reject_unknown(settings, accepted, where)

@@ -15,10 +15,7 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.modules.loss import DDPLoss
 
-import dens_plugin.backbones.equiformer_v2
-import dens_plugin.backbones.esen
-import dens_plugin.data.md_lmdb
-import dens_plugin.data.oc22  # noqa: F401  (these register short names)
+import dens_plugin.training.registered  # noqa: F401
 from dens_plugin.data.oc22_references import with_element_references
 from dens_plugin.fields import Rows, free_atoms, rows_of
 from dens_plugin.objectives.s2ef import S2EF
@@ -109,6 +106,8 @@ class DeNSTrainer(DurableTrainer):
         if workers is None:
             workers = self.config["optim"].get(LOADER_WORKERS)
         loader = super().get_dataloader(dataset, sampler, workers)
+        if loader.num_workers > 0:
+            loader.multiprocessing_context = "fork"  # local launches spawn by default, and an open LMDB cannot be sent
         if dataset is self.train_dataset:
             seed = self.config["cmd"]["seed"] or 0
             loader.collate_fn = PreparingCollater(loader.collate_fn, self.objective, seed, sampler.sampler)

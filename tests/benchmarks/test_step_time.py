@@ -30,16 +30,18 @@ def samples(load):
     return load("structures").draw_samples("synthetic", count=2, size=1, seed=0, device="cpu")
 
 
-def test_table_and_file_hold_every_ratio(load, tmp_path, capsys):
+@pytest.mark.parametrize(("model", "others"), [("equiformer_v2", ["plain", "fairchem_dens"]), ("escn", ["plain"])])
+def test_table_and_file_hold_every_ratio(load, tmp_path, capsys, model, others):
     step_time = load("step_time")
-    path = step_time.main([*TINY, "--extrapolate", "4", "--no-memory", "--out", str(tmp_path)])
+    path = step_time.main([*TINY, f"--model={model}", "--extrapolate=4", "--no-memory", "--out", str(tmp_path)])
     report = json.loads(path.read_text())
 
     sizes = [(row["layers"], row["is_extrapolated"]) for row in report["table"]]
     assert sizes == [(1, False)] * 2 + [(2, False)] * 2 + [(4, True)] * 2
     assert {row["measure"] for row in report["table"]} == {step_time.STEP, step_time.INFERENCE}
     for row in report["table"]:
-        for other in ("plain", "fairchem_dens"):
+        assert list(row["ours_over"]) == others
+        for other in others:
             expected = row["median"]["ours"] / row["median"][other]  # of a single round
             assert row["ours_over"][other]["median"] == pytest.approx(expected)
     assert max(report["runs"][0]["largest_differences"].values()) < 1e-4
@@ -63,7 +65,7 @@ def test_extrapolation_is_a_line_through_both_runs(load):
         {
             "lmax": 1,
             "layers": layers,
-            "costs": {step_time.STEP: {name: [5 + 2 * layers] for name in step_time.CONTESTANTS}},
+            "costs": {step_time.STEP: {name: [5 + 2 * layers] for name in ("plain", "ours")}},
         }
         for layers in (3, 6)
     ]
@@ -84,29 +86,44 @@ def test_corrupted_share_is_that_of_the_paper(load):
     assert structures.corrupted_share(drawn) == pytest.approx(0.25, abs=0.03)
 
 
-@pytest.mark.parametrize("name", ["plain", "fairchem_dens"])
-@pytest.mark.parametrize("part", ["backbone.blocks.0", "output_heads.energy", "output_heads.forces"])
-def test_check_refuses_other_weights(load, samples, name, part):
+def build_toys(contestants, model):
+    return contestants.build_all(model, contestants.paper_settings(model, lmax=1, layers=1, channels=8), "cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "part"),
+    [
+        *(
+            ("equiformer_v2", name, part)
+            for name in ("plain", "fairchem_dens")
+            for part in ("backbone.blocks.0", "output_heads.energy", "output_heads.forces")
+        ),
+        ("escn", "plain", "backbone.layer_blocks.0"),
+        ("escn", "plain", "output_heads.energy"),
+        ("escn", "plain", "output_heads.forces"),
+    ],
+)
+def test_check_refuses_other_weights(load, samples, model, name, part):
     contestants = load("contestants")
-    models = contestants.build_all(contestants.paper_settings(lmax=1, layers=1, channels=8), "cpu")
+    networks = build_toys(contestants, model)
     sample = max(samples, key=load("structures").corrupted_atoms)
-    assert max(contestants.require_equal(models, sample).values()) < contestants.TOLERANCE
+    assert max(contestants.require_equal(model, networks, sample).values()) < contestants.TOLERANCE
     with torch.no_grad():
-        for parameter in models[name].get_submodule(part).parameters():
+        for parameter in networks[name].get_submodule(part).parameters():
             parameter.mul_(1.01)
     with pytest.raises(RuntimeError, match=f"ours and {name}"):
-        contestants.require_equal(models, sample)
+        contestants.require_equal(model, networks, sample)
 
 
 def test_check_refuses_another_noise_head(load, samples):
     contestants = load("contestants")
-    models = contestants.build_all(contestants.paper_settings(lmax=1, layers=1, channels=8), "cpu")
+    networks = build_toys(contestants, "equiformer_v2")
     sample = max(samples, key=load("structures").corrupted_atoms)
     with torch.no_grad():
-        for parameter in models["fairchem_dens"].output_heads["forces"].denoising_pos_block.parameters():
+        for parameter in networks["fairchem_dens"].output_heads["forces"].denoising_pos_block.parameters():
             parameter.mul_(1.01)
     with pytest.raises(RuntimeError, match="corrupted noise"):
-        contestants.require_equal(models, sample)
+        contestants.require_equal("equiformer_v2", networks, sample)
 
 
 def test_unknown_folder_is_named(load, tmp_path):

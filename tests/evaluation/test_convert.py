@@ -11,8 +11,22 @@ from ase.optimize import BFGS
 from samples import MODEL
 
 import dens_plugin
+from dens_plugin.backbones.key_map import to_plain_keys
 from dens_plugin.evaluation.convert import convert
 
+ESCN = {
+    "name": "escn_dens",
+    "max_neighbors": 10,
+    "cutoff": 4.0,
+    "num_layers": 1,
+    "lmax_list": [2],
+    "mmax_list": [1],
+    "sphere_channels": 8,
+    "hidden_channels": 8,
+    "edge_channels": 8,
+    "num_sphere_samples": 16,
+    "distance_resolution": 0.1,
+}
 CONFIG = {
     "task": {},
     "optim": {},
@@ -38,14 +52,15 @@ def predicted(path):
     return atoms.get_potential_energy(), atoms.get_forces()
 
 
-@pytest.fixture
-def authors(golden, tmp_path):
+@pytest.fixture(params=["equiformer_v2_dens", "escn_dens"])
+def authors(request, golden, tmp_path):
     """A checkpoint in the authors' layout: flat settings, DDP's prefix twice, normalisers as mean and std."""
-    reference = golden("eqv2_dens_l3_allnbr.pt")
+    files = {"equiformer_v2_dens": "eqv2_dens_l3_allnbr.pt", "escn_dens": "escn_dens_l4_allnbr.pt"}
+    reference = golden(files[request.param])
     path = tmp_path / "authors.pt"
     checkpoint = {
         "state_dict": {f"module.module.{key}": value for key, value in reference["state_dict"].items()},
-        "config": CONFIG | {"model": "equiformer_v2_dens", "model_attributes": reference["config"]},
+        "config": CONFIG | {"model": request.param, "model_attributes": reference["config"]},
         "normalizers": {
             "energy": {"mean": torch.tensor(1.0), "std": torch.tensor(2.0)},
             "forces": {"mean": torch.tensor(0.0), "std": torch.tensor(2.0)},
@@ -76,24 +91,27 @@ def test_normalisers_keep_their_meaning(authors, tmp_path):
     assert "optimizer" not in converted
 
 
-def ours(tmp_path, **extra):
+def ours(tmp_path, *, block=MODEL, **extra):
     torch.manual_seed(0)
-    settings = {key: value for key, value in MODEL.items() if key != "name"}
-    model = dens_plugin.FlatEquiformerV2DeNS(**settings)
+    settings = {key: value for key, value in block.items() if key != "name"}
+    flat = {"equiformer_v2_dens": dens_plugin.FlatEquiformerV2DeNS, "escn_dens": dens_plugin.FlatESCNDeNS}
+    model = flat[block["name"]](**settings)
     path = tmp_path / "ours.pt"
-    config = CONFIG | {"model": copy.deepcopy(MODEL)}
+    config = CONFIG | {"model": copy.deepcopy(block)}
     torch.save({"state_dict": model.state_dict(), "config": config, "normalizers": {}, **extra}, path)
     return path, model
 
 
-def test_averaged_weights_are_taken_where_there_are_any(tmp_path):
-    path, model = ours(tmp_path)
-    average = [value.detach() + 1 for value in model.parameters()]
-    path, _ = ours(tmp_path, ema={"shadow_params": average})
+@pytest.mark.parametrize("block", [MODEL, ESCN], ids=["EquiformerV2", "eSCN"])
+def test_averaged_weights_are_taken_where_there_are_any(block, tmp_path):
+    """Averages are kept of what is trained, which eSCN's points on the sphere are not."""
+    path, model = ours(tmp_path, block=block)
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    path, _ = ours(tmp_path, block=block, ema={"shadow_params": [value + 1 for value in trained.values()]})
     state = torch.load(convert(path, tmp_path / "ema.pt"), weights_only=False)["state_dict"]
     raw = torch.load(convert(path, tmp_path / "raw.pt", average=False), weights_only=False)["state_dict"]
-    for name, value in model.named_parameters():
-        assert torch.equal(state[f"module.{name}"], value + 1)
+    for name, value in model.state_dict().items():
+        assert torch.equal(state[f"module.{name}"], value + 1 if name in trained else value)
         assert torch.equal(raw[f"module.{name}"], value)
 
 
@@ -174,11 +192,32 @@ class TestRefusals:
         with pytest.raises(ValueError, match="do not line up"):
             convert(path, tmp_path / "out.pt")
 
+    def test_another_network(self, tmp_path):
+        torch.save(
+            {"state_dict": {"interactions.0.weight": torch.zeros(1)}, "config": {"model": ESCN}}, tmp_path / "x.pt"
+        )
+        with pytest.raises(ValueError, match="another network than EquiformerV2 and eSCN"):
+            convert(tmp_path / "x.pt", tmp_path / "out.pt")
 
-def test_plain_model_stays_plain(tmp_path):
+    def test_option_that_fairchem_lacks(self, tmp_path):
+        _, model = ours(tmp_path, block=ESCN)
+        config = CONFIG | {"model": ESCN | {"use_grid": False}}
+        torch.save({"state_dict": model.state_dict(), "config": config}, tmp_path / "x.pt")
+        with pytest.raises(ValueError, match="use_grid: False"):
+            convert(tmp_path / "x.pt", tmp_path / "out.pt")
+
+
+@pytest.mark.parametrize(
+    ("block", "backbone", "title"),
+    [(MODEL, "equiformer_v2_backbone", "EquiformerV2"), (ESCN, "escn_backbone", "eSCN")],
+    ids=["EquiformerV2", "eSCN"],
+)
+def test_plain_model_stays_plain(block, backbone, title, tmp_path):
     """Becoming a DeNS model takes training, by `task.warm_start`, rather than conversion."""
-    path, _ = ours(tmp_path)
+    path, model = ours(tmp_path, block=block)
     plain = convert(path, tmp_path / "plain.pt", to="plain")
-    assert torch.load(plain, weights_only=False)["config"]["model"]["backbone"]["model"] == "equiformer_v2_backbone"
-    with pytest.raises(ValueError, match=r"is a plain EquiformerV2; train it with DeNS from `task.warm_start"):
+    checkpoint = torch.load(plain, weights_only=False)
+    assert checkpoint["config"]["model"]["backbone"]["model"] == backbone
+    assert checkpoint["state_dict"].keys() == {f"module.{name}" for name in to_plain_keys(model.state_dict())}
+    with pytest.raises(ValueError, match=rf"is a plain {title}; train it with DeNS from `task.warm_start"):
         convert(plain, tmp_path / "dens.pt")

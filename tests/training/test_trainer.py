@@ -164,7 +164,9 @@ def test_noise_does_not_depend_on_workers_or_batch_size(config, build, workers, 
 
 def test_loader_workers_go_before_those_that_the_host_resets(config, build):
     config["optim"] |= {"num_workers": 0, "loader_workers": 1}
-    assert build(config).train_loader.num_workers == 1
+    loader = build(config).train_loader
+    assert loader.num_workers == 1
+    assert loader.multiprocessing_context.get_start_method() == "fork"
 
 
 @pytest.mark.parametrize("fixed", [False, True])
