@@ -24,9 +24,9 @@ def require_makeable(out: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".dens-", dir=folder):
             pass
     except NotADirectoryError as error:
-        raise ValueError(f"{out} cannot be made because {folder} is not a folder: give another OUT.") from error
+        raise ValueError(f"{out} cannot be made because {folder} is not a folder: give another one.") from error
     except OSError as error:
         raise ValueError(
             f"{out} cannot be made because nothing can be written to the folder {folder} ({error.strerror}): "
-            "give an OUT in a folder that you may write to, or mend that one."
+            "give a folder that you may write to, or mend that one."
         ) from error

@@ -9,9 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Any
+
+import torch
+from fairchem.core.common import distutils
 
 _SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
@@ -57,3 +61,19 @@ class Interruption:
         if not self.received:
             logging.warning(f"Received {signal.Signals(number).name}: saving at the end of this step.")
         self.received = number
+
+
+def wait_for_others() -> None:
+    """Go on when all ranks do, and end this process if another one ended, as submitit's first rank does to requeue."""
+    if not distutils.initialized():
+        return
+    try:
+        torch.distributed.barrier()
+    except RuntimeError:
+        sys.exit("another rank has ended the job")
+
+
+def leave_to_trainer(_worker: int) -> None:
+    """For loader workers: Slurm's signals reach them too, and the trainer needs them to finish its step."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -18,6 +18,7 @@ from dens_plugin.training.config import objective_from_config
 from dens_plugin.training.config_check import require_meant
 from dens_plugin.training.model_settings import require_known_model
 from dens_plugin.training.preflight import require_files
+from dens_plugin.training.relaxation import require_relaxable
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.trainer import DeNSTrainer
 
@@ -45,15 +46,22 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
         # A broken file is better met here than after everything else.
         compat.load_checkpoint(args.checkpoint, on_demand=True)
     config = build_config(args, overrides)
-    _require_meant(config)
+    require_sound(config)
+    if mode == "run-relaxations":
+        require_relaxable(config)
     if args.num_gpus > 1 and not args.submit and LOADER_WORKERS not in config["optim"]:
         # Needed by the host when it had data sets pickled; now every rank opens its own.
         overrides = [*overrides, f"--optim.{LOADER_WORKERS}={config['optim'].get('num_workers', 0)}"]
     _cli.main(args, overrides)
 
 
-def _require_meant(config: Mapping[str, Any]) -> None:
-    """Look at what needs no model and no data, in this process: errors of workers are hard to read."""
+def require_sound(config: Mapping[str, Any]) -> None:
+    """Look at what needs no model and no data, in this process: errors of workers are hard to read.
+
+    Raises:
+        FileNotFoundError: for a path in the config that does not exist.
+        ValueError: for a config that cannot be meant.
+    """
     missing = [key for key in ("dataset", "model", "optim") if key not in config]
     if missing:
         raise ValueError(f"the config has no `{missing[0]}` block; see configs/experiment for examples")
@@ -67,6 +75,8 @@ def _require_meant(config: Mapping[str, Any]) -> None:
         require_files(dataset, split)
     if config.get("trainer") in _OUR_TRAINERS:
         require_references(datasets)
+    if (config.get("task") or {}).get("warm_start"):
+        compat.load_checkpoint(config["task"]["warm_start"], on_demand=True)
 
 
 def _refuse(message: str) -> NoReturn:

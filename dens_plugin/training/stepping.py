@@ -16,7 +16,7 @@ from fairchem.core.models.equiformer_v2.trainers.forces_trainer import Equiforme
 from torch.nn.parallel import DistributedDataParallel
 
 from dens_plugin.training.bad_steps import BadSteps, NonFiniteGradientError, bad_steps_allowed, clip_gradients
-from dens_plugin.training.interruption import Interruption
+from dens_plugin.training.interruption import Interruption, wait_for_others
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.steps import accumulate_steps, autocast_dtype, gradients_kept, lengthen_warmup
 
@@ -155,6 +155,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         if self._signal:
             number, self._signal = self._signal, 0
             self._interruption.hand_over(number)
+            wait_for_others()
 
 
 class _FollowedScheduler:

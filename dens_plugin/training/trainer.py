@@ -1,7 +1,7 @@
 """fairchem's trainer with an objective: it prepares the training batches, adds outputs and says which rows count.
 
 The loop, optimiser, EMA, schedulers, DDP, AMP, logging and all modes are the host's; what makes a run safe to interrupt
-is `DurableTrainer`'s. Validation, prediction and relaxation never see a corrupted batch.
+is `DurableTrainer`'s. Validation, prediction and relaxation (`relaxation.py`) never see a corrupted batch.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.settings import switch
 from dens_plugin.training.config import objective_from_config, without_switches
 from dens_plugin.training.durable import DurableTrainer
+from dens_plugin.training.interruption import leave_to_trainer
 from dens_plugin.training.loader import AllFreeCollater, PreparingCollater
 from dens_plugin.training.losses import Term, term, total_loss
 from dens_plugin.training.metrics import RowEvaluator, statistics
 from dens_plugin.training.preflight import require_files, require_labels, require_model, require_one_scale
+from dens_plugin.training.relaxation import relax
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.warm_start import warm_start
 
@@ -86,8 +88,9 @@ class DeNSTrainer(DurableTrainer):
     def load_datasets(self) -> None:
         """The host's, after a look at model and files and before one at the first structure; not for inference."""
         require_model(self._unwrapped_model, self.objective)
-        for split, key in (("train", "dataset"), ("val", "val_dataset"), ("test", "test_dataset")):
-            require_files(self.config[key], split)
+        for split in ("train", "val", "test", "relax"):
+            require_files(self.config["dataset" if split == "train" else f"{split}_dataset"], split)
+        self.relax_dataset = None  # the host leaves it unset where there is none
         try:
             super().load_datasets()
         except AssertionError as error:
@@ -107,6 +110,7 @@ class DeNSTrainer(DurableTrainer):
             workers = self.config["optim"].get(LOADER_WORKERS)
         loader = super().get_dataloader(dataset, sampler, workers)
         if loader.num_workers > 0:
+            loader.worker_init_fn = leave_to_trainer
             loader.multiprocessing_context = "fork"  # local launches spawn by default, and an open LMDB cannot be sent
         if dataset is self.train_dataset:
             seed = self.config["cmd"]["seed"] or 0
@@ -114,6 +118,10 @@ class DeNSTrainer(DurableTrainer):
         elif dataset is self.test_dataset and self._predict_fixed_atoms:
             loader.collate_fn = AllFreeCollater(loader.collate_fn)
         return loader
+
+    def run_relaxations(self) -> None:
+        """Relax the structures of ``dataset.relax.src``: see `relax`."""
+        relax(self)
 
     def load_loss(self) -> None:
         """The host's, and the loss functions of the objective's own outputs."""

@@ -77,7 +77,13 @@ def _rank_main(rank, config, folder, world_size, rendezvous, change, started):
     if rank == 0:
         torch.save(final_state(trainer), f"{folder}/final.pt")
     if world_size > 1:
-        torch.distributed.destroy_process_group()
+        end_of_rank()
+
+
+def end_of_rank():
+    """End a forked process when all ranks have come here; gloo's own end may wait for ever in a fork."""
+    torch.distributed.barrier()
+    os._exit(0)
 
 
 def final_state(trainer):

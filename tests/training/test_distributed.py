@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from fairchem.core.common import gp_utils
+from rank_runs import end_of_rank
 from samples import MODEL
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
@@ -71,7 +72,7 @@ def rank_main(rank, world_size, port, share, objective, folder):
     loss.backward()
     gradients = {name: value.grad for name, value in model.module.named_parameters()}
     torch.save({"loss": loss.detach(), "gradients": gradients, "pos": batch.pos}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    end_of_rank()
 
 
 def graph_parallel_main(rank, world_size, port, objective, counted, folder):
@@ -82,8 +83,7 @@ def graph_parallel_main(rank, world_size, port, objective, counted, folder):
     batch = counting(prepared(STRUCTURES, objective), counted)
     out = build()(batch)
     torch.save({name: value.detach() for name, value in out.items()}, f"{folder}/{rank}.pt")
-    gp_utils.cleanup_gp()
-    torch.distributed.destroy_process_group()
+    end_of_rank()
 
 
 def counting(batch, atoms):
