@@ -4,13 +4,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint oc20-mini clean
+.PHONY: demo test slurm lint oc20-mini clean
 
 demo: $(STAMP)
 	$(BIN)/dens demo --out demo
 
-test: $(STAMP)
+test: $(STAMP) slurm
 	$(BIN)/python -m pytest
+
+# tests/cluster starts a Slurm of its own on this machine; without these programs those tests are skipped. As root they are
+# installed.
+slurm:
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { \
+		[ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge; } || \
+		echo "no Slurm here: tests/cluster/test_loopback.py will be skipped"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

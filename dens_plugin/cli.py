@@ -33,13 +33,23 @@ class _Command(NamedTuple):
 
 _OWN = {
     "convert": _Command("dens_plugin.evaluation.convert", "a checkpoint of another implementation, to or from ours"),
+    "submit": _Command("dens_plugin.cluster.submit", "experiments or a sweep as one Slurm job array"),
     "report": _Command("dens_plugin.evaluation.report", "learning curves, parity plots and a table of some runs"),
+    "convergence": _Command("dens_plugin.evaluation.convergence", "how well relaxations converged, and IS2RE errors"),
+    "nve": _Command("dens_plugin.evaluation.dynamics", "a short NVE run and the drift of its energy"),
     "demo": _Command("dens_plugin.demo", "synthetic data, a small model with and without DeNS, and a report"),
 }
 _DATA = {
     "oc20": _Command("dens_plugin.data.oc20", "the OC20 S2EF release to LMDBs"),
     "synthetic": _Command("dens_plugin.data.synthetic", "relaxations of random slabs by EMT, in the release's layout"),
+    "molecules": _Command("dens_plugin.data.molecules", "MD17, rMD17, MD22, extxyz or ASE files to LMDBs"),
     "check": _Command("dens_plugin.data.check", "what to know of a data set before a long run"),
+}
+
+
+_SUBMISSION = {
+    "make": _Command("dens_plugin.evaluation.submission", "a leaderboard file from the predictions of all splits"),
+    "verify": _Command("dens_plugin.evaluation.submission_check", "whether a leaderboard would take a file"),
 }
 
 
@@ -79,8 +89,12 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     for name, (_, text) in _HOST_MODES.items():
         commands.add_parser(name, help=f"{text} (fairchem's options)")
     _add(commands, _OWN, arguments[:1])
-    data = commands.add_parser("data", help="make and check data sets")
-    _add(data.add_subparsers(metavar="COMMAND", required=True), _DATA, arguments[1:2])
+    for name, group, text in (
+        ("data", _DATA, "make and check data sets"),
+        ("submission", _SUBMISSION, "make and verify leaderboard files"),
+    ):
+        nested = commands.add_parser(name, help=text).add_subparsers(metavar="COMMAND", required=True)
+        _add(nested, group, arguments[1:2] if arguments[:1] == [name] else [])
     return parser
 
 

@@ -13,7 +13,7 @@ LAYERS = [
     {"objectives", "nn"},
     {"backbones", "data"},
     {"training"},
-    {"evaluation"},
+    {"evaluation", "cluster"},
     {"cli", "demo"},
 ]
 # Shipped for tests of other packages: it meets everything and nothing of the package imports it.
