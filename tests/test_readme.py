@@ -1,4 +1,4 @@
-"""What README.md tells people to type exists: commands and their options, make targets, settings, files."""
+"""What README.md and docs/ tell people to type exists: commands and their options, make targets, settings, files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from fairchem.core.common.flags import flags
 import dens_plugin
 from dens_plugin import cli
 from dens_plugin.objectives.dens import DeNS
+from dens_plugin.training.launch import require_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text()
+TEXT = "\n".join([README, *(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))])
 
 
 def blocks(language):
@@ -31,8 +33,9 @@ def commands(program):
 def test_dens_command(line):
     arguments = shlex.split(line)[1:]
     if arguments[0] in cli._HOST_MODES:
-        args, unknown = flags.get_parser().parse_known_args(arguments[1:])
-        assert not unknown
+        parser = flags.get_parser()
+        args, overrides = parser.parse_known_args(arguments[1:])
+        require_overrides(overrides, parser)
         assert args.config_yml
         return
     args = cli._parser(arguments).parse_args(arguments)

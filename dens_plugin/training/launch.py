@@ -39,7 +39,7 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
     parser.prog = f"dens {mode}"
     parser.error = _refuse
     args, overrides = parser.parse_known_args([*arguments, "--mode", mode])
-    _require_overrides(overrides, parser)
+    require_overrides(overrides, parser)
     if args.checkpoint is None and mode != "train":
         raise ValueError(f"mode '{mode}' needs --checkpoint, the .pt file of a trained model")
     if args.checkpoint is not None:
@@ -83,7 +83,7 @@ def _refuse(message: str) -> NoReturn:
     raise ValueError(f"{message}; `--help` lists all options")
 
 
-def _require_overrides(overrides: Sequence[str], parser: argparse.ArgumentParser) -> None:
+def require_overrides(overrides: Sequence[str], parser: argparse.ArgumentParser) -> None:
     """What the host did not know must be an override, ``--block.key=value``, which it splits without a look."""
     options = [option for action in parser._actions for option in action.option_strings]
     for text in overrides:
