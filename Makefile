@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slurm lint oc20-mini clean
+.PHONY: demo test slurm lint oc20-mini molecules clean
 
 demo: $(STAMP)
 	$(BIN)/dens demo --out demo
@@ -30,6 +30,12 @@ oc20-mini: $(STAMP)
 	for split in train val_id val_ood; do \
 		$(BIN)/dens data oc20 ../shared/data/oc20_mini/s2ef/$$split data/oc20_mini/$$split --workers 2 || exit 2; \
 	done
+
+molecules: $(STAMP)
+	$(BIN)/dens data molecules ../shared/data/molecules/rmd17_ethanol_train.extxyz.xz data/rmd17_ethanol \
+		--test ../shared/data/molecules/rmd17_ethanol_test.extxyz.xz
+	$(BIN)/dens data molecules ../shared/data/molecules/acac_train_300K.extxyz.xz data/acac_300k --split 450,50 \
+		--test ../shared/data/molecules/acac_test_300K.extxyz.xz
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,6 +1,7 @@
 """``dens report RUN...``: learning curves, parity plots, errors by element, corrupted structures and a table.
 
-With ``--splits`` also, or only, the errors over the validation sub-splits beside the paper's.
+With ``--splits`` also, or only, the errors over the validation sub-splits beside the paper's, and with ``--molecules``
+those on MD17's test sets.
 
 Everything lands in one folder: ``report.html``, which holds its images, the same images as PNG files, ``table.txt``,
 and the predictions, so that a second report of the same checkpoints is quick.
@@ -15,9 +16,10 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from dens_plugin.evaluation import error_plots, plots
+from dens_plugin.evaluation import error_plots, paper_tables, plots
 from dens_plugin.evaluation.corruptions import corrupted_structures
 from dens_plugin.evaluation.page import Picture, html_page
+from dens_plugin.evaluation.paper_tables import molecule_table, read_molecule_errors
 from dens_plugin.evaluation.predictions import PredictionCache, Predictions, dataset_of
 from dens_plugin.evaluation.runs import Run, find_runs
 from dens_plugin.evaluation.splits import PAPER, SplitErrors, missing_metrics, read_split_errors, split_table
@@ -68,7 +70,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a model's validations on id, ood_ads, ood_cat and ood_both (OC22: id, ood), the checkpoint folders of "
         "`dens validate` runs; once for each model",
     )
-    parser.add_argument("--paper", choices=sorted(PAPER), help="figures to put beside those of --splits")
+    parser.add_argument(
+        "--molecules",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="MOLECULE=VALIDATION",
+        help="a model's validations on the test sets of MD17's molecules, likewise; as many of them as there are",
+    )
+    parser.add_argument(
+        "--paper",
+        choices=[*sorted(PAPER), *sorted(paper_tables.PAPER)],
+        help="figures to put beside those of --splits, or those called md17-... beside those of --molecules",
+    )
     parser.add_argument("--out", default="report", metavar="DIR", help="folder to write to (default: %(default)s)")
     parser.add_argument("--split", choices=_SPLITS, default="val", help="data to predict (default: %(default)s)")
     parser.add_argument(
@@ -92,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
         with_predictions=not args.no_predictions,
         seed=args.seed,
         splits=[paths_by_split(arguments, "--splits") for arguments in args.splits],
+        molecules=[paths_by_split(arguments, "--molecules") for arguments in args.molecules],
         paper=args.paper,
     )
     print(_text(report.tables, report.notes))
@@ -107,9 +122,10 @@ def write_report(
     with_predictions: bool = True,
     seed: int = 0,
     splits: Sequence[Mapping[str, str | Path]] = (),
+    molecules: Sequence[Mapping[str, str | Path]] = (),
     paper: str | None = None,
 ) -> Report:
-    """Write a report of some runs, of models' errors over validation sub-splits, or of both.
+    """Write a report of some runs, of models' errors over validation sub-splits or molecules, or of all of them.
 
     Args:
         paths: checkpoint folders, or folders with ``checkpoints/``.
@@ -119,7 +135,8 @@ def write_report(
         with_predictions: whether to run the models; without, no data are needed.
         seed: of the noise in the pictures of structures.
         splits: for each model sub-split -> checkpoint folder of its validation.
-        paper: the paper's figures to put beside them, a key of `splits.PAPER`.
+        molecules: for each model molecule of MD17 -> checkpoint folder of its validation on the test set.
+        paper: the paper's figures to put beside them, a key of `splits.PAPER` or `paper_tables.PAPER`.
 
     Raises:
         FileNotFoundError: for a path without runs, or data that are not there.
@@ -127,12 +144,16 @@ def write_report(
     """
     if split not in _SPLITS or max_structures < 1:
         raise ValueError(f"split must be one of {_SPLITS} and max_structures at least 1, got {split}, {max_structures}")
-    if not paths and not splits:
+    if not (paths or splits or molecules):
         raise ValueError("nothing to report: give a RUN, or --splits id=... ood_ads=... ood_cat=... ood_both=...")
-    if paper is not None and not splits:
-        raise ValueError("--paper stands beside --splits; give those too")
+    of_molecules = paper in paper_tables.PAPER
+    if paper is not None and not (molecules if of_molecules else splits):
+        raise ValueError(f"--paper {paper} stands beside --{'molecules' if of_molecules else 'splits'}; give those too")
     runs, models, out = find_runs(paths), [read_split_errors(folders) for folders in splits], Path(out)
-    split_tables = [split_table(models, paper=paper)] if models else []
+    paper_rows = [split_table(models, paper=None if of_molecules else paper)] if models else []
+    if molecules:
+        errors = [read_molecule_errors(folders) for folders in molecules]
+        paper_rows.append(molecule_table(errors, paper=paper if of_molecules else None))
     out.mkdir(parents=True, exist_ok=True)
     notes = [*_notes(runs), *_split_notes(models)]
     predictions = _predictions(runs, out, split=split, max_structures=max_structures) if with_predictions else {}
@@ -140,7 +161,7 @@ def write_report(
     if with_predictions:
         drawings.append(_structures(runs, seed))
     pictures = [_saved(drawing, out) for drawing in drawings if drawing.figure is not None]
-    tables = [*(_tables(runs, predictions, split) if runs else ()), *split_tables]
+    tables = [*(_tables(runs, predictions, split) if runs else ()), *paper_rows]
     page = out / "report.html"
     page.write_text(html_page(tables, pictures, notes), encoding="utf-8")
     (out / "table.txt").write_text(_text(tables, notes) + "\n", encoding="utf-8")

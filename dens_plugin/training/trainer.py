@@ -103,6 +103,12 @@ class DeNSTrainer(DurableTrainer):
         """The host's, after which forces that are gradients must share the energy's scale."""
         super().load_references_and_normalizers()
         require_one_scale(self._unwrapped_model, self.normalizers, self.output_targets)
+        transforms = self.config["dataset"].get("transforms") or {}
+        if "normalizer" in transforms:  # numbers, not the files they came from: a checkpoint must load anywhere
+            transforms["normalizer"] = {
+                name: {"mean": values.mean.item(), "rmsd": values.rmsd.item()}
+                for name, values in self.normalizers.items()
+            }
 
     def get_dataloader(self, dataset: Dataset, sampler: Any, workers: int | None = None) -> DataLoader:
         """The host's; the one for training prepares its batches."""

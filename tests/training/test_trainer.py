@@ -264,6 +264,16 @@ def test_warm_start_from_another_architecture_is_refused(config, build):
         build(config)
 
 
+def test_a_checkpoint_needs_no_file_of_its_normaliser(config, build, tmp_path):
+    for name, stdev in (("energy", 2.0), ("forces", 3.0)):
+        np.savez(tmp_path / f"{name}.npz", mean=np.float32(0.5), rmsd=np.float32(stdev))
+    files = {name: {"file": str(tmp_path / f"{name}.npz")} for name in ("energy", "forces")}
+    config["dataset"]["train"]["transforms"]["normalizer"] = files
+    path = build(config).save(checkpoint_file="checkpoint.pt")
+    saved = torch.load(path, weights_only=False)["config"]["dataset"]["transforms"]["normalizer"]
+    assert saved == {"energy": {"mean": 0.5, "rmsd": 2.0}, "forces": {"mean": 0.5, "rmsd": 3.0}}
+
+
 def test_warm_up_shorter_than_a_step_takes_one(config, build, caplog):
     config["optim"]["scheduler_params"]["warmup_epochs"] = 0.01
     assert build(config).scheduler.get_lr() > 0

@@ -1,0 +1,128 @@
+"""The npz files of MD17, revised MD17, sGDML and MD22: one molecule, many frames.
+
+| kind | keys | units |
+|---|---|---|
+| revised MD17 | ``nuclear_charges``, ``coords``, ``energies``, ``forces`` | kcal/mol and Å, by its documentation |
+| MD17, MD22, sGDML | ``z``, ``R``, ``E``, ``F`` | ``e_unit`` and ``r_unit``, which files of 2017 may lack |
+
+References:
+    Chmiela et al., Science Advances 3, e1603015 (2017); Christensen and von Lilienfeld, Mach. Learn.: Sci. Technol. 1,
+    045018 (2020), https://doi.org/10.6084/m9.figshare.12672038; http://www.sgdml.org.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dens_plugin.data.molecule_units import KCAL, Units, from_names
+from dens_plugin.data.structures import Structure
+
+_AGAIN = "copy or download it again."
+
+
+class _Kind(NamedTuple):
+    """How an archive calls its arrays."""
+
+    name: str
+    numbers: str
+    positions: str
+    energies: str
+    forces: str
+
+
+_KINDS = (
+    _Kind("revised MD17", "nuclear_charges", "coords", "energies", "forces"),
+    _Kind("sGDML", "z", "R", "E", "F"),
+)
+
+
+class Archive(NamedTuple):
+    """The arrays of a file, in its own units.
+
+    Attributes:
+        numbers: Atomic numbers, shape (N,).
+        positions: Shape (B, N, 3).
+        energies: Shape (B,).
+        forces: Shape (B, N, 3).
+        units: What they are in; None if the file does not say.
+    """
+
+    numbers: np.ndarray
+    positions: np.ndarray
+    energies: np.ndarray
+    forces: np.ndarray
+    units: Units | None
+
+    def structure(self, index: int, units: Units) -> Structure:
+        """One frame in eV and Å, with ``fid`` its index."""
+        natoms = len(self.numbers)
+        return Structure(
+            numbers=self.numbers,
+            positions=units.length * self.positions[index].astype(float),
+            cell=np.zeros((3, 3)),
+            pbc=np.zeros(3, dtype=bool),
+            fixed=np.zeros(natoms, dtype=bool),
+            tags=np.zeros(natoms, dtype=int),
+            energy=units.energy * float(self.energies[index]),
+            forces=units.forces * self.forces[index].astype(float),
+            sid=None,
+            fid=index,
+        )
+
+
+def read_archive(path: Path) -> Archive:
+    """Read an npz file.
+
+    Raises:
+        ValueError: If it is truncated or none, lacks an array, or the arrays do not belong together.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return _archive(path, file)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path} is truncated or no npz file ({error}): {_AGAIN}") from error
+
+
+def _archive(path: Path, file: np.lib.npyio.NpzFile) -> Archive:
+    kind = next((kind for kind in _KINDS if kind.numbers in file and kind.positions in file), None)
+    if kind is None:
+        known = " or ".join(", ".join(kind[1:]) for kind in _KINDS)
+        raise ValueError(f"{path} has the arrays {', '.join(file.files)}, not {known}: is it a set of molecules?")
+    missing = [name for name in (kind.energies, kind.forces) if name not in file]
+    if missing:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}: training needs energies and forces.")
+    archive = Archive(
+        numbers=np.asarray(file[kind.numbers], dtype=int),
+        positions=file[kind.positions],
+        energies=file[kind.energies].reshape(-1),
+        forces=file[kind.forces],
+        units=KCAL if kind.name == "revised MD17" else _named_units(path, file),
+    )
+    _require_shapes(path, archive)
+    return archive
+
+
+def _named_units(path: Path, file: np.lib.npyio.NpzFile) -> Units | None:
+    if "e_unit" not in file:
+        return None
+    return from_names(_text(file["e_unit"]), _text(file["r_unit"]) if "r_unit" in file else "Ang", str(path))
+
+
+def _text(value: np.ndarray) -> str:
+    item = value.item()
+    return item.decode() if isinstance(item, bytes) else str(item)
+
+
+def _require_shapes(path: Path, archive: Archive) -> None:
+    expected = (len(archive.energies), archive.numbers.size, 3)
+    if archive.numbers.ndim != 1 or archive.positions.shape != expected or archive.forces.shape != expected:
+        raise ValueError(
+            f"{path}: atomic numbers {archive.numbers.shape}, positions {archive.positions.shape}, energies "
+            f"{archive.energies.shape} and forces {archive.forces.shape} do not belong together, expected (N,), "
+            f"(B, N, 3), (B,) and (B, N, 3): {_AGAIN}"
+        )

@@ -1,0 +1,88 @@
+"""Opening a file of molecules or crystals, whatever its kind, as frames in eV and Å."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from dens_plugin.data.molecule_archives import read_archive
+from dens_plugin.data.molecule_units import EV, Units, agree, from_choice
+from dens_plugin.data.sources import open_source
+from dens_plugin.data.structures import Structure
+
+_RAW = "raw"  # where PyG's MD17 keeps its downloads, below its root
+_NO_MOLECULES = ("metadata.npz", "split.npz", "normalizer_energy.npz", "normalizer_forces.npz")  # but beside LMDBs
+
+
+class Frames(NamedTuple):
+    """An open file.
+
+    Attributes:
+        path: Where it lies.
+        length: Number of frames.
+        read: The frame at an index, in eV and Å; ``fid`` is the index.
+        units: What the file is in.
+    """
+
+    path: Path
+    length: int
+    read: Callable[[int], Structure]
+    units: Units
+
+
+def open_frames(path: Path, *, units: str | None = None) -> Frames:
+    """Open a file of structures with energies and forces.
+
+    Args:
+        path: An npz file of MD17, revised MD17, sGDML or MD22, extended XYZ (also .xz), an ASE database or another
+            file of ASE, an LMDB; or a folder with one npz file, itself or in ``raw`` below it, as PyG's MD17 has.
+        units: One of :data:`~dens_plugin.data.molecule_units.CHOICES`; None for what the file, or its kind, says.
+
+    Raises:
+        FileNotFoundError: If there is nothing at ``path``.
+        ValueError: If it cannot be read, or does not say its units, or says others than ``units``.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: give a file of structures, or a folder with one.")
+    path = _only_archive(path) if path.is_dir() else path
+    chosen = None if units is None else from_choice(units)
+    return _open_archive(path, chosen) if path.suffix == ".npz" else _open_ase(path, chosen)
+
+
+def _only_archive(folder: Path) -> Path:
+    """The npz file of a folder or of ``raw`` below it; the folder itself if it holds none."""
+    found = sorted([*folder.glob("*.npz"), *(folder / _RAW).rglob("*.npz")])
+    found = [file for file in found if file.name not in _NO_MOLECULES]
+    if len(found) > 1:
+        names = ", ".join(str(file.relative_to(folder)) for file in found)
+        raise ValueError(f"{folder} holds several molecules: give one of {names}.")
+    return found[0] if found else folder
+
+
+def _open_archive(path: Path, chosen: Units | None) -> Frames:
+    archive = read_archive(path)
+    if archive.units is None and chosen is None:
+        raise ValueError(
+            f"{path} does not say in which units it is: give --units; the MD17 files of 2017 are in kcal/mol."
+        )
+    if archive.units is not None and chosen is not None and not agree(archive.units, chosen):
+        raise ValueError(f"{path} is in {archive.units.name}, --units says {chosen.name}: leave --units out.")
+    units = chosen if archive.units is None else archive.units
+    return Frames(path, len(archive.energies), lambda index: archive.structure(index, units), units)
+
+
+def _open_ase(path: Path, chosen: Units | None) -> Frames:
+    """ASE's formats are in eV and Å unless whoever wrote the file did otherwise."""
+    source, units = open_source(path), chosen or EV
+    return Frames(path, source.length, lambda index: _converted(source.read(index), index, units), units)
+
+
+def _converted(structure: Structure, index: int, units: Units) -> Structure:
+    return structure._replace(
+        positions=units.length * structure.positions,
+        cell=units.length * structure.cell,
+        energy=None if structure.energy is None else units.energy * structure.energy,
+        forces=None if structure.forces is None else units.forces * structure.forces,
+        fid=index,
+    )
