@@ -35,7 +35,7 @@ _HOMES = {
     "EquiformerDeNS": "dens_plugin.backbones.equiformer",
     "EquiformerGradientHead": "dens_plugin.backbones.equiformer",
     "EquiformerNoiseHead": "dens_plugin.backbones.equiformer",
-    "FlatEquiformerDeNS": "dens_plugin.backbones.equiformer",
+    "FlatEquiformerDeNS": "dens_plugin.backbones.equiformer_flat",
     "DeNS": "dens_plugin.objectives.dens",
     "load_calculator": "dens_plugin.evaluation.calculator",
 }

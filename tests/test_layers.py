@@ -58,5 +58,5 @@ def test_nothing_imports_the_command_line():
 
 @pytest.mark.parametrize("part", ["objectives", "nn"])
 def test_the_core_knows_no_host(part):
-    for path in (PACKAGE / part).glob("*.py"):
+    for path in (PACKAGE / part).rglob("*.py"):
         assert "fairchem" not in path.read_text(), path

@@ -12,6 +12,8 @@ from fairchem.core.models.base import HydraModel
 import dens_plugin.backbones.equiformer  # noqa: F401  (registers the parts)
 from dens_plugin.settings import reject_unknown
 
+PAPER_CHANNELS = [128, 64, 32]  # of L = 2
+
 _CHANNELS = {
     "irreps_node_embedding": "channels",
     "irreps_feature": "feature_channels",

@@ -1,4 +1,4 @@
-"""Checkpoints of other implementations of EquiformerV2 and eSCN with DeNS, to this package's and to plain networks.
+"""Checkpoints of other implementations of networks with DeNS, to this package's and to fairchem's plain ones.
 
 Weights, normalisers and model settings are kept; optimiser, schedule and step count are not, since their lists follow
 another order of parameters.
@@ -15,11 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import load_config
 
-import dens_plugin.backbones.equiformer_v2
-import dens_plugin.backbones.escn  # noqa: F401  (both register short names)
+import dens_plugin.training.registered  # noqa: F401
+from dens_plugin.backbones import equiformer_keys
+from dens_plugin.backbones.equiformer_flat import PAPER_CHANNELS, backbone_settings
 from dens_plugin.backbones.key_map import State, to_plain_keys, to_plugin_keys
 from dens_plugin.compat import load_checkpoint, prepare_host
+from dens_plugin.settings import mapping, number
 from dens_plugin.training.config import without_switches
 
 _DENS, _PLAIN = "dens", "plain"
@@ -80,10 +83,18 @@ _FAMILIES = (
             _PLAIN: {"energy": "escn_energy_head", "forces": "escn_force_head"},
         },
     ),
+    _Family(  # fairchem has no plain one, and ours costs nothing more at inference
+        title="Equiformer",
+        sign="backbone.blocks.0.attention.merge_source.",
+        backbones={_DENS: "dens_plugin.EquiformerDeNS"},
+        heads={_DENS: {"energy": "dens_plugin.EquiformerGradientHead", "noise": "dens_plugin.EquiformerNoiseHead"}},
+    ),
 )
 
 
-def convert(source: str | Path, out: str | Path, *, to: str = _DENS, average: bool = True) -> Path:
+def convert(
+    source: str | Path, out: str | Path, *, to: str = _DENS, average: bool = True, config_yml: str | Path | None = None
+) -> Path:
     """Convert a checkpoint of the authors' code, of fairchem 1.10 or of this package.
 
     Args:
@@ -91,6 +102,8 @@ def convert(source: str | Path, out: str | Path, *, to: str = _DENS, average: bo
         out: the file to write; must not exist.
         to: ``dens`` for this package's network with DeNS, ``plain`` for fairchem's without.
         average: take the averaged weights (EMA) where the checkpoint has them.
+        config_yml: the config of a checkpoint that holds none, with the ``model`` block of its code and numbers for
+            ``dataset.train.transforms.normalizer``.
 
     Returns:
         The path of the new checkpoint.
@@ -107,10 +120,17 @@ def convert(source: str | Path, out: str | Path, *, to: str = _DENS, average: bo
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder '{out.parent}' to write '{out.name}' to; make it first")
     checkpoint = load_checkpoint(source)
+    if config_yml is not None:
+        checkpoint = _completed(checkpoint, load_config(Path(config_yml))[0], source)
     settings = _model_settings(checkpoint, source)
     weights = _averaged(checkpoint) if average and checkpoint.get("ema") else checkpoint["state_dict"]
+    if equiformer_keys.is_authors(weights):
+        settings = backbone_settings({key: value for key, value in settings.items() if key not in _OF_DENS})
+        weights = equiformer_keys.to_plugin_keys(weights, settings.get("channels", PAPER_CHANNELS))
     state = to_plugin_keys(weights) if to == _DENS else to_plain_keys(weights)
     family = _family(state, source)
+    if to not in family.backbones:
+        raise ValueError(f"fairchem has no {family.title} to convert to; ours takes no more time at inference than one")
     if to == _DENS and not any(key.startswith("backbone.force_embedding.") for key in state):
         raise ValueError(f"'{source}' is a plain {family.title}; train it with DeNS from `task.warm_start: {source}`")
     model = _hydra(settings, backbone=family.backbones[to], heads=_heads(settings, family.heads[to]))
@@ -124,12 +144,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="checkpoint of the authors, of fairchem, or of this package")
     parser.add_argument("out", type=Path, help="checkpoint to write")
     parser.add_argument("--to", choices=[_DENS, _PLAIN], default=_DENS, help="the model to convert to")
+    parser.add_argument("--config-yml", type=Path, metavar="FILE", help="the config of a checkpoint that holds none")
     parser.add_argument("--raw-weights", action="store_true", help="the last weights rather than their average (EMA)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run `dens convert`."""
-    out = convert(args.source, args.out, to=args.to, average=not args.raw_weights)
+    out = convert(args.source, args.out, to=args.to, average=not args.raw_weights, config_yml=args.config_yml)
     print(f"Wrote {out}: weights, normalisers and settings. Optimiser and schedule start afresh.")
 
 
@@ -137,11 +158,30 @@ def _model_settings(checkpoint: Mapping[str, Any], source: Path) -> dict[str, An
     """The model block of a checkpoint, whichever of its three layouts it has."""
     config = checkpoint.get("config")
     if config is None or "state_dict" not in checkpoint:
-        raise ValueError(f"'{source}' lacks `config` or `state_dict`; give a checkpoint that a trainer wrote")
+        raise ValueError(
+            f"'{source}' lacks `config` or `state_dict`; give a checkpoint that a trainer wrote, or its config by "
+            "--config-yml"
+        )
     model = config.get("model_attributes") or config.get("model")
     if not isinstance(model, Mapping):
         raise ValueError(f"'{source}' has no settings of its model (found {model!r}); its config is incomplete")
     return without_switches(model)
+
+
+def _completed(checkpoint: Mapping[str, Any], config: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """A checkpoint with the config that it lacks, and the normalisers in it."""
+    if "config" in checkpoint:
+        raise ValueError(f"'{source}' holds its own config; leave out --config-yml")
+    train = mapping(config.get("dataset") or {}, "dataset").get("train") or {}
+    blocks = (train.get("transforms") or {}).get("normalizer") or {}
+    normalizers = {
+        name: {
+            "mean": torch.tensor(number(block.get("mean", 0.0), f"normalizer.{name}.mean")),
+            "rmsd": torch.tensor(number(block.get("stdev", block.get("rmsd")), f"normalizer.{name}.stdev")),
+        }
+        for name, block in blocks.items()
+    }
+    return {"normalizers": normalizers, **checkpoint, "config": {"task": {}, **config}}
 
 
 def _family(state: State, source: Path) -> _Family:
@@ -149,8 +189,8 @@ def _family(state: State, source: Path) -> _Family:
     for family in _FAMILIES:
         if any(key.startswith(family.sign) for key in state):
             return family
-    known = " and ".join(family.title for family in _FAMILIES)
-    raise ValueError(f"'{source}' is of another network than {known}, which alone can be converted")
+    known = ", ".join(family.title for family in _FAMILIES)
+    raise ValueError(f"'{source}' is of another network than those that can be converted: {known}")
 
 
 def _hydra(settings: Mapping[str, Any], *, backbone: str, heads: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ _DIRECT_FORCES = "output_heads.forces."  # of no use to a model whose forces are
 def warm_start(model: nn.Module, path: str | Path) -> None:
     """Load the weights of a checkpoint; what DeNS adds to a plain model keeps its initial values.
 
-    Takes fairchem's EquiformerV2, eSCN and eSEN (hydra or flat), fairchem's and the authors' EquiformerV2 with DeNS, and
-    our own.
+    Takes fairchem's EquiformerV2, eSCN and eSEN (hydra or flat), fairchem's and the authors' EquiformerV2 with DeNS,
+    and our own.
     Optimiser, schedule and EMA start afresh, with EMA on.
 
     Args:

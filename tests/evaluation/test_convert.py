@@ -5,13 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
+import yaml
+from ase import Atoms
 from ase.build import add_adsorbate, fcc111
 from ase.constraints import FixAtoms
 from ase.optimize import BFGS
-from samples import MODEL
+from samples import MODEL, base_config
 
 import dens_plugin
 from dens_plugin.backbones.key_map import to_plain_keys
+from dens_plugin.evaluation.calculator import load_calculator
 from dens_plugin.evaluation.convert import convert
 
 ESCN = {
@@ -196,7 +199,7 @@ class TestRefusals:
         torch.save(
             {"state_dict": {"interactions.0.weight": torch.zeros(1)}, "config": {"model": ESCN}}, tmp_path / "x.pt"
         )
-        with pytest.raises(ValueError, match="another network than EquiformerV2 and eSCN"):
+        with pytest.raises(ValueError, match="another network than those that can be converted"):
             convert(tmp_path / "x.pt", tmp_path / "out.pt")
 
     def test_option_that_fairchem_lacks(self, tmp_path):
@@ -221,3 +224,37 @@ def test_plain_model_stays_plain(block, backbone, title, tmp_path):
     assert checkpoint["state_dict"].keys() == {f"module.{name}" for name in to_plain_keys(model.state_dict())}
     with pytest.raises(ValueError, match=rf"is a plain {title}; train it with DeNS from `task.warm_start"):
         convert(plain, tmp_path / "dens.pt")
+
+
+class TestEquiformer:
+    """The authors' MD17 checkpoints hold weights alone."""
+
+    @pytest.fixture
+    def files(self, golden, tmp_path):
+        reference = golden("equiformer_md17_dens_l2.pt")
+        torch.save({"state_dict": reference["state_dict"]}, tmp_path / "authors.pt")
+        normalizer = {name: {"mean": 0.0, "stdev": 0.5} for name in ("energy", "forces")}
+        config = base_config(tmp_path) | {
+            "model": {"name": "equiformer_dens", **reference["config"]},
+            "dataset": {"train": {"transforms": {"normalizer": normalizer}}},
+        }
+        (tmp_path / "config.yml").write_text(yaml.safe_dump(config))
+        return tmp_path / "authors.pt", tmp_path / "config.yml", reference
+
+    def test_gives_the_authors_numbers(self, files, tmp_path):
+        source, config, reference = files
+        out = convert(source, tmp_path / "ours.pt", config_yml=config)
+        calculator = load_calculator(out, cpu=True)
+        atoms = Atoms(numbers=reference["inputs"]["z"][:9], positions=reference["inputs"]["pos"][:9])
+        atoms.calc = calculator
+        expected = reference["outputs"]["normal"]
+        assert atoms.get_potential_energy() == pytest.approx(0.5 * expected["energy"].view(-1)[0].item(), abs=1e-5)
+        assert np.allclose(atoms.get_forces(), 0.5 * expected["dy"][:9].numpy(), atol=1e-5)
+
+    def test_without_a_config_says_what_to_give(self, files, tmp_path):
+        with pytest.raises(ValueError, match=r"lacks `config`.*--config-yml"):
+            convert(files[0], tmp_path / "ours.pt")
+
+    def test_has_no_plain_network(self, files, tmp_path):
+        with pytest.raises(ValueError, match="fairchem has no Equiformer to convert to"):
+            convert(files[0], tmp_path / "plain.pt", to="plain", config_yml=files[1])
