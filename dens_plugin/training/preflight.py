@@ -57,8 +57,8 @@ def require_model(model: nn.Module, objective: Objective) -> None:
             raise ValueError(
                 f"the objective predicts `{name}` and {type(model).__name__} has no head for it; add "
                 "`noise: {module: dens_plugin.NoiseHead}` to model.heads (or ESCNNoiseHead, ESENNoiseHead, "
-                "EquiformerNoiseHead) beside the DeNS backbone of that family, or use a flat model: `equiformer_v2_dens`, "
-                "`escn_dens`, `equiformer_dens`"
+                "EquiformerNoiseHead) beside the DeNS backbone of that family, or use a flat model: "
+                "`equiformer_v2_dens`, `escn_dens`, `equiformer_dens`"
             )
     can_encode = any(isinstance(module, ForceEncoding) for module in model.modules())
     if can_encode and not objective.outputs:
