@@ -34,8 +34,9 @@ from step_time import hardware
 from structures import DEFAULT_FOLDER, OBJECTIVE, SYNTHETIC, draw_samples
 from torch.nn.parallel import DistributedDataParallel
 
+from dens_plugin.compat import damage
 from dens_plugin.objectives.noise import StructureRandom
-from dens_plugin.training.saving import NEWEST, commit, damage
+from dens_plugin.training.saving import NEWEST, commit
 
 _SEED = 0
 _MODEL = {"lmax": 2, "layers": 2, "channels": 32}

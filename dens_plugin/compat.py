@@ -43,6 +43,11 @@ def load_checkpoint(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at '{path}'; give the path of a .pt file")
+    problem = None if on_demand else damage(path)
+    if problem is not None:
+        raise ValueError(
+            f"the checkpoint '{path}' is damaged or was cut short ({problem}); take another one, such as the one before it"
+        )
     try:
         mmap = on_demand and zipfile.is_zipfile(path)
         checkpoint = torch.load(path, map_location=map_location, weights_only=False, mmap=mmap)
@@ -53,6 +58,21 @@ def load_checkpoint(
     if not isinstance(checkpoint, dict):
         raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not the dictionary of a checkpoint")
     return checkpoint
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint file, by the checksums (CRC-32) that it holds of its parts; None if nothing.
+
+    Files in torch's format of before 2020 hold none.
+    """
+    if not zipfile.is_zipfile(path) and path.read_bytes()[:2] != b"PK":
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        return str(error) or type(error).__name__
+    return None if broken is None else f"the checksum of its part '{broken}' is wrong"
 
 
 def radius_graph(

@@ -271,5 +271,9 @@ def _write(checkpoint: dict[str, Any], out: Path) -> None:
     try:
         torch.save(checkpoint, partial)
         os.replace(partial, out)
+    except RuntimeError as error:  # torch's, for a full disk or a folder that cannot be written
+        raise OSError(
+            f"'{out}' cannot be written ({str(error).splitlines()[0]}): make room, or name another place"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -171,6 +171,10 @@ def _require_one_checkpoint(errors: Mapping[str, Mapping[str, Any]]) -> None:
     if len(set(steps.values())) > 1:
         found = ", ".join(f"{split} {step:,}" for split, step in steps.items())
         raise ValueError(f"the splits are validations at different steps ({found}): validate one checkpoint on all")
+    weights = {row["weights"]: split for split, row in errors.items() if "weights" in row}
+    if len(weights) > 1:
+        found = " and ".join(weights.values())
+        raise ValueError(f"{found} are validations of different weights: validate one checkpoint on all splits")
 
 
 def _require_different_data(errors: Mapping[str, Mapping[str, Any]]) -> None:

@@ -110,6 +110,9 @@ def make_submission(
     data, out = data or {}, Path(out)
     _require_splits(sources, data, rules)
     _require_free(out, overwrite)
+    for split, source in sources.items():
+        if Path(source).resolve() == out.resolve():
+            raise ValueError(f"'{out}' is the source of {split}, which would be lost; write to another file")
     sizes: dict[str, int] = {}
     splits: dict[str, str] = {}  # digest of the ids -> split
     with NpzWriter(out) as writer:

@@ -29,10 +29,19 @@ class BadSteps:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._in_a_row = 0
+        self._taken = 0
 
     def good(self) -> None:
         """Note a step that was taken."""
         self._in_a_row = 0
+        self._taken += 1
+
+    def require_any(self) -> None:
+        """Raise FloatingPointError if steps were left out and none was taken."""
+        if self._in_a_row and not self._taken:
+            raise FloatingPointError(
+                f"all {self._in_a_row} steps were left out for a NaN, and nothing was trained: {_REMEDY}"
+            )
 
     def bad(self, what: str, step: int, batch: Batch) -> None:
         """Note a step that was left out, and log the structures of this rank's batch.

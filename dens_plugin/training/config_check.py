@@ -52,6 +52,15 @@ def require_meant(config: Mapping[str, Any]) -> None:
         if key in optim:
             _require_positive(optim[key], f"optim.{key}", whole=True)
     _require_positive(optim.get("lr_initial"), "optim.lr_initial", whole=False)
+    if optim.get("clip_grad_norm") is not None:
+        _require_positive(optim["clip_grad_norm"], "optim.clip_grad_norm", whole=False)
+    for key, lowest in (("eval_every", 1), ("checkpoint_every", 1), ("num_workers", 0)):
+        value = optim.get(key, lowest)
+        is_never = key == "checkpoint_every" and value == -1
+        if not is_never and (not isinstance(value, int) or isinstance(value, bool) or value < lowest):
+            raise ValueError(f"optim.{key} must be a whole number of at least {lowest}, got {value!r}")
+    if optim.get("ema_decay") and not 0 < number(optim["ema_decay"], "optim.ema_decay") < 1:
+        raise ValueError(f"optim.ema_decay must be between 0 and 1, got {optim['ema_decay']!r}")
 
 
 def _refuse_slips(keys: Iterable[str], known: list[str], where: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -260,8 +261,18 @@ class DurableTrainer(SteppingTrainer):
             self._save_unevaluated()
         seed_step(self._seed, self.step, split)
         self._evaluation_loss = MeanLoss()
+        if not self._running and self.logger is not None:  # a result of its own, which must say of what weights
+            self.logger.note({"split": split, "step": self.step, "weights": self._digest()})
         with self._without_ddp():
             return super().validate(split, disable_tqdm)
+
+    def _digest(self) -> str:
+        """A short name of the weights, averages included."""
+        digest = hashlib.blake2b(digest_size=8)
+        averages = self.ema.shadow_params if self.ema is not None else []
+        for value in (*self._unwrapped_model.parameters(), *averages):
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """The host's, on ranks with unequal shares."""

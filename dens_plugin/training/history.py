@@ -34,6 +34,10 @@ class HistoryLogger:
         if split != "train" or step % self._every == 0:
             self._append({"split": split, "step": step, "time": time.time(), **_plain(update_dict)})
 
+    def note(self, row: dict[str, Any]) -> None:
+        """Keep something in the file alone, beside the metrics of the same split and step."""
+        self._append(row)
+
     def _append(self, row: dict[str, Any]) -> None:
         try:
             with self._path.open("a") as file:

@@ -17,13 +17,15 @@ from dens_plugin.settings import suggestion
 from dens_plugin.training.config import objective_from_config
 from dens_plugin.training.config_check import require_meant
 from dens_plugin.training.model_settings import require_known_model
-from dens_plugin.training.preflight import require_files
+from dens_plugin.training.preflight import require_distinct, require_files
 from dens_plugin.training.relaxation import require_relaxable
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.trainer import DeNSTrainer
 
 _OUR_TRAINERS = ("dens", "denoising_forces", f"dens_plugin.{DeNSTrainer.__name__}")
 _SPLITS = ("train", "val", "test")
+# Splits that a mode does not look at, and that need not be opened for it: LMDB opens a file once per process.
+_UNUSED = {"validate": ("test", "relax"), "predict": ("val", "relax"), "run-relaxations": ("val", "test")}
 
 
 def launch(mode: str, arguments: Sequence[str]) -> None:
@@ -45,6 +47,7 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
     if args.checkpoint is not None:
         # A broken file is better met here than after everything else.
         compat.load_checkpoint(args.checkpoint, on_demand=True)
+    overrides = [*overrides, *(f"--dataset.{split}=None" for split in _UNUSED.get(mode, ()))]
     config = build_config(args, overrides)
     require_sound(config)
     if mode == "run-relaxations":
@@ -73,6 +76,7 @@ def require_sound(config: Mapping[str, Any]) -> None:
     datasets = dict(_datasets(config["dataset"]))
     for split, dataset in datasets.items():
         require_files(dataset, split)
+    require_distinct(datasets)
     if config.get("trainer") in _OUR_TRAINERS:
         require_references(datasets)
     if (config.get("task") or {}).get("warm_start"):

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from fairchem.core.modules.evaluator import Evaluator
 
+from dens_plugin.settings import suggestion
+
 
 class RowEvaluator(Evaluator):
     """The host's evaluator without metrics that need every atom, and with empty selections left out."""
@@ -26,6 +28,20 @@ class RowEvaluator(Evaluator):
         if not math.isfinite(stat["total"] if isinstance(stat, dict) else stat):
             return metrics  # of a step that is left out
         return super().update(key, stat, metrics)
+
+
+def require_metric(settings: dict[str, Any]) -> None:
+    """Raise ValueError if ``evaluation_metrics.primary_metric`` is none of the metrics that are computed."""
+    computed = {
+        name if target == "misc" else f"{target}_{name}"
+        for target, names in settings["metrics"].items()
+        for name in names
+    }
+    wanted = settings["primary_metric"]
+    if wanted not in computed:
+        raise ValueError(
+            f"evaluation_metrics.primary_metric '{wanted}' is not computed; {suggestion(wanted, computed)}"
+        )
 
 
 def statistics(errors: torch.Tensor) -> dict[str, float]:

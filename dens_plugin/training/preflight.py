@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from fairchem.core.models.base import HydraModel
 
 from dens_plugin.data.lmdb_file import require_whole_lmdb
@@ -34,6 +35,34 @@ def require_files(dataset: Mapping[str, Any], split: str) -> None:
             raise FileNotFoundError(f"dataset.{split}.src: there is no '{source}'; set it to a data set's path")
         if dataset.get("format", "lmdb") in _LMDB_FORMATS:
             require_whole_lmdb(source)
+
+
+def require_distinct(datasets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError if two splits name the same LMDB, which can be opened only once in a process."""
+    seen: dict[Path, str] = {}
+    for split, dataset in datasets.items():
+        if dataset.get("format", "lmdb") not in _LMDB_FORMATS:
+            continue
+        sources = dataset.get("src") or []
+        for source in [sources] if isinstance(sources, str) else sources:
+            path = Path(source).resolve()
+            if path in seen:
+                raise ValueError(
+                    f"dataset.{seen[path]}.src and dataset.{split}.src are both '{source}', and LMDB opens a file "
+                    "only once in a process; give one of them a copy, or leave it out"
+                )
+            seen[path] = split
+
+
+def require_scales(normalizers: Mapping[str, Any]) -> None:
+    """Raise ValueError for a normaliser by which nothing can be divided."""
+    for name, normalizer in normalizers.items():
+        scale = normalizer.rmsd
+        if not (torch.isfinite(scale) & (scale > 0)).all():
+            raise ValueError(
+                f"dataset.train.transforms.normalizer.{name}.stdev is {scale.tolist()}; it must be above 0: "
+                "`dens data check` prints a normaliser for the data set"
+            )
 
 
 def require_labels(batch: Batch, targets: Mapping[str, Any], objective: Objective) -> None:

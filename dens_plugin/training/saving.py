@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
+
+from dens_plugin.compat import damage
 
 NEWEST = "checkpoint.pt"
 
@@ -48,7 +49,7 @@ def newest_whole(folder: str | Path) -> Path | None:
     candidates = sorted(Path(folder).glob("checkpoint*.pt"), key=_age)
     candidates = [path for path in candidates if _age(path) >= 0]
     for path in candidates:
-        problem = damage(path)
+        problem = damage(path) if path.stat().st_size else "empty"
         if problem is None:
             return path
         logging.warning(f"The checkpoint '{path}' is damaged ({problem}); looking for the one before it.")
@@ -57,16 +58,6 @@ def newest_whole(folder: str | Path) -> Path | None:
             f"none of the {len(candidates)} checkpoints in '{folder}' is whole; move them away to start afresh"
         )
     return None
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file, by the checksums (CRC-32) that it holds of its parts; None if nothing."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        return str(error) or type(error).__name__
-    return None if broken is None else f"the checksum of its part '{broken}' is wrong"
 
 
 def keep_checkpoints(optim: dict[str, Any]) -> int:

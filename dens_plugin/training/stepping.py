@@ -70,6 +70,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         try:
             with self._interruption:
                 super().train(disable_eval_tqdm)
+            self._bad_steps.require_any()
         finally:
             self._running = self._in_step = False
 

@@ -25,8 +25,14 @@ from dens_plugin.training.durable import DurableTrainer
 from dens_plugin.training.interruption import leave_to_trainer
 from dens_plugin.training.loader import AllFreeCollater, PreparingCollater
 from dens_plugin.training.losses import Term, term, total_loss
-from dens_plugin.training.metrics import RowEvaluator, statistics
-from dens_plugin.training.preflight import require_files, require_labels, require_model, require_one_scale
+from dens_plugin.training.metrics import RowEvaluator, require_metric, statistics
+from dens_plugin.training.preflight import (
+    require_files,
+    require_labels,
+    require_model,
+    require_one_scale,
+    require_scales,
+)
 from dens_plugin.training.relaxation import relax
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.warm_start import warm_start
@@ -76,12 +82,22 @@ class DeNSTrainer(DurableTrainer):
         metrics = self.config.setdefault("evaluation_metrics", {})
         metrics.setdefault("primary_metric", "forces_mae")
         metrics.setdefault("metrics", _DEFAULT_METRICS)
+        require_metric(metrics)
         super().load_task()
         self.evaluator = RowEvaluator(task=self.name, eval_metrics=metrics["metrics"])
 
     def load_model(self) -> None:
-        """The host's, warm-started where asked."""
-        super().load_model()
+        """The host's, warm-started where asked.
+
+        Raises:
+            ValueError: if a head is one of another network.
+        """
+        try:
+            super().load_model()
+        except AttributeError as error:
+            raise ValueError(
+                f"a head does not fit the backbone ({error}); README.md has a table of which belong together"
+            ) from error
         if "warm_start" in self.config["task"]:
             warm_start(self._unwrapped_model, self.config["task"]["warm_start"])
 
@@ -102,6 +118,7 @@ class DeNSTrainer(DurableTrainer):
     def load_references_and_normalizers(self) -> None:
         """The host's, after which forces that are gradients must share the energy's scale."""
         super().load_references_and_normalizers()
+        require_scales(self.normalizers)
         require_one_scale(self._unwrapped_model, self.normalizers, self.output_targets)
         transforms = self.config["dataset"].get("transforms") or {}
         if "normalizer" in transforms:  # numbers, not the files they came from: a checkpoint must load anywhere

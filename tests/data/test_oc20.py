@@ -303,9 +303,9 @@ def test_a_file_that_is_there_packed_and_unpacked_is_refused(release, raw, tmp_p
 
 def test_an_impossible_out_is_refused_before_the_work(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(oc20, "read_log", lambda *_, **__: pytest.fail("work began"))
-    with pytest.raises(ValueError, match=r"out cannot be made because .*0\.txt is not a folder: give another OUT"):
+    with pytest.raises(ValueError, match=r"out cannot be made because .*0\.txt is not a folder: give another one"):
         convert(raw, raw / "0.txt" / "out", progress=False)
-    with pytest.raises(ValueError, match=r"/proc/foo cannot be made because .* the folder /(proc)? \(.*give an OUT in"):
+    with pytest.raises(ValueError, match=r"/proc/foo cannot be made because .* the folder /(proc)? \(.*give a folder"):
         convert(raw, "/proc/foo", progress=False)
 
 

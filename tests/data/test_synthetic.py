@@ -115,9 +115,9 @@ def test_refuses_a_folder_with_content_and_silly_numbers(release, tmp_path):
 def test_an_impossible_out_is_refused_before_the_work(tmp_path, monkeypatch):
     monkeypatch.setattr(synthetic, "draw_relaxation", lambda *_, **__: pytest.fail("work began"))
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"a/out cannot be made because .*/file is not a folder: give another OUT"):
+    with pytest.raises(ValueError, match=r"a/out cannot be made because .*/file is not a folder: give another one"):
         generate(tmp_path / "file" / "a" / "out", progress=False)
-    with pytest.raises(ValueError, match=r"/proc/foo cannot be made because .* the folder /(proc)? \(.*give an OUT in"):
+    with pytest.raises(ValueError, match=r"/proc/foo cannot be made because .* the folder /(proc)? \(.*give a folder"):
         generate("/proc/foo", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 

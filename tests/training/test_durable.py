@@ -274,6 +274,13 @@ class TestBadSteps:
         final = run_to_the_end(copied(config, tmp_path / "a"), tmp_path / "run", 2, change)
         assert final["optimiser 0 step"] == final["step"] - 2
 
+    def test_that_are_all_steps_are_an_error(self, config, build):
+        config["optim"]["max_bad_steps"] = 100
+        trainer = build(config)
+        self.spoil(trainer, steps=set(range(100)))
+        with pytest.raises(FloatingPointError, match="all 12 steps were left out"):
+            trainer.train(disable_eval_tqdm=True)
+
     def test_in_a_row_end_the_run_on_all_ranks(self, config, tmp_path):
         config["optim"]["max_bad_steps"] = 2
         change = functools.partial(self.spoil, steps={2, 3, 4}, rank=1)

@@ -16,6 +16,7 @@ from dens_plugin.backbones.key_map import to_plain_keys
 from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption, rows_of
 from dens_plugin.testing import random_structure
 from dens_plugin.training.history import FILE_NAME, read_history
+from dens_plugin.training.preflight import require_distinct
 from dens_plugin.training.step_random import seed_step
 
 
@@ -337,6 +338,38 @@ class TestBadInput:
         with pytest.raises(FileNotFoundError, match=r"dataset.val.src: there is no 'nowhere/val'"):
             build(config)
 
+    def test_scale_of_zero(self, config, build):
+        config["dataset"]["train"]["transforms"]["normalizer"]["energy"]["stdev"] = 0.0
+        with pytest.raises(ValueError, match=r"normalizer.energy.stdev is 0.0; it must be above 0"):
+            build(config)
+
+    def test_metric_that_is_not_computed(self, config, build):
+        config["evaluation_metrics"]["primary_metric"] = "forces_mea"
+        with pytest.raises(ValueError, match="'forces_mea' is not computed; did you mean 'forces_mae'"):
+            build(config)
+
+    def test_head_of_another_network(self, config, build):
+        model = copy.deepcopy(PLAIN_MODEL)
+        model["heads"]["forces"]["module"] = "dens_plugin.ESCNForceHead"
+        with pytest.raises(ValueError, match="a head does not fit the backbone"):
+            build({**config, "model": model})
+
+    def test_flipped_bit_in_weights_to_start_from(self, config, build):
+        path = Path(build(config).save(checkpoint_file="other.pt"))
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        config["task"]["warm_start"] = str(path)
+        with pytest.raises(ValueError, match=r"other.pt' is damaged or was cut short \(the checksum"):
+            build(config)
+
+    def test_one_lmdb_for_two_splits(self, config):
+        config["dataset"]["val"]["src"] = config["dataset"]["train"]["src"]
+        with pytest.raises(
+            ValueError, match=r"dataset.train.src and dataset.val.src are both .* only once in a process"
+        ):
+            require_distinct(config["dataset"])
+
     def test_balancing_without_sizes(self, config, build, tmp_path):
         (Path(config["dataset"]["train"]["src"]) / "metadata.npz").rename(tmp_path / "away.npz")
         config["optim"]["load_balancing"] = "atoms"
@@ -406,5 +439,5 @@ class TestBadInput:
     def test_broken_checkpoint(self, config, build, tmp_path):
         path = tmp_path / "cut.pt"
         path.write_bytes(b"PK\x03\x04 and no more")
-        with pytest.raises(ValueError, match="may have been cut short"):
+        with pytest.raises(ValueError, match="was cut short"):
             build(config).load_checkpoint(str(path))
