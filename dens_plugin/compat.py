@@ -46,7 +46,7 @@ def load_checkpoint(
     problem = None if on_demand else damage(path)
     if problem is not None:
         raise ValueError(
-            f"the checkpoint '{path}' is damaged or was cut short ({problem}); take another one, such as the one before it"
+            f"the checkpoint '{path}' is damaged or was cut short ({problem}); take another, such as the one before it"
         )
     try:
         mmap = on_demand and zipfile.is_zipfile(path)
