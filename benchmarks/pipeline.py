@@ -195,7 +195,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", choices=_PARTS, help="one part instead of all")
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="folder of an LMDB data set")
     parser.add_argument("--batch", type=int, default=4, help="structures per batch")
-    parser.add_argument("--rounds", type=int, default=100, help="batches of the loader, steps of a rank")
+    parser.add_argument("--rounds", type=int, default=30, help="batches of the loader, steps of a rank")
     parser.add_argument("--turns", type=int, default=3, help="how often one and two ranks alternate")
     parser.add_argument("--millions", type=int, default=83, help="parameters of the checkpoint's model, in millions")
     parser.add_argument("--saves", type=int, default=5, help="how often each way of saving is timed")
