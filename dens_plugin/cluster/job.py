@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from submitit.helpers import Checkpointable, TorchDistributedEnvironment
+from submitit.helpers import Checkpointable
 
 
 class TrainingJob(Checkpointable):
@@ -29,7 +29,7 @@ class TrainingJob(Checkpointable):
 
         The host's own Slurm set-up takes one port for all jobs, so that two on a node collide, and knows only NCCL.
         """
-        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
-        # By name: submitit heeds signals only once it has unpickled this object, and importing fairchem takes seconds.
-        importlib.import_module("dens_plugin.compat").prepare_host()
-        importlib.import_module("fairchem.core._cli").runner_wrapper(self.config)
+        # By name: submitit heeds signals only once it has unpickled this object, and importing torch takes seconds.
+        with importlib.import_module("dens_plugin.cluster.rendezvous").meeting():
+            importlib.import_module("dens_plugin.compat").prepare_host()
+            importlib.import_module("fairchem.core._cli").runner_wrapper(self.config)

@@ -78,7 +78,7 @@ class LoopbackCluster:
         self._run("slurmctld", "-c")
         for node in NODES:
             self._run("slurmd", "-N", node)
-        self.wait_until(self.is_up, seconds=30)
+        self.wait_until(self.is_up, seconds=120)
 
     def stop(self) -> None:
         """Cancel all jobs and end the daemons that this folder names."""
@@ -89,12 +89,12 @@ class LoopbackCluster:
         for name in ("slurmctld", *(f"slurmd-{node}" for node in NODES), "munged"):
             pid_file = self.folder / f"{name}.pid"
             _signal(pid_file, signal.SIGTERM)
-            self.wait_until(lambda pid_file=pid_file: not _is_alive(pid_file), seconds=30)
+            self.wait_until(lambda pid_file=pid_file: not _is_alive(pid_file), seconds=120)
 
     def cancel_all(self) -> None:
         """Cancel all jobs and wait until their processes are gone: daemons outlive a shutdown for them."""
         self._run("scancel", "--user=" + self._run("id", "-un").strip())
-        self.wait_until(lambda: not self._run("squeue", "--noheader"), seconds=30)
+        self.wait_until(lambda: not self._run("squeue", "--noheader"), seconds=120)
 
     def is_up(self) -> bool:
         """Whether both nodes take jobs."""

@@ -13,6 +13,7 @@ import torch
 import torch.multiprocessing as mp
 from cluster_samples import ROOT, STEPS, write
 from fairchem.core._cli import runner_wrapper
+from fairchem.core.common import distutils
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config
 from submitit.helpers import CommandFunction
@@ -55,6 +56,19 @@ def log_of(job):
     return "".join(path.read_text() for path in sorted(Path("runs/slurm").glob(f"{job}_*_log.out")))
 
 
+def interrupt(cluster, ways):
+    """Interrupt the runs that train by now, each its own way, and strike them off; whether none is left.
+
+    Each at its own time, so that none ends while another one starts.
+    """
+    queued, job_of = states(cluster), jobs()
+    for run in list(ways):
+        assert job_of[run] in queued, log_of(job_of[run])[-3000:]
+        if len(steps_of(run)) > 3:
+            cluster.run(*ways.pop(run))
+    return not ways
+
+
 def hurry(cluster):
     """Start what was requeued: Slurm lets it wait for two minutes."""
     for job, state in states(cluster).items():
@@ -68,6 +82,7 @@ def undisturbed(rank, port):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "RANK": rank, "LOCAL_RANK": rank}.items():
             patch.setenv(name, str(value))
+        patch.setattr(distutils, "cleanup", lambda: os._exit(0))  # gloo may never end by itself
         options = ["--mode", "train", "--config-yml", "tiny.yml", "--cpu", "--num-gpus", "2"]
         args = flags.get_parser().parse_args([*options, "--run-dir", "reference", "--timestamp-id", "undisturbed"])
         runner_wrapper(build_config(args, []))
@@ -80,25 +95,27 @@ def free_port():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    "DENS_TEST_ARRAY" not in os.environ,
-    reason="passes alone, ran out of time within the whole suite: set DENS_TEST_ARRAY=1 and run this file",
-)
-def test_an_interrupted_array_is_the_undisturbed_run(idle, workplace, capsys):
+@pytest.mark.timeout(1800)  # two minutes, on one core; the limits below are for failures only
+def test_an_interrupted_array_is_the_undisturbed_run(idle, workplace, capsys, monkeypatch):
     """The same run twice, on two nodes: submitit requeues the one at a signal, Slurm the other without one."""
+    for name, value in {"MASTER_PORT": "29500", "RANK": "1"}.items():
+        monkeypatch.setenv(name, value)  # the same for all jobs, as a shell may have it: sbatch hands it on
     twice = [{"config": "tiny.yml", "name": name} for name in ("signalled", "requeued")]
+    twice[1]["set"] = {"optim.checkpoint_every": 3}  # it may be given no time to save when it is stopped
     write(workplace / "sweep.yml", {"experiments": twice, "nodes": 2})
     main(["submit", "sweep.yml", "--site", "site.yml", "--set", "print_every=1"])
     signalled, requeued = (jobs()[f"{entry['name']}-seed0"] for entry in twice)
     assert signalled.partition("_")[0] == requeued.partition("_")[0]  # one array
-    idle.wait_until(lambda: all(len(steps_of(run)) > 3 for run in jobs()), seconds=120)
-    idle.run("scancel", "--signal=USR2", signalled)
-    idle.run("scontrol", "requeue", requeued)
+    ways = {
+        "signalled-seed0": ("scancel", "--signal=USR2", signalled),
+        "requeued-seed0": ("scontrol", "requeue", requeued),
+    }
+    idle.wait_until(lambda: interrupt(idle, ways), seconds=600)
     with pytest.raises(SystemExit):
         main(["submit", "sweep.yml", "--site", "site.yml", "--resume"])
     assert "all of these runs are in the queue" in capsys.readouterr().err
     mp.start_processes(undisturbed, (free_port(),), nprocs=2, start_method="fork")
-    idle.wait_until(lambda: hurry(idle) or not states(idle), seconds=180)
+    idle.wait_until(lambda: hurry(idle) or not states(idle), seconds=600)
     expected = weights_of("reference", "undisturbed")
     for run, job in jobs().items():
         log = log_of(job)
@@ -118,7 +135,7 @@ def test_one_rank_that_fails_ends_all(idle, tmp_path):
     executor = Executor(tmp_path / "slurm", max_num_timeout=0)
     executor.update_parameters(**site.parameters(Shape(2, 0), name="failing", workers=0))
     executor.submit(CommandFunction(["sh", "-c", "if [ $SLURM_PROCID = 0 ]; then sleep 300; else exit 1; fi"]))
-    idle.wait_until(lambda: not states(idle), seconds=60)
+    idle.wait_until(lambda: not states(idle), seconds=120)
 
 
 def test_slurm_refuses(cluster, workplace, capsys):
