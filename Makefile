@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slurm lint oc20-mini molecules clean
+.PHONY: demo test slurm lint oc20-mini molecules bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/dens demo --out demo
@@ -36,6 +36,10 @@ molecules: $(STAMP)
 		--test ../shared/data/molecules/rmd17_ethanol_test.extxyz.xz
 	$(BIN)/dens data molecules ../shared/data/molecules/acac_train_300K.extxyz.xz data/acac_300k --split 450,50 \
 		--test ../shared/data/molecules/acac_test_300K.extxyz.xz
+
+# All that needs a GPU, in parts of at most ten minutes.
+bench-gpu: $(STAMP)
+	PYTHON=$(abspath $(BIN)/python) sh benchmarks/gpu.sh
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,22 +4,24 @@
 |---|---|---|
 | ``plain`` | fairchem's with an energy and a force head | clean structures |
 | ``fairchem_dens`` | fairchem's own DeNS, of EquiformerV2 | the corrupted structures of ``ours``, in its own fields |
-| ``ours`` | this package's | corrupted structures |
+| ``ours_host`` | this package's heads on fairchem's layers, ``fast: false``, of EquiformerV2 | corrupted structures |
+| ``ours`` | this package's, ``fast: true`` | corrupted structures |
 
-All have the hyper-parameters of the DeNS paper (arXiv:2403.09549, Table 7 for EquiformerV2; eSCN's are those of its own
-paper, arXiv:2302.03655) except for the number of layers.
+All have the same hyper-parameters (`sizes`) and the same weights.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from fairchem.core.models.base import HydraModel
 from fairchem.core.modules.loss import L2NormLoss, MAELoss
+from modes import Mode, Pairing, pairing
+from sizes import Settings
 from structures import OBJECTIVE, Sample
 from torch import nn
 from torch_geometric.data import Batch
@@ -32,13 +34,10 @@ from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.training.losses import term, total_loss
 
-TOLERANCE = 1e-4  # float32 through some layers differs by 1e-6; the check looks for other formulas, not for rounding
-
 _FAIRCHEM_DENS = "fairchem.core.models.equiformer_v2.equiformer_v2_dens"
 _BIAS, _INDEX = "backbone.force_embedding.bias", "backbone.force_embedding.expand_index"
 _LOSSES = {"energy": (2.0, MAELoss()), "forces": (100.0, L2NormLoss()), NOISE: (OBJECTIVE.coefficient, L2NormLoss())}
 
-Settings = dict[str, Any]
 State = Mapping[str, torch.Tensor]
 
 
@@ -47,80 +46,46 @@ class Contestant:
     """One way of training.
 
     Attributes:
-        build: from hyper-parameters to the network.
+        build: from hyper-parameters and the ``precision`` of our backbone to the network.
         training_batch: from a sample to what the network is trained on.
         load: write the weights of ``ours`` into the network.
     """
 
-    build: Callable[[Settings], nn.Module]
+    build: Callable[[Settings, str], nn.Module]
     training_batch: Callable[[Sample], Batch]
     load: Callable[[nn.Module, State], Any]
 
 
-def paper_settings(model: str, *, lmax: int, layers: int, channels: int = 128) -> Settings:
-    """Hyper-parameters of the backbone; fewer ``channels`` than the paper's 128 make a toy for tests."""
-    return _SETTINGS[model](lmax, layers, channels)
+def build_all(
+    model: str, settings: Settings, device: str, pair: Pairing | None = None, *, names: Sequence[str] | None = None
+) -> dict[str, nn.Module]:
+    """Contestants for a model, with the same weights; by default all, in float32.
 
-
-def _equiformer_v2_settings(lmax: int, layers: int, channels: int) -> Settings:
-    return {
-        "lmax_list": [lmax],
-        "mmax_list": [min(2, lmax)],
-        "grid_resolution": 2 * lmax + 6,  # 18 for degree 6, 14 for degree 4
-        "num_layers": layers,
-        "sphere_channels": channels,
-        "attn_hidden_channels": min(64, channels),
-        "num_heads": 8,
-        "attn_alpha_channels": min(64, channels),
-        "attn_value_channels": min(16, channels),
-        "ffn_hidden_channels": channels,
-        "edge_channels": channels,
-        "max_neighbors": 20,
-        "max_radius": 12.0,
-        "norm_type": "layer_norm_sh",
-        "attn_activation": "silu",
-        "ffn_activation": "silu",
-        "use_grid_mlp": True,
-        "use_sep_s2_act": True,
-        "use_atom_edge_embedding": True,
-        "share_atom_edge_embedding": False,
-        "alpha_drop": 0.1,
-        "drop_path_rate": 0.05,
-        "weight_init": "uniform",
-        "enforce_max_neighbors_strictly": True,
-    }
-
-
-def _escn_settings(lmax: int, layers: int, channels: int) -> Settings:
-    return {
-        "lmax_list": [lmax],
-        "mmax_list": [min(2, lmax)],
-        "num_layers": layers,
-        "sphere_channels": channels,
-        "hidden_channels": 2 * channels,
-        "edge_channels": channels,
-        "num_sphere_samples": 128,
-        "max_neighbors": 20,
-        "cutoff": 12.0,
-        "distance_function": "gaussian",
-        "basis_width_scalar": 2.0,
-        "otf_graph": True,
-    }
-
-
-def build_all(model: str, settings: Settings, device: str) -> dict[str, nn.Module]:
-    """All contestants for a model, with the same weights."""
-    networks = {name: contestant.build(settings).to(device) for name, contestant in CONTESTANTS[model].items()}
+    Args:
+        model: of `CONTESTANTS`.
+        settings: hyper-parameters of the backbone.
+        device: where they shall be.
+        pair: how they run.
+        names: only these, ``ours`` among them.
+    """
+    pair, names = pair or pairing("fp32", device), names or list(CONTESTANTS[model])
+    networks = {name: build_one(model, name, settings, device, pair.mode(name).key) for name in names}
     weights = copy.deepcopy(networks["ours"].state_dict())
     for name, network in networks.items():
         CONTESTANTS[model][name].load(network, weights)
     return networks
 
 
+def build_one(model: str, name: str, settings: Settings, device: str, key: str) -> nn.Module:
+    """One contestant, with weights of its own."""
+    return CONTESTANTS[model][name].build(settings, key).to(device)
+
+
 def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
     """Energy MAE, and L2 norms of force and noise errors, each over the rows that the batch's objective counts.
 
-    A network without an output for the noise has it among its forces, as fairchem's DeNS head does.
+    A network without an output for the noise has it among its forces, as fairchem's DeNS head does. Outputs under
+    autocast are widened first.
     """
     rows = rows_of(batch)
     targets = {"energy": batch.energy, "forces": batch.forces}
@@ -131,7 +96,7 @@ def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
         [
             term(
                 *_LOSSES[name],
-                prediction=outputs.get(name, outputs["forces"]),
+                prediction=_widened(outputs.get(name, outputs["forces"])),
                 target=targets[name],
                 rows=rows[name],
                 natoms=natoms[name],
@@ -142,44 +107,58 @@ def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
 
 
 @torch.no_grad()
-def require_equal(model: str, networks: Mapping[str, nn.Module], sample: Sample, seed: int = 0) -> dict[str, float]:
+def require_equal(
+    model: str, networks: Mapping[str, nn.Module], sample: Sample, pair: Pairing | None = None, seed: int = 0
+) -> dict[str, float]:
     """Compare all networks on a clean batch and those with DeNS on a corrupted one.
 
     Args:
         model: the model whose contestants they are.
         networks: contestants' names and networks, with the same weights.
         sample: one with corrupted atoms.
+        pair: how they run; in float32 by default.
         seed: of the edge frames, which are random and set anew before each forward.
 
     Returns:
         What was compared -> the largest difference relative to the largest value.
 
     Raises:
-        RuntimeError: if a difference exceeds `TOLERANCE`.
+        RuntimeError: if a difference exceeds the tolerance of ``pair``.
     """
+    pair = pair or pairing("fp32", "cpu")
     errors = {}
-    pairs = [("clean", "plain"), ("clean", "fairchem_dens"), ("corrupted", "fairchem_dens")]
-    for batch_name, other in (pair for pair in pairs if pair[1] in networks):
+    for batch_name, other in [("clean", name) for name in networks] + [("corrupted", name) for name in _WITH_DENS]:
+        if other == "ours" or other not in networks:
+            continue
         ours, theirs = (
-            _counted(networks[name], _evaluation_batch(CONTESTANTS[model][name], sample, batch_name), seed)
+            _counted(
+                networks[name], _evaluation_batch(CONTESTANTS[model][name], sample, batch_name), pair.mode(name), seed
+            )
             for name in ("ours", other)
         )
         for output in theirs:
             errors[f"{batch_name} {output}, ours and {other}"] = _difference(ours[output], theirs[output])
-    wrong = {what: error for what, error in errors.items() if not error <= TOLERANCE}
+    wrong = {what: error for what, error in errors.items() if not error <= pair.tolerance}
     if wrong:
-        raise RuntimeError(f"the contestants do not compute the same (allowed are {TOLERANCE:g}, relative): {wrong}")
+        raise RuntimeError(
+            f"the contestants do not compute the same (allowed are {pair.tolerance:g}, relative): {wrong}"
+        )
     return errors
+
+
+def _widened(output: torch.Tensor) -> torch.Tensor:
+    return output.to(torch.promote_types(output.dtype, torch.float32))
 
 
 def _evaluation_batch(contestant: Contestant, sample: Sample, batch_name: str) -> Batch:
     return sample.clean if batch_name == "clean" else contestant.training_batch(sample)
 
 
-def _counted(model: nn.Module, batch: Batch, seed: int) -> Outputs:
+def _counted(network: nn.Module, batch: Batch, mode: Mode, seed: int) -> Outputs:
     """Outputs of an evaluation, of a corrupted batch only the rows that enter a loss."""
     torch.manual_seed(seed)
-    outputs = model.eval()(batch)
+    with mode.products(), mode.autocast():
+        outputs = network.eval()(batch)
     if not rows_of(batch):
         return {"energy": outputs["energy"], "forces": outputs["forces"]}
     return {name: outputs.get(name, outputs["forces"])[rows.mask] for name, rows in rows_of(batch).items()}
@@ -189,17 +168,17 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def _plain_equiformer_v2(settings: Settings) -> nn.Module:
+def _plain_equiformer_v2(settings: Settings, _key: str) -> nn.Module:
     heads = {"energy": {"module": "equiformerV2_scalar_head"}, "forces": {"module": "equiformerV2_vector_head"}}
     return _hydra("equiformer_v2_backbone", heads, settings)
 
 
-def _plain_escn(settings: Settings) -> nn.Module:
+def _plain_escn(settings: Settings, _key: str) -> nn.Module:
     heads = {"energy": {"module": "escn_energy_head"}, "forces": {"module": "escn_force_head"}}
     return _hydra("escn_backbone", heads, settings)
 
 
-def _fairchem_dens_model(settings: Settings) -> nn.Module:
+def _fairchem_dens_model(settings: Settings, _key: str) -> nn.Module:
     heads = {
         "energy": {"module": f"{_FAIRCHEM_DENS}.DeNSScalarHead"},
         "forces": {"module": f"{_FAIRCHEM_DENS}.DeNSVectorHead"},
@@ -211,11 +190,15 @@ def _hydra(backbone: str, heads: dict[str, Any], settings: Settings) -> nn.Modul
     return HydraModel(backbone={"model": backbone, **settings}, heads=heads, pass_through_head_outputs=True)
 
 
-def _our_equiformer_v2(settings: Settings) -> nn.Module:
-    return FlatEquiformerV2DeNS(**settings)
+def _our_host_equiformer_v2(settings: Settings, _key: str) -> nn.Module:
+    return FlatEquiformerV2DeNS(**settings, fast=False)
 
 
-def _our_escn(settings: Settings) -> nn.Module:
+def _our_equiformer_v2(settings: Settings, key: str) -> nn.Module:
+    return FlatEquiformerV2DeNS(**settings, fast=True, precision=key)
+
+
+def _our_escn(settings: Settings, _key: str) -> nn.Module:
     return FlatESCNDeNS(**settings)
 
 
@@ -256,11 +239,12 @@ def _load_ours(model: nn.Module, weights: State) -> None:
     model.load_state_dict(weights)
 
 
-_SETTINGS = {"equiformer_v2": _equiformer_v2_settings, "escn": _escn_settings}
+_WITH_DENS = ("fairchem_dens", "ours_host")
 CONTESTANTS = {
     "equiformer_v2": {
         "plain": Contestant(_plain_equiformer_v2, _plain_batch, _load_plain),
         "fairchem_dens": Contestant(_fairchem_dens_model, _fairchem_dens_batch, _load_fairchem_dens),
+        "ours_host": Contestant(_our_host_equiformer_v2, _our_batch, _load_ours),
         "ours": Contestant(_our_equiformer_v2, _our_batch, _load_ours),
     },
     "escn": {

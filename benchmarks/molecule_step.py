@@ -32,7 +32,8 @@ from ase import Atoms
 from ase.build import molecule
 from equiformer_twin import EquiformerTwin
 from fairchem.core.models.base import HydraModel
-from step_time import hardware, interleaved
+from machine import hardware
+from timing import interleaved
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch_geometric.data import Batch, Data

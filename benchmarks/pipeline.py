@@ -1,11 +1,16 @@
 """What surrounds a step: loader and corruption, checkpoints, and a second rank.
 
-    python benchmarks/pipeline.py                       # all three; ten minutes on two CPU cores
+    python benchmarks/pipeline.py                       # all parts; ten minutes on two CPU cores
     python benchmarks/pipeline.py --only loader --data data/oc20_mini/train
 
 - **loader**: structures per second of one worker from an LMDB, as fairchem reads and collates them, and with the
   structures corrupted; the difference is the price of corruption, and its share of a step of the mini model on one core
   is printed beside it. The two alternate batch by batch on the same structures.
+- **neighbours**: milliseconds per structure to find the neighbours of a batch (12 Å, at most 20), which workers do with
+  `optim.loader_graph`, and to read them, which is all that is then left in front of the model. They alternate.
+- **optimizer**: milliseconds of what follows the gradients of a model with so many million parameters: clipping, AdamW
+  and averages, by fairchem and by ours. Gradients are below the limit of clipping, so that ours does not scale them.
+  Each part alternates with its counterpart.
 - **checkpoint**: seconds for which training stands still to save a state of the size of a model with so many million
   parameters (weights, averages and AdamW's two moments, float32): fairchem's `torch.save` in place, and ours, synced,
   renamed and with the predecessor kept. They alternate. Also the time to check one before it is used.
@@ -17,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import json
 import statistics
 import tempfile
@@ -27,19 +33,28 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
-from contestants import build_all, loss, paper_settings
+from contestants import build_all, loss
 from fairchem.core.common.utils import save_checkpoint
 from fairchem.core.datasets import LmdbDataset, data_list_collater
-from step_time import hardware
+from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
+from machine import hardware
+from sizes import paper_settings
 from structures import DEFAULT_FOLDER, OBJECTIVE, SYNTHETIC, draw_samples
 from torch.nn.parallel import DistributedDataParallel
 
+from dens_plugin.backbones.neighbours import with_neighbours
 from dens_plugin.compat import damage
 from dens_plugin.objectives.noise import StructureRandom
+from dens_plugin.training.bad_steps import clip_gradients
+from dens_plugin.training.neighbours import loader_search
+from dens_plugin.training.optimizer import Averages, with_fused_step
 from dens_plugin.training.saving import NEWEST, commit
 
 _SEED = 0
 _MODEL = {"lmax": 2, "layers": 2, "channels": 32}
+_PAPERS_NEIGHBOURS = {"max_neighbors": 20, "max_radius": 12.0}
+_CLIP = 100.0
+_BLOCK = [(1536, 896), (896, 600), *[(128, 128)] * 20, *[(128,)] * 20, (7, 128, 256), (7, 256, 128)]
 
 Row = dict[str, Any]
 
@@ -90,6 +105,58 @@ def measure_loader(args: argparse.Namespace) -> Row:
         "step of the mini model, ms per structure": 1000 * step,
         "corruption, share of that step": per_structure / step,
     }
+
+
+def measure_neighbours(args: argparse.Namespace) -> Row:
+    """Find the neighbours of the same batches in the model and in front of it, in turn."""
+    dataset = LmdbDataset({"src": str(args.data)})
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(_SEED)).tolist()
+    backbone = build_all("equiformer_v2", _settings() | _PAPERS_NEIGHBOURS, "cpu")["ours"].backbone
+    search = loader_search(backbone, {"loader_graph": True})
+    seconds: dict[str, list[float]] = {"in the model": [], "in a worker": [], "read by the model": []}
+    edges = 0
+    for start in range(0, args.rounds * args.batch, args.batch):
+        batch = data_list_collater([dataset[order[at % len(order)]] for at in range(start, start + args.batch)], True)
+        prepared = with_neighbours(batch, search)
+        seconds["in the model"].append(_timed(functools.partial(backbone.generate_graph, batch)))
+        seconds["in a worker"].append(_timed(functools.partial(with_neighbours, batch, search)))
+        seconds["read by the model"].append(_timed(functools.partial(backbone.generate_graph, prepared)))
+        edges += backbone.generate_graph(prepared).edge_index.shape[1]
+    found = {f"{where}, ms per structure": _milliseconds(values) / args.batch for where, values in seconds.items()}
+    return {"edges per structure": edges / (args.rounds * args.batch), **found}
+
+
+def measure_optimizer(args: argparse.Namespace) -> Row:
+    """Clip, step and average by the host's ways and by ours, in turn."""
+    host, ours = _parameters(args.millions), _parameters(args.millions)
+    fused = with_fused_step({}, ours)["optimizer_params"]
+    pairs = {
+        "clipping": (lambda: torch.nn.utils.clip_grad_norm_(host, _CLIP), lambda: clip_gradients(ours, _CLIP)),
+        "AdamW": (torch.optim.AdamW(host).step, torch.optim.AdamW(ours, **fused).step),
+        "averages": (ExponentialMovingAverage(host, 0.999).update, Averages(ours, 0.999).update),
+    }
+    row: Row = {"parameters, M": sum(value.numel() for value in host) / 1e6, "tensors": len(host)}
+    total = [0.0, 0.0]
+    for name, pair in pairs.items():
+        for action in pair:
+            action()  # makes the moments
+        seconds = [[_timed(action) for action in pair] for _ in range(args.rounds)]
+        times = [_milliseconds(values) for values in zip(*seconds, strict=True)]
+        row |= {f"{name}, fairchem, ms": times[0], f"{name}, ours, ms": times[1]}
+        total = [before + time for before, time in zip(total, times, strict=True)]
+    return row | {"all, fairchem, ms": total[0], "all, ours, ms": total[1], "fairchem / ours": total[0] / total[1]}
+
+
+def _parameters(millions: int) -> list[torch.nn.Parameter]:
+    """Parameters in the shapes of EquiformerV2's blocks, with gradients."""
+    generator = torch.Generator().manual_seed(_SEED)
+    made: list[torch.nn.Parameter] = []
+    while sum(value.numel() for value in made) < 1e6 * millions:
+        for shape in _BLOCK:
+            value = torch.nn.Parameter(0.02 * torch.randn(shape, generator=generator))
+            value.grad = 1e-4 * torch.randn(shape, generator=generator)
+            made.append(value)
+    return made
 
 
 def measure_checkpoint(args: argparse.Namespace) -> Row:
@@ -181,13 +248,23 @@ def _copied(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in tensors.items()}
 
 
+def _milliseconds(seconds: Sequence[float]) -> float:
+    return 1000 * statistics.median(seconds)
+
+
 def _timed(action: Callable[[], Any]) -> float:
     started = time.perf_counter()
     action()
     return time.perf_counter() - started
 
 
-_PARTS = {"loader": measure_loader, "checkpoint": measure_checkpoint, "ranks": measure_ranks}
+_PARTS = {
+    "loader": measure_loader,
+    "neighbours": measure_neighbours,
+    "optimizer": measure_optimizer,
+    "checkpoint": measure_checkpoint,
+    "ranks": measure_ranks,
+}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -195,14 +272,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", choices=_PARTS, help="one part instead of all")
     parser.add_argument("--data", type=Path, default=DEFAULT_FOLDER, help="folder of an LMDB data set")
     parser.add_argument("--batch", type=int, default=4, help="structures per batch")
-    parser.add_argument("--rounds", type=int, default=30, help="batches of the loader, steps of a rank")
+    parser.add_argument("--rounds", type=int, default=30, help="batches of the loader, steps of a rank or an optimiser")
     parser.add_argument("--turns", type=int, default=3, help="how often one and two ranks alternate")
-    parser.add_argument("--millions", type=int, default=83, help="parameters of the checkpoint's model, in millions")
+    parser.add_argument("--millions", type=int, default=83, help="parameters of checkpoint and optimiser, in millions")
     parser.add_argument("--saves", type=int, default=5, help="how often each way of saving is timed")
     parser.add_argument("--folder", help="where to save; a temporary folder by default")
     parser.add_argument("--out", default=str(Path(__file__).parent / "results"), help="folder of the results")
     args = parser.parse_args(argv)
-    if args.only != "checkpoint" and str(args.data) != SYNTHETIC and not args.data.is_dir():
+    if args.only not in ("checkpoint", "optimizer") and str(args.data) != SYNTHETIC and not args.data.is_dir():
         parser.error(f"--data: there is no folder '{args.data}'; `make oc20-mini` or `dens demo` make one")
     return args
 

@@ -1,365 +1,213 @@
 """Time and memory of a training step and of inference: this package beside fairchem's networks and its own DeNS.
 
-    python benchmarks/step_time.py                                  # degrees 4 and 6, six layers, two CPU threads
-    python benchmarks/step_time.py --device cuda --extrapolate 12
+    python benchmarks/step_time.py                                  # the 83M network, two CPU threads
+    python benchmarks/step_time.py --size 83m --layers 6 --extrapolate 12
+    python benchmarks/step_time.py --device cuda --batch 8 --precision fp32,tf32,amp,bf16
     python benchmarks/step_time.py --model escn                     # eSCN, of which fairchem has no DeNS
     export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456
     python benchmarks/step_time.py                                  # the same where glibc keeps its pages
 
 The last two lines matter on a CPU: by default glibc returns large blocks to the kernel, and page faults make fairchem's
-step 1.4 to 1.65 times as long. Name the allocator with every figure; the results record the ``MALLOC_*`` variables.
+step 1.4 to 1.65 times as long. Name the allocator with every figure; the results record its variables.
 
 How it is measured:
 
-- Before anything is timed, all networks get the same weights and must predict the same (`contestants.require_equal`).
-- A round is one batch through all contestants, one after the other; the order rotates from round to round, and every
-  round has another batch. A ratio is the median over rounds of the ratio within a round, with quartiles, so that what
-  else the machine does affects both sides. One round before the first is not counted.
+- Contestants (`contestants`) get the same weights, and before anything is timed they must predict the same
+  (`contestants.require_equal`, to the precision at hand).
+- They take turns on the same batches (`timing`). A ratio is the median over rounds of the ratio within a round, with
+  quartiles: how many times less ours costs. Rounds of warm-up come first. Dropout has the same seed for all contestants
+  of a round.
 - A training step is forward, loss, backward and AdamW; batches are collated and corrupted beforehand, as in a loader's
-  workers. Dropout has the same seed for all contestants of a round.
-- Memory is that of the largest batch, in a fresh process for each figure: two steps, so that AdamW's moments are there,
-  or two inferences. It is their peak above what the process had before it built the network: on CUDA of allocated
-  bytes, on a CPU of resident pages, from the kernel's own high-water mark (``VmHWM``, which can be reset, while
-  ``ru_maxrss`` is inherited from the parent process). A toy network runs first, so that lazy imports and compiled
-  functions do not count. Linux only; ``--no-memory`` leaves it out.
-- ``--extrapolate N`` repeats all at half the layers, and adds N - layers blocks at the median cost of one: all
-  backbones are the same network, and only the heads differ.
+  workers. The precisions, and what of fairchem's each is compared with, are those of `modes`.
+- Memory is that of the largest batch, in a fresh process for each figure (`memory`); ``--no-memory`` leaves it out.
+- ``--extrapolate N`` repeats all at half the layers, and adds N - layers blocks at each contestant's cost of one.
+- A size or precision that fails, as for want of memory, is named in the results, and the others go on.
+
+A JSON file with every round, a table (Markdown) and a plot (PNG) are written to ``--out``.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import gc
-import json
-import multiprocessing
-import os
-import platform
-import re
+import functools
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from contestants import CONTESTANTS, Settings, build_all, loss, paper_settings, require_equal
+from contestants import CONTESTANTS, build_all, require_equal
+from machine import hardware, is_tuned, onednn_calls
+from measures import INFERENCE, INFERENCE_MEMORY, STEP, STEP_MEMORY, goal, medians, ratios
+from memory import Case, in_fresh_process
+from modes import PRECISIONS, pairing
+from results import write
+from sizes import SIZES, paper_settings
 from structures import SYNTHETIC, Sample, corrupted_atoms, describe, draw_samples
-from torch import nn
-from torch_geometric.data import Batch
-
-STEP, INFERENCE, STEP_MEMORY, INFERENCE_MEMORY = "step, s", "inference, s", "step, MiB", "inference, MiB"
-GOALS = {
-    (STEP, "plain"): 1.00,
-    (STEP, "fairchem_dens"): 0.90,
-    (INFERENCE, "fairchem_dens"): 0.93,
-    (STEP_MEMORY, "fairchem_dens"): 0.95,
-}
+from timing import inference_actions, interleaved, step_actions, warm_up_rounds
 
 _SEED = 0
+_MEMORY_OF = {STEP: STEP_MEMORY, INFERENCE: INFERENCE_MEMORY}
 
-Costs = dict[str, list[float]]  # contestant -> one figure a round
-
-
-class Ratio(NamedTuple):
-    """Cost of ``ours`` over that of another contestant, over all rounds."""
-
-    median: float
-    lower_quartile: float
-    upper_quartile: float
-    goal: float | None
+Run = dict[str, Any]  # what goes into the JSON file
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Measure, print the table and write everything to a file, whose path is returned."""
+    """Measure, print the table, write everything, and return the path of the JSON file."""
     args = _arguments(argv)
     torch.set_num_threads(args.threads)
-    samples = _samples(args)
-    report: dict[str, Any] = {
+    samples = _draw(args)
+    report: Run = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "settings": {key: value for key, value in vars(args).items() if key != "out"}
         | {"data": describe(samples, args.data)},
         "hardware": hardware(args.device),
         "runs": [],
         "table": [],
+        "failures": {},
     }
-    for lmax in args.lmax:
-        _add_degree(report, args, samples, lmax)
-        path = _write(report, Path(args.out))  # after every degree: the next may take long, or all memory
-    print(markdown(report))
+    for size in args.size:
+        for precision in args.precision:
+            for lmax in args.lmax:
+                _add(report, args, samples, size=size, precision=precision, lmax=lmax)
+                path = write(report, Path(args.out), f"step_time_{args.device}")  # as the next may end the process
+    print(path.with_suffix(".md").read_text())
     return path
 
 
-def interleaved(actions: Mapping[str, Callable[[int], Any]], rounds: int, device: str) -> Costs:
-    """Seconds of every action in every round, in an order that rotates.
-
-    Args:
-        actions: name -> what to do in a round, given its number.
-        rounds: number of rounds; one more comes first and is not counted.
-        device: what to wait for.
-    """
-    names = list(actions)
-    seconds: Costs = {name: [] for name in names}
-    for number in range(-1, rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            torch.manual_seed(_SEED + number + 1)
-            gc.collect()
-            elapsed = _elapsed(lambda: actions[name](max(number, 0)), device)  # noqa: B023  (called at once)
-            if number >= 0:
-                seconds[name].append(elapsed)
-    return seconds
-
-
-def ratio(measure: str, costs: Costs, other: str) -> Ratio:
-    """Quartiles of ours / other within each round, beside the goal."""
-    ratios = np.array(costs["ours"]) / np.array(costs[other])
-    lower, median, upper = np.quantile(ratios, [0.25, 0.5, 0.75]).tolist()
-    return Ratio(median, lower, upper, GOALS.get((measure, other)))
-
-
-def peak_memory(args: argparse.Namespace, measure: str, name: str, *, lmax: int, layers: int) -> float:
-    """MiB at the peak of two steps or inferences on the largest batch; for a process that has done nothing else."""
-    torch.set_num_threads(args.threads)
-    by_size = sorted(_samples(args), key=lambda sample: len(sample.clean.pos))
-    _run_twice(args, measure, name, paper_settings(args.model, lmax=1, layers=1, channels=8), by_size[0])
-    gc.collect()
-    before = _memory(args.device)
-    settings = paper_settings(args.model, lmax=lmax, layers=layers, channels=args.channels)
-    return (_run_twice(args, measure, name, settings, by_size[-1]) - before) / 2**20
-
-
-def hardware(device: str) -> dict[str, Any]:
-    """What a figure must be quoted with."""
-    config = torch.__config__.show()
-    blas = re.search(r"BLAS_INFO=(\w+)", config)
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "torch": torch.__version__,
-        "gemm": blas.group(1) if blas else "unknown",
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "threads": torch.get_num_threads(),
-        "allocator": {key: value for key, value in os.environ.items() if key.startswith(("MALLOC_", "LD_PRELOAD"))},
-        "torch_config": config,
-    }
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """The table, and one line about what it was measured on."""
-    machine, data = report["hardware"], report["settings"]["data"]
-    names = list(CONTESTANTS[report["settings"]["model"]])
-    ratios = [f"ours / {name} | goal" for name in names if name != "ours"]
-    allocator = " ".join(f"{key}={value}" for key, value in machine["allocator"].items()) or "default"
-    lines = [
-        f"{report['settings']['model']} on {machine['gpu'] or machine['cpu']}, {machine['threads']} of "
-        f"{machine['cores']} cores, torch {machine['torch']}, GEMM {machine['gemm']}, allocator {allocator}; "
-        f"{len(data['atoms'])} batches of {data['source']}, {np.mean(data['atoms']):.0f} atoms each, "
-        f"{data['corrupted_share']:.3f} of the free atoms corrupted. Medians (quartiles).",
-        "",
-        f"| lmax | layers | cost | {' | '.join(names + ratios)} |",
-        "|---|---|---|" + "---|" * (len(names) + 2 * len(ratios)),
-    ]
-    return "\n".join(lines + [_table_line(row) for row in report["table"]])
+def extrapolated(half: Run, full: Run, layers: int) -> Run:
+    """A run with more blocks, each at the median of what the contestant pays for one."""
+    costs = {}
+    for measure, of_full in full["costs"].items():
+        low, high = medians(half["costs"][measure]), medians(of_full)
+        block = {name: max(0, high[name] - low[name]) / (full["layers"] - half["layers"]) for name in high}
+        costs[measure] = {name: [high[name] + block[name] * (layers - full["layers"])] for name in high}
+    return full | {"layers": layers, "is_extrapolated": True, "costs": costs}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=CONTESTANTS, default="equiformer_v2")
-    parser.add_argument("--lmax", type=int, nargs="+", default=[4, 6], help="degrees (default: 4 6)")
-    parser.add_argument("--layers", type=int, default=6, help="default: 6; the paper's is 12")
-    parser.add_argument("--batch", type=int, default=2, help="structures a batch (default: 2)")
-    parser.add_argument("--steps", type=int, default=7, help="rounds, each with its own batch (default: 7)")
+    parser.add_argument("--size", type=_listed(SIZES), default=["83m"], help=f"of {', '.join(SIZES)} (default: 83m)")
+    parser.add_argument(
+        "--precision", type=_listed(PRECISIONS), default=["fp32"], help=f"of {', '.join(PRECISIONS)} (default: fp32)"
+    )
+    parser.add_argument("--lmax", type=int, nargs="+", default=[None], help="other degrees than the size's 6")
+    parser.add_argument("--layers", type=int, help="another number of layers than the size's")
+    parser.add_argument("--only", choices=("step", "inference"), help="instead of both")
+    parser.add_argument("--batch", type=int, default=1, help="structures a batch (default: 1)")
+    parser.add_argument("--steps", type=int, default=5, help="rounds, each with its own batch (default: 5)")
     parser.add_argument("--data", help=f"folder of LMDBs, or '{SYNTHETIC}' (default: data/oc20_mini/train if there)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--extrapolate", type=int, metavar="N", help="also estimate the cost of N layers")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True, help="measure it (default)")
-    parser.add_argument("--out", default=str(Path(__file__).parent / "results"), help="folder for the JSON file")
+    parser.add_argument("--out", default=str(Path(__file__).parent / "results"), help="folder for the results")
     parser.add_argument("--channels", type=int, default=128, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    for name in ("layers", "batch", "steps", "threads"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.extrapolate and args.layers < 2:
-        parser.error(f"--extrapolate needs --layers of at least 2 to halve, got {args.layers}")
+    _check(parser, args)
     return args
 
 
-def _samples(args: argparse.Namespace) -> list[Sample]:
+def _listed(allowed: Sequence[str]) -> Any:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        unknown = [name for name in names if name not in allowed]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"unknown {', '.join(unknown)}; choose from {', '.join(allowed)}")
+        return names
+
+    return parse
+
+
+def _check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for name in ("batch", "steps", "threads", "layers"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name} must be at least 1, got {value}")
+    if args.extrapolate and (args.layers or 2) < 2:
+        parser.error(f"--extrapolate needs --layers of at least 2 to halve, got {args.layers}")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here")
+    if args.model == "escn" and args.precision != ["fp32"]:
+        parser.error("--precision: eSCN is measured in fp32 alone")
+    try:
+        for precision in args.precision:
+            pairing(precision, args.device)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _draw(args: argparse.Namespace) -> list[Sample]:
     return draw_samples(args.data, count=args.steps, size=args.batch, seed=_SEED, device=args.device)
 
 
-def _add_degree(report: dict[str, Any], args: argparse.Namespace, samples: list[Sample], lmax: int) -> None:
-    layers = [args.layers // 2, args.layers] if args.extrapolate else [args.layers]
-    runs = [_run(args, samples, lmax=lmax, layers=number) for number in layers]
-    report["runs"] += runs
-    if args.extrapolate:
-        runs = [*runs, _extrapolated(*runs, args.extrapolate)]
-    report["table"] += [row for run in runs for row in _rows(run)]
-
-
-def _run(args: argparse.Namespace, samples: list[Sample], *, lmax: int, layers: int) -> dict[str, Any]:
-    """Check, time and weigh the contestants at one size."""
-    torch.manual_seed(_SEED)
-    settings = paper_settings(args.model, lmax=lmax, layers=layers, channels=args.channels)
-    networks = build_all(args.model, settings, args.device)
-    errors = require_equal(args.model, networks, max(samples, key=corrupted_atoms))
-    costs = {
-        INFERENCE: interleaved(_inference_actions(networks, samples), args.steps, args.device),
-        STEP: interleaved(_step_actions(args.model, networks, samples), args.steps, args.device),
-    }
-    del networks
-    for measure in (STEP_MEMORY, INFERENCE_MEMORY) if args.memory else ():
-        costs[measure] = {name: [_in_fresh_process(args, measure, name, lmax, layers)] for name in costs[STEP]}
-    run = {"lmax": lmax, "layers": layers, "is_extrapolated": False, "largest_differences": errors, "costs": costs}
-    print(*map(_table_line, _rows(run)), sep="\n", file=sys.stderr)
-    return run
-
-
-def _step_actions(
-    model: str, networks: Mapping[str, nn.Module], samples: list[Sample]
-) -> dict[str, Callable[[int], None]]:
-    def step(network: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss(network(batch), batch).backward()
-        optimizer.step()
-
-    def action(name: str, network: nn.Module) -> Callable[[int], None]:
-        batches = [CONTESTANTS[model][name].training_batch(sample) for sample in samples]
-        optimizer = torch.optim.AdamW(network.train().parameters(), lr=2e-4, weight_decay=1e-3)
-        return lambda number: step(network, optimizer, batches[number])
-
-    return {name: action(name, network) for name, network in networks.items()}
-
-
-def _inference_actions(networks: Mapping[str, nn.Module], samples: list[Sample]) -> dict[str, Callable[[int], None]]:
-    def infer(network: nn.Module, number: int) -> None:
-        with torch.no_grad():
-            network(samples[number].clean)
-
-    def action(network: nn.Module) -> Callable[[int], None]:
-        network.eval()
-        return lambda number: infer(network, number)
-
-    return {name: action(network) for name, network in networks.items()}
-
-
-def _elapsed(action: Callable[[], None], device: str) -> float:
-    _wait(device)
-    start = time.perf_counter()
-    action()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _in_fresh_process(args: argparse.Namespace, measure: str, name: str, lmax: int, layers: int) -> float:
-    """`peak_memory` in a process of its own; NaN if that was killed, as for want of memory."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(peak_memory, args, measure, name, lmax=lmax, layers=layers).result()
-        except BrokenProcessPool:
-            return float("nan")
-
-
-def _run_twice(args: argparse.Namespace, measure: str, name: str, settings: Settings, sample: Sample) -> int:
-    """Bytes at the peak of two steps or inferences of a new network."""
-    networks = {name: CONTESTANTS[args.model][name].build(settings).to(args.device)}
-    is_step = measure == STEP_MEMORY
-    actions = _step_actions(args.model, networks, [sample]) if is_step else _inference_actions(networks, [sample])
-    _reset_peak(args.device)
-    actions[name](0)
-    actions[name](0)
-    return torch.cuda.max_memory_allocated() if args.device == "cuda" else _process_status("VmHWM")
-
-
-def _reset_peak(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM to VmRSS
-
-
-def _memory(device: str) -> int:
-    """Bytes that this process holds."""
-    return torch.cuda.memory_allocated() if device == "cuda" else _process_status("VmRSS")
-
-
-def _process_status(key: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(rf"{key}:\s+(\d+) kB", status).group(1)) * 1024
-
-
-def _cpu_model() -> str:
+def _add(report: Run, args: argparse.Namespace, samples: list[Sample], **case: Any) -> None:
+    """One size at one precision, with all its measures."""
+    size, precision = case["size"], case["precision"]
+    full = paper_settings(args.model, size=size, lmax=case["lmax"], layers=args.layers, channels=args.channels)
+    depths = [full["num_layers"] // 2, full["num_layers"]] if args.extrapolate else [full["num_layers"]]
     try:
-        names = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        runs = [_run(args, samples, size, full | {"num_layers": depth}, precision) for depth in depths]
+    except RuntimeError as error:  # torch's out of memory, or networks that differ
+        what = f"{size}, degree {full['lmax_list'][0]}, {precision}"
+        report["failures"][what] = str(error)
+        print(f"{what}: {error}", file=sys.stderr)
+        return
+    report["runs"] += runs
+    runs = [*runs, extrapolated(*runs, args.extrapolate)] if args.extrapolate else runs
+    tuned = is_tuned(report["hardware"])
+    report["table"] += [row for run in runs for row in _rows(run, args.device, tuned)]
 
 
-def _rows(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _run(args: argparse.Namespace, samples: list[Sample], size: str, settings: dict[str, Any], precision: str) -> Run:
+    """Check, time and weigh the contestants."""
+    torch.manual_seed(_SEED)
+    pair = pairing(precision, args.device)
+    networks = build_all(args.model, settings, args.device, pair)
+    errors = require_equal(args.model, networks, max(samples, key=corrupted_atoms), pair)
+    actions = {
+        INFERENCE: inference_actions(networks, samples, pair),
+        STEP: step_actions(args.model, networks, samples, pair),
+    }
+    if args.only:
+        actions = {measure: actions[measure] for measure in actions if measure.startswith(args.only)}
+    calls = {name: onednn_calls(lambda: action(0)) for name, action in next(iter(actions.values())).items()}  # noqa: B023
+    warm_up = warm_up_rounds(args.steps, args.device)
+    costs = {key: interleaved(value, args.steps, args.device, warm_up) for key, value in actions.items()}
+    del networks, actions
+    if args.memory:
+        case = Case(args.model, settings, precision, args.device, args.threads, functools.partial(_draw, args))
+        for measure in [_MEMORY_OF[timed] for timed in costs]:
+            costs[measure] = {name: [in_fresh_process(case, measure, name)] for name in calls}
+    return {
+        "size": size if args.model == "equiformer_v2" else args.model,
+        "lmax": settings["lmax_list"][0],
+        "layers": settings["num_layers"],
+        "precision": precision,
+        "compared": pair.label,
+        "is_extrapolated": False,
+        "largest_differences": errors,
+        "onednn_calls": calls,
+        "costs": costs,
+    }
+
+
+def _rows(run: Run, device: str, tuned: bool) -> list[dict[str, Any]]:
     """One row of the table for each measure."""
-    return [
-        {
-            "lmax": run["lmax"],
-            "layers": run["layers"],
-            "is_extrapolated": run["is_extrapolated"],
-            "measure": measure,
-            "median": {name: float(np.median(values)) for name, values in run["costs"][measure].items()},
-            "ours_over": {
-                other: ratio(measure, run["costs"][measure], other)._asdict()
-                for other in run["costs"][measure]
-                if other != "ours"
-            },
-        }
-        for measure in run["costs"]
-    ]
-
-
-def _extrapolated(half: Mapping[str, Any], full: Mapping[str, Any], layers: int) -> dict[str, Any]:
-    """A run with more blocks, each at the median of what the contestants pay for one: they have the same blocks."""
-    costs = {}
-    for measure, of_full in full["costs"].items():
-        low, high = (
-            np.array([np.median(values[name]) for name in of_full]) for values in (half["costs"][measure], of_full)
+    shared = {key: run[key] for key in ("size", "lmax", "layers", "precision", "compared", "is_extrapolated")}
+    rows = []
+    for measure, costs in run["costs"].items():
+        reach = goal(measure, precision=run["precision"], device=device, is_tuned=tuned)
+        rows.append(
+            shared
+            | {"measure": measure, "median": medians(costs), "times_less": ratios(costs)}
+            | {"goal": reach._asdict() if reach and "fairchem_dens" in costs else None}
         )
-        block = np.median(high - low) / (full["layers"] - half["layers"])
-        more = high + block * (layers - full["layers"])
-        costs[measure] = {name: [float(cost)] for name, cost in zip(of_full, more, strict=True)}
-    return {"lmax": full["lmax"], "layers": layers, "is_extrapolated": True, "costs": costs}
-
-
-def _table_line(row: Mapping[str, Any]) -> str:
-    medians = [f"{median:.4g}" for median in row["median"].values()]
-    ratios = [
-        cell
-        for value in row["ours_over"].values()
-        for cell in (
-            f"{value['median']:.3f} ({value['lower_quartile']:.3f}-{value['upper_quartile']:.3f})",
-            f"{value['goal']:.2f}" if value["goal"] else "",
-        )
-    ]
-    layers = f"{row['layers']}{' (extrapolated)' if row['is_extrapolated'] else ''}"
-    return f"| {' | '.join([str(row['lmax']), layers, row['measure'], *medians, *ratios])} |"
-
-
-def _write(report: Mapping[str, Any], folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    name = re.sub(r"\W", "", report["date"].split("+")[0])
-    path = folder / f"step_time_{report['settings']['device']}_{name}.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    return path
+    return rows
 
 
 if __name__ == "__main__":
-    print(f"\nwritten to {main()}")
+    written = main()
+    print(f"written to {written}, and beside it the table and the plot")

@@ -24,6 +24,7 @@ SYNTHETIC = "synthetic"
 DEFAULT_FOLDER = Path(__file__).parents[1] / "data" / "oc20_mini" / "train"
 
 _METALS = ("Cu", "Ag", "Au", "Ni", "Pd", "Pt", "Al")
+_CONVERT = AtomsToGraphs(r_energy=True, r_forces=True, r_edges=False, r_fixed=True, r_pbc=True)
 _EPOCHS = 64  # candidates among which the corruption of average size is looked for
 
 
@@ -56,9 +57,17 @@ def draw_samples(source: str | None, *, count: int, size: int, seed: int, device
         data_list_collater(structures, otf_graph=True).to(device)
         for structures in _balanced(_structures(source, count * size, seed), count)
     ]
-    wanted = OBJECTIVE.prob * (OBJECTIVE.corrupt_ratio or 1.0)
-    candidates = (_prepared(batches, seed, epoch) for epoch in range(_EPOCHS))
-    return min(candidates, key=lambda samples: abs(corrupted_share(samples) - wanted))
+    return _with_usual_corruption(batches, seed)
+
+
+def draw_slabs(width: int, *, count: int, seed: int, device: str) -> list[Sample]:
+    """Batches of one rattled slab of 4 width^2 + 2 atoms each, of whose free atoms about p r are corrupted."""
+    rng = np.random.default_rng(seed)
+    batches = [
+        data_list_collater([_CONVERT.convert(_slab(rng, (width, width, 4)))], otf_graph=True).to(device)
+        for _ in range(count)
+    ]
+    return _with_usual_corruption(batches, seed)
 
 
 def corrupted_share(samples: list[Sample]) -> float:
@@ -82,6 +91,12 @@ def describe(samples: list[Sample], source: str | None) -> dict[str, object]:
         "corrupted_atoms": [corrupted_atoms(sample) for sample in samples],
         "corrupted_share": corrupted_share(samples),
     }
+
+
+def _with_usual_corruption(batches: list[Batch], seed: int) -> list[Sample]:
+    wanted = OBJECTIVE.prob * (OBJECTIVE.corrupt_ratio or 1.0)
+    candidates = (_prepared(batches, seed, epoch) for epoch in range(_EPOCHS))
+    return min(candidates, key=lambda samples: abs(corrupted_share(samples) - wanted))
 
 
 def _prepared(batches: list[Batch], seed: int, epoch: int) -> list[Sample]:
@@ -114,14 +129,15 @@ def _balanced(structures: list[Data], count: int) -> list[list[Data]]:
 
 
 def _synthetic(count: int, seed: int) -> list[Data]:
+    """Slabs of 4 to 8 layers, 50 to 98 atoms as in OC20."""
     rng = np.random.default_rng(seed)
-    convert = AtomsToGraphs(r_energy=True, r_forces=True, r_edges=False, r_fixed=True, r_pbc=True)
-    return [convert.convert(_slab(rng)) for _ in range(count)]
+    return [_CONVERT.convert(_slab(rng)) for _ in range(count)]
 
 
-def _slab(rng: np.random.Generator) -> Atoms:
-    """CO on a rattled slab of 4 to 8 layers, 50 to 98 atoms as in OC20, of which the two upper layers are free."""
-    atoms = fcc111(str(rng.choice(_METALS)), size=(3, 4, int(rng.integers(4, 9))), vacuum=8.0)
+def _slab(rng: np.random.Generator, size: tuple[int, int, int] | None = None) -> Atoms:
+    """CO on a rattled slab, of which the two upper layers are free."""
+    metal = str(rng.choice(_METALS))
+    atoms = fcc111(metal, size=size or (3, 4, int(rng.integers(4, 9))), vacuum=8.0)
     add_adsorbate(atoms, molecule("CO"), height=2.0, position="fcc")
     atoms.pbc = True
     fixed = atoms.get_tags() > 2  # ASE counts the layers from the top, 0 is the adsorbate
