@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
@@ -21,6 +22,7 @@ _HOST_MODES = {
     "predict": ("predict", "predictions of a checkpoint for the test set, float32"),
     "relax": ("run-relaxations", "relax the structures of a data set"),
 }
+_OF_WORKER = re.compile(r"Caught (\w+) in .*^(?:[\w.]+\.)?\1: (.*)", re.DOTALL | re.MULTILINE)  # torch's wording
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, yaml.YAMLError, lmdb.Error)
 
 
@@ -34,6 +36,7 @@ class _Command(NamedTuple):
 _OWN = {
     "convert": _Command("dens_plugin.evaluation.convert", "a checkpoint of another implementation, to or from ours"),
     "submit": _Command("dens_plugin.cluster.submit", "experiments or a sweep as one Slurm job array"),
+    "probe": _Command("dens_plugin.training.probe", "the largest batch of a config that fits into memory"),
     "report": _Command("dens_plugin.evaluation.report", "learning curves, parity plots and a table of some runs"),
     "convergence": _Command("dens_plugin.evaluation.convergence", "how well relaxations converged, and IS2RE errors"),
     "nve": _Command("dens_plugin.evaluation.dynamics", "a short NVE run and the drift of its energy"),
@@ -113,7 +116,9 @@ def _run_host(mode: str, *arguments: str) -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    """The message; of an error in a loader's worker what comes last, after that process's traceback."""
+    told = _OF_WORKER.match(str(error))
+    return " ".join((told[2] if told else str(error)).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -189,6 +189,35 @@ class TestRefusals:
             ("--confg-yml", "unknown option '--confg-yml'; did you mean '--config-yml'?"),
             ("stray", "unknown option 'stray'"),
             ("--task.objective.prob", "unknown option '--task.objective.prob'"),
+            ("--optim.lr=0.1", "unknown key 'lr' in optim; did you mean 'lr_initial'?"),
+            ("--optim.scheduler_params=None", "optim lacks `scheduler_params`"),
+            ("--optim.optimizer_params.weight_decy=0.1", "unknown key 'weight_decy' in optim.optimizer_params; did"),
+            (
+                "--optim.optimizer_params.weight_decay=no",
+                "optim.optimizer_params.weight_decay must be a number, got 'no'",
+            ),
+            ("--optim.optimizer_params.betas=0.9", "optim.optimizer_params do not suit AdamW: "),
+            ("--optim.optimizer_params=3", "optim.optimizer_params must be a block"),
+            (
+                "--optim.scheduler_params.warmup_factorr=1",
+                "unknown key 'warmup_factorr' in optim.scheduler_params; did",
+            ),
+            (
+                "--optim.scheduler_params.warmup_factor=x",
+                "optim.scheduler_params.warmup_factor must be a number, got 'x'",
+            ),
+            ("--optim.scheduler_params.lambda_type=cosin", "lambda_type 'cosin'; did you mean 'cosine'?"),
+            ("--optim.scheduler_params.lambda_type=multistep", "unknown key 'lr_min_factor' in optim.scheduler_params"),
+            ("--optim.scheduler=StepLR", "unknown key 'lambda_type' in optim.scheduler_params"),
+            ("--dataset.train.transforms.normalizer.energy.mean=x", "normalizer.energy.mean must be a number, got 'x'"),
+            (
+                "--dataset.train.transforms.normalizer.energy.std=1",
+                "unknown key 'std' in dataset.train.transforms.norm",
+            ),
+            ("--dataset.train.transforms.normalizer.energy=1", "normalizer.energy must be a block"),
+            ("--model.num_layers=0", "model.num_layers must be a number above 0, got 0"),
+            ("--model.sphere_channels=x", "model.sphere_channels must be a number above 0, got 'x'"),
+            ("--identifier=a\nb", "identifier 'a\\nb' names folders: leave out slashes, line breaks"),
             ("--task.objective.prob=2", "task.objective: prob must be a probability"),
         ],
     )
@@ -224,6 +253,18 @@ def test_synthetic_data_to_check(workplace, capsys):
     main(["data", "oc20", "raw/train", "lmdb", "--quiet"])
     main(["data", "check", "lmdb"])
     assert "normalizer" in capsys.readouterr().out
+
+
+def test_error_of_a_loaders_worker_is_one_line(monkeypatch, capsys):
+    """As torch hands it on: after the other process's traceback."""
+
+    def fail(*_):
+        raise ValueError(
+            "Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  x\nValueError: a: b"
+        )
+
+    monkeypatch.setattr("dens_plugin.cli._dispatch", fail)
+    assert refused(["train"], capsys) == "dens: error: a: b"
 
 
 def test_help_names_every_command(capsys):

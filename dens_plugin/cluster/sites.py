@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
-from dens_plugin.settings import mapping, number, reject_unknown
+from dens_plugin.settings import mapping, number, read_block, reject_unknown
 
 _TEXTS = ("partition", "account", "qos", "constraint", "gpu_type")
 _COUNTS = {"gpus_per_node": 0, "cpus_per_task": 1, "requeues": 0, "signal_seconds": 1, "parallel": 1}  # least value
@@ -130,10 +128,16 @@ def read_site(path: str | Path) -> Site:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no site file '{path}'; write one after slurm/gpu.yml")
-    block = mapping(yaml.safe_load(path.read_text()) or {}, f"the site file '{path}'")
+    block = read_block(path, f"the site file '{path}'")
     reject_unknown(block, (field.name for field in dataclasses.fields(Site)), f"'{path}'")
     given = {key: _value(key, value, f"{key} in '{path}'") for key, value in block.items() if value is not None}
-    return Site(**given)
+    site = Site(**given)
+    if site.signal_seconds >= 3600 * site.hours:
+        raise ValueError(
+            f"signal_seconds in '{path}' is {site.signal_seconds}, and `hours: {site.hours:g}` are "
+            f"{3600 * site.hours:.0f} s: the warning would come before the start; lower it"
+        )
+    return site
 
 
 def sbatch_options(block: Any, where: str) -> dict[str, Any]:
@@ -146,8 +150,9 @@ def sbatch_options(block: Any, where: str) -> dict[str, Any]:
     for key, value in options.items():
         if key in _RESERVED:
             raise ValueError(f"'{key}' in {where} is set by {_RESERVED[key]}; remove it there")
-        if value is not True and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
-            raise ValueError(f"'{key}' in {where} must be a text, a number or true, got {value!r}")
+        is_plain = value is True or (isinstance(value, (str, int, float)) and not isinstance(value, bool))
+        if not is_plain or not f"{key}{value}".isprintable():
+            raise ValueError(f"'{key}' in {where} must be a text of one line, a number or true, got {value!r}")
     return options
 
 
@@ -164,14 +169,14 @@ def _value(key: str, value: Any, where: str) -> Any:
         return tuple(lines)
     if key == "sbatch":
         return sbatch_options(value, where)
-    if not number(value, where) > 0:
-        raise ValueError(f"{where} must be above 0, got {value!r}")
+    if not 0 < number(value, where) < math.inf:
+        raise ValueError(f"{where} must be a finite number above 0, got {value!r}")
     return float(value)
 
 
 def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise ValueError(f"{where} must be a text, got {value!r}")
+    if not isinstance(value, str) or not value or not value.isprintable():
+        raise ValueError(f"{where} must be a text of one line, got {value!r}")
     return value
 
 

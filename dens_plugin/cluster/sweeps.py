@@ -18,10 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from dens_plugin.cluster.sites import count
-from dens_plugin.settings import mapping, reject_unknown
+from dens_plugin.settings import mapping, read_block, reject_unknown
 
 _SWEEP_KEYS = ("experiments", "seeds", "nodes", "gpus")
 _ENTRY_KEYS = ("config", "name", "set", "nodes", "gpus")
@@ -62,6 +60,7 @@ def _entries(path: Path) -> list[Entry]:
     if "experiments" not in block:
         return [Entry(path, _name(path.stem, str(path)), {})]
     where = f"the sweep '{path}'"
+    _name(path.stem, where)  # of the job array
     reject_unknown(block, _SWEEP_KEYS, where)
     experiments = block["experiments"]
     if not isinstance(experiments, list) or not experiments:
@@ -111,7 +110,4 @@ def _name(name: str, where: str) -> str:
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no experiment or sweep '{path}'")
-    try:
-        return mapping(yaml.safe_load(path.read_text()), f"'{path}'")
-    except yaml.YAMLError as error:
-        raise ValueError(f"'{path}' is no YAML: {error}") from error
+    return read_block(path, f"'{path}'")

@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from dens_plugin.settings import mapping
 
 _BLOCKS = {"dataset": "train", "val_dataset": "val", "test_dataset": "test", "relax_dataset": "relax"}
+_NONE = (None, False)  # what a person writes who wants no references
 _UNFITTED_ABOVE = 100.0  # eV; elements that a fit never met get zero or anything up to 1e13, real ones stay below 20
 _OC20_PUBLISHED = {1: -3.3939827685, 8: -4.8231223998}  # eV, H and O of the file published with OC20
 
@@ -111,11 +112,14 @@ def with_element_references(config: Mapping[str, Any]) -> dict[str, dict[str, An
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a file holds no references, or two places disagree.
+        ValueError: if a file holds no references, two places disagree, or OC22's total energies come without a word
+            about references; ``lin_ref: null`` is one.
     """
     blocks = {key: dict(config[key]) for key in _BLOCKS if config.get(key)}
     given = {key: block.pop("lin_ref") for key, block in blocks.items() if "lin_ref" in block}
+    given = {key: path for key, path in given.items() if path not in _NONE}
     if "dataset" in blocks:
+        _require_decision(config["dataset"])
         _require_agreement(given)
     if "dataset" in given:
         blocks["dataset"] = _referenced(blocks["dataset"], given["dataset"])
@@ -127,12 +131,23 @@ def require_references(datasets: Mapping[str, Mapping[str, Any]]) -> None:
     with_element_references({key: datasets.get(split) for key, split in _BLOCKS.items()})
 
 
+def _require_decision(train: Mapping[str, Any]) -> None:
+    """Raise ValueError for a training set of total energies in which nobody thought of references."""
+    is_total = train.get("format") == "oc22_lmdb" and train.get("src")
+    if is_total and "lin_ref" not in train and not _element_references(train, "dataset.train"):
+        raise ValueError(
+            "dataset.train.lin_ref is missing: OC22's energies are total ones; give the file of linear "
+            "references, oc22_linfit_coeffs.npz in fairchem's configs/oc22/linref, or `lin_ref: null` to train on "
+            "total energies as they are"
+        )
+
+
 def _require_agreement(given: Mapping[str, Any]) -> None:
     """Raise ValueError unless all of the ``lin_ref``, by the block that gives them, are the training set's."""
     for key, path in given.items():
         where = f"dataset.{_BLOCKS[key]}.lin_ref"
         if not isinstance(path, (str, Path)):
-            raise ValueError(f"{where} must be the path of an .npz file, got {path!r}; leave the line out for none")
+            raise ValueError(f"{where} must be the path of an .npz file, got {path!r}, or null for none")
         if "dataset" not in given:
             raise ValueError(
                 f"{where} is given and dataset.train.lin_ref is not; references are those of the training set: move "

@@ -7,6 +7,13 @@ import tempfile
 from pathlib import Path
 
 
+def require_folder(out: Path, option: str) -> None:
+    """Check that a path is a folder or can become one; raises ValueError that names the ``option`` that gave it."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"'{out}' is a file; give {option} a folder")
+    require_makeable(out)
+
+
 def require_makeable(out: Path) -> None:
     """Check that a folder and those above it can be made.
 

@@ -90,11 +90,13 @@ def read_frames(path: Path) -> Iterator[Atoms]:
         ValueError: If the file is truncated or no extended XYZ.
     """
     # ASE jumps back after every frame, which a compressed file pays for: hand it the text instead.
-    text = io.StringIO(_read_text(path))
+    text, whole = io.StringIO(_read_text(path)), 0
     try:
-        yield from ase.io.iread(text, index=":", format="extxyz")
+        for atoms in ase.io.iread(text, index=":", format="extxyz"):
+            whole += 1
+            yield atoms
     except (XYZError, ValueError, KeyError, IndexError, AssertionError) as error:
-        raise ValueError(_unreadable(path, text.getvalue(), error)) from error
+        raise ValueError(_unreadable(path, text.getvalue(), error, whole)) from error
 
 
 def write_raw_file(folder: Path, number: int, frames: Sequence[tuple[Atoms, LogLine]]) -> None:
@@ -155,10 +157,12 @@ def _read_text(path: Path) -> str:
         raise ValueError(f"{path} is not a text file ({error}): {_AGAIN}") from error
 
 
-def _unreadable(path: Path, text: str, error: Exception) -> str:
+def _unreadable(path: Path, text: str, error: Exception, whole: int) -> str:
+    """What is wrong with a file, of which some first frames are ``whole``."""
     lacking = _lacking_columns(text.splitlines())
-    if not lacking:
-        return f"{path} is not a whole extended XYZ file ({error}): {_AGAIN}"
+    if whole or not lacking:
+        after = f"after {whole} frames: " if whole else ""
+        return f"{path} is not a whole extended XYZ file ({after}{' '.join(str(error).split())}): {_AGAIN}"
     return (
         f"{path}, frame 0 has no values for {', '.join(lacking)}, which its Properties name. If this is a test set, "
         f"take them out of Properties and use `dens data oc20` with --test-data, else {_AGAIN}"

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import ase.io
 import numpy as np
+from ase import Atoms
 from ase.io.formats import UnknownFileTypeError
 from fairchem.core.datasets import AseDBDataset, LmdbDataset
 from fairchem.core.datasets.oc22_lmdb_dataset import OC22LmdbDataset
@@ -184,18 +185,22 @@ def _matching_files(path: Path, pattern: str) -> list[Path]:
 
 
 def _read_file(file: Path) -> list[Structure]:
-    try:
-        # ASE jumps back and forth in the file, which takes minutes in a compressed one
-        frames = list(read_frames(file)) if ".extxyz" in file.suffixes else ase.io.read(file, index=":")
-    except (UnknownFileTypeError, StopIteration, OSError, EOFError, ValueError, KeyError, IndexError) as error:
-        raise ValueError(
-            f"{file} cannot be read by ASE ({type(error).__name__}: {error}): give the data set's own file or folder."
-        ) from error
+    # ASE jumps back and forth in the file, which takes minutes in a compressed one
+    frames = list(read_frames(file)) if ".extxyz" in file.suffixes else _frames_of_ase(file)
     structures = map(from_atoms, frames)
     return [
         structure._replace(sid=_or(structure.sid, str(file)), fid=_or(structure.fid, number))
         for number, structure in enumerate(structures)
     ]
+
+
+def _frames_of_ase(file: Path) -> list[Atoms]:
+    try:
+        return ase.io.read(file, index=":")
+    except (UnknownFileTypeError, StopIteration, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise ValueError(
+            f"{file} cannot be read by ASE ({type(error).__name__}: {error}): give the data set's own file or folder."
+        ) from error
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -35,6 +35,7 @@ _UNTRAINED = {"expand_index", "l_harmonic", "m_harmonic", "m_complex", "res_size
     "sphere_points",
     "sphharm_weights",
 }
+_OF_ESEN = "backbone.blocks.0.edge_wise."  # how names of its parameters, and of no other network's, go on
 _OUTPUTS = {"energy", "forces", "noise"}
 _OF_DENS = ("use_force_encoding", "model", "name")
 _AUTHORS_OPTIONS = {"use_noise_schedule_sigma_encoding": False, "use_tp_reparam": False, "use_grid": True}
@@ -120,6 +121,7 @@ def convert(
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder '{out.parent}' to write '{out.name}' to; make it first")
     checkpoint = load_checkpoint(source)
+    _refuse_esen(checkpoint, source)
     if config_yml is not None:
         checkpoint = _completed(checkpoint, load_config(Path(config_yml))[0], source)
     settings = _model_settings(checkpoint, source)
@@ -182,6 +184,15 @@ def _completed(checkpoint: Mapping[str, Any], config: Mapping[str, Any], source:
         for name, block in blocks.items()
     }
     return {"normalizers": normalizers, **checkpoint, "config": {"task": {}, **config}}
+
+
+def _refuse_esen(checkpoint: Mapping[str, Any], source: Path) -> None:
+    """Raise ValueError for an eSEN, whose parameters have one set of names everywhere."""
+    if any(_OF_ESEN in key for key in checkpoint.get("state_dict", {})):
+        raise ValueError(
+            f"'{source}' is an eSEN, which needs no conversion: `task.warm_start: {source}` trains on from it, with "
+            "DeNS or without, and `dens nve` and load_calculator take it as it is"
+        )
 
 
 def _family(state: State, source: Path) -> _Family:

@@ -13,9 +13,10 @@ from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
 from tqdm import tqdm
 
+from dens_plugin.data.records import LABELS, CheckedDataset
 from dens_plugin.evaluation.calculator import load_calculator
 from dens_plugin.fields import free_atoms
-from dens_plugin.training.preflight import require_files
+from dens_plugin.training.preflight import limits_of, require_files
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -140,9 +141,9 @@ def predict(run: Run, split: str, *, max_structures: int) -> Predictions:
         FileNotFoundError: if the data set is not there.
         ValueError: if it has no labels, or no structures.
     """
-    dataset = dataset_of(run.config, split)
-    indices = evenly(len(dataset), max_structures)
     trainer = load_calculator(run.checkpoint).trainer
+    dataset = CheckedDataset(dataset_of(run.config, split), limits_of(trainer.model), LABELS)
+    indices = evenly(len(dataset), max_structures)
     trainer.model.eval()
     optim = run.config["optim"]
     size = optim.get("eval_batch_size", optim.get("batch_size", 1))

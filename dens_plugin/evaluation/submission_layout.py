@@ -146,12 +146,15 @@ def without_frames(ids: np.ndarray) -> np.ndarray:
     return np.array([_without_frame(each) for each in ids.tolist()], dtype=np.str_)
 
 
-def paths_by_split(arguments: Iterable[str], option: str) -> dict[str, str]:
+def paths_by_split(
+    arguments: Iterable[str], option: str, *, form: str = "SPLIT=PATH, for example id=predictions.npz"
+) -> dict[str, str]:
     """Read ``SPLIT=PATH`` arguments.
 
     Args:
         arguments: as typed.
         option: what they are arguments of, for the messages.
+        form: how they look, likewise.
 
     Raises:
         ValueError: for an argument of another form, or a split or path that comes twice.
@@ -160,7 +163,7 @@ def paths_by_split(arguments: Iterable[str], option: str) -> dict[str, str]:
     for argument in arguments:
         split, equals, path = argument.partition("=")
         if not (equals and path):
-            raise ValueError(f"{option} '{argument}' must be SPLIT=PATH, for example id=predictions.npz")
+            raise ValueError(f"{option} '{argument}' must be {form}")
         if split in paths or path in paths.values():
             raise ValueError(f"{option} '{argument}' repeats a split or a path: each split has its own")
         paths[split] = path

@@ -9,7 +9,7 @@ import numpy as np
 
 from dens_plugin.data.findings import Finding, Severity
 from dens_plugin.evaluation.submission_file import sha256_of_array
-from dens_plugin.evaluation.submission_layout import Rules
+from dens_plugin.evaluation.submission_layout import Rules, without_frames
 
 _EXAMPLES = 3
 _FLOAT32 = "predict again with `task.prediction_dtype: float32`"
@@ -146,6 +146,13 @@ def _bad_ids(ids: np.ndarray, rules: Rules) -> Iterator[Finding]:
             f"ids must be sid_fid, {(~framed).sum():,} are not, as {examples(ids[~framed])}: is this the convention of "
             "Hugging Face (--convention huggingface), or are the structures without fid?"
         )
+    if rules.task.has_forces and not rules.frames_in_ids:
+        framed = without_frames(ids) != ids
+        if framed.any():
+            yield _error(
+                f"ids must be the sid alone for {rules.convention.name}, {framed.sum():,} are sid_fid, as "
+                f"{examples(ids[framed])}: make the file by `dens submission make --convention {rules.convention.name}`"
+            )
     if not rules.task.has_forces and framed.any():
         yield _error(f"ids must be the sid alone, {framed.sum():,} are not, as {examples(ids[framed])}")
 

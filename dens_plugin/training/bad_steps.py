@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dens_plugin.fields import structure_names
+from dens_plugin.training.optimizer import norm_of, scale_to
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -72,7 +73,10 @@ def clip_gradients(parameters: list[torch.nn.Parameter], limit: float | None) ->
     Raises:
         NonFiniteGradientError: if a gradient is NaN or infinite.
     """
-    norm = torch.nn.utils.clip_grad_norm_(parameters, torch.inf if limit is None else limit)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = norm_of(gradients)
     if not torch.isfinite(norm):
         raise NonFiniteGradientError(f"the norm of the gradient is {norm.item()}")
+    if limit is not None:
+        scale_to(gradients, norm, limit)
     return norm

@@ -14,6 +14,7 @@ from fairchem.core.common.registry import registry
 from torch.optim import lr_scheduler
 
 from dens_plugin.settings import mapping, number, suggestion
+from dens_plugin.training.optim_check import OPTIM_KEYS
 
 _TOP = """
     trainer dataset model task optim outputs loss_functions evaluation_metrics logger slurm includes mode identifier
@@ -26,14 +27,7 @@ _TASK = """
     set_deterministic_scatter strict_load write_pos primary_metric train_on_free_atoms eval_on_free_atoms description
     type metric labels grad_input
 """.split()  # noqa: SIM905
-_OPTIM = """
-    autocast accumulate_steps max_bad_steps keep_checkpoints batch_size eval_batch_size num_workers loader_workers
-    checkpoint_every eval_every clip_grad_norm
-    ema_decay load_balancing load_balancing_on_error load_datasets_and_model_then_exit lr_initial max_epochs optimizer
-    optimizer_params scheduler scheduler_params weight_decay loss_energy loss_force loss_forces energy_coefficient
-    force_coefficient use_denoising_pos denoising_pos_params denoising_pos_coefficient
-""".split()  # noqa: SIM905
-_KNOWN = {"the config": _TOP, "task": _TASK, "optim": _OPTIM}
+_KNOWN = {"the config": _TOP, "task": _TASK, "optim": OPTIM_KEYS}
 _WHOLE = ("batch_size", "eval_batch_size", "max_epochs")
 _ALIKE = 0.8  # of 1: how near a name must be to a known one to be taken for a slip
 
@@ -46,6 +40,8 @@ def require_meant(config: Mapping[str, Any]) -> None:
     optim = mapping(config["optim"], "optim")
     for where, keys in (("the config", config), ("task", config.get("task") or {}), ("optim", optim)):
         _refuse_slips(keys, _KNOWN[where], where)
+    for key in ("identifier", "timestamp_id"):
+        require_name(config.get(key) or "", key)
     _require_registered(config)
     _require_classes(optim)
     for key in _WHOLE:
@@ -61,6 +57,12 @@ def require_meant(config: Mapping[str, Any]) -> None:
             raise ValueError(f"optim.{key} must be a whole number of at least {lowest}, got {value!r}")
     if optim.get("ema_decay") and not 0 < number(optim["ema_decay"], "optim.ema_decay") < 1:
         raise ValueError(f"optim.ema_decay must be between 0 and 1, got {optim['ema_decay']!r}")
+
+
+def require_name(name: Any, where: str) -> None:
+    """Raise ValueError for a name of a run that cannot be part of the name of a folder and of a line of a log."""
+    if "/" in str(name) or not str(name).isprintable():
+        raise ValueError(f"{where} {name!r} names folders: leave out slashes, line breaks and other control characters")
 
 
 def _refuse_slips(keys: Iterable[str], known: list[str], where: str) -> None:

@@ -19,12 +19,14 @@ import torch
 from fairchem.core.common import distutils, gp_utils
 from fairchem.core.datasets.base_dataset import UnsupportedDatasetError
 from fairchem.core.models.equiformer_v2.trainers.lr_scheduler import LRScheduler
-from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from torch.optim.lr_scheduler import LambdaLR
 
 from dens_plugin import compat
+from dens_plugin.data.records import require_structures
 from dens_plugin.training.evaluation import MeanLoss, ShareSampler, summed
-from dens_plugin.training.history import FILE_NAME, HistoryLogger
+from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
+from dens_plugin.training.interruption import workers_let_go
+from dens_plugin.training.optimizer import Averages
 from dens_plugin.training.order import EpochOrder
 from dens_plugin.training.resume import RUN, RunRecord, differences, recorded
 from dens_plugin.training.saving import NEWEST, commit, keep_checkpoints, newest_whole
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from torch.utils.data import BatchSampler, Dataset
 
 
+_BEST = "best_checkpoint.pt"  # the host's name
 _UNEVALUATED = "unevaluated"  # in the config of a checkpoint that was written in front of its step's evaluation
 
 
@@ -45,6 +48,8 @@ class DurableTrainer(SteppingTrainer):
     - ``optim.keep_checkpoints``: how many of the newest checkpoints to keep, 2 by default.
     """
 
+    _in_training = False  # whether validations are those of a training
+    _validated = False  # whether there was one
     _save_due = False  # whether to save at the end of the step
     _loaded_config: dict[str, Any] | None = None  # of the checkpoint that was loaded
     _unevaluated_step: int | None = None  # the last of which a checkpoint was written in front of its evaluation
@@ -75,8 +80,10 @@ class DurableTrainer(SteppingTrainer):
         """The host's for training; for evaluation one that counts every structure once.
 
         Raises:
-            ValueError: if batches shall be balanced and the data set does not say how large its structures are.
+            ValueError: if there are no structures, or if batches shall be balanced and the data set does not say how
+                large its structures are.
         """
+        require_structures(dataset, f"the data set '{dataset.config.get('src')}'")
         if shuffle:
             try:
                 batches = super().get_sampler(dataset, batch_size, shuffle)
@@ -117,6 +124,7 @@ class DurableTrainer(SteppingTrainer):
             FloatingPointError: after too many bad steps in a row.
             OSError: if the last checkpoint could not be written.
         """
+        self._in_training = True
         self._go_on_from_own()
         self._tell_differences()
         self._finish_loaded_step(disable_eval_tqdm)
@@ -126,6 +134,7 @@ class DurableTrainer(SteppingTrainer):
             f"{record.world_size} ranks x {record.accumulate_steps} accumulated."
         )
         super().train(disable_eval_tqdm)
+        self._validate_once(disable_eval_tqdm)
         self.save(checkpoint_file=NEWEST, training_state=True)
         if self._unsaved is not None:
             raise OSError(self._unsaved)
@@ -159,6 +168,17 @@ class DurableTrainer(SteppingTrainer):
         self.update_best(primary, metrics, disable_tqdm)
         self.scheduler.step(metrics=metrics[primary]["metric"])
         self._loaded_config = None
+
+    def _validate_once(self, disable_tqdm: bool) -> None:
+        """Validate a run that ended before the first multiple of ``eval_every``, for a best checkpoint all the same."""
+        if self._validated or self.val_loader is None or self.step == 0:
+            return
+        found = [(self._folder / _BEST).exists() if distutils.is_master() else None]
+        distutils.broadcast_object_list(found, src=0, device=self.device)
+        if not found[0]:
+            self.update_best(
+                self.evaluation_metrics["primary_metric"], self.validate("val", disable_tqdm), disable_tqdm
+            )
 
     def _move_schedule(self) -> None:
         """A fresh schedule at the current step."""
@@ -198,7 +218,7 @@ class DurableTrainer(SteppingTrainer):
     def _complete(self) -> None:
         """Mend what the host leaves open after loading: no averages, and a schedule a step behind in its own files."""
         if self.ema is None and self.ema_decay:
-            self.ema = ExponentialMovingAverage(self.model.parameters(), self.ema_decay)
+            self.ema = Averages(self.model.parameters(), self.ema_decay)
         schedule = getattr(self.scheduler, "scheduler", None)
         if _is_unevaluated(self._loaded_config):
             return
@@ -261,9 +281,11 @@ class DurableTrainer(SteppingTrainer):
             self._save_unevaluated()
         seed_step(self._seed, self.step, split)
         self._evaluation_loss = MeanLoss()
-        if not self._running and self.logger is not None:  # a result of its own, which must say of what weights
-            self.logger.note({"split": split, "step": self.step, "weights": self._digest()})
-        with self._without_ddp():
+        self._validated = True
+        if not self._in_training and self.logger is not None:  # a result of its own, which must say of what weights
+            source = str(self.config.get(f"{split}_dataset", {}).get("src"))
+            self.logger.note({"split": split, "step": self.step, WEIGHTS: self._digest(), SOURCE: source})
+        with self._without_ddp(), workers_let_go():
             return super().validate(split, disable_tqdm)
 
     def _digest(self) -> str:
@@ -277,7 +299,7 @@ class DurableTrainer(SteppingTrainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         """The host's, on ranks with unequal shares."""
         seed_step(self._seed, self.step, "predict")
-        with self._without_ddp():
+        with self._without_ddp(), workers_let_go():
             return super().predict(*args, **kwargs)
 
     def _aggregate_metrics(self, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "history.jsonl"
+WEIGHTS, SOURCE = "weights", "src"  # of a validation that is no part of a training: which weights, and which data
 
 
 class HistoryLogger:
@@ -55,19 +56,28 @@ def read_history(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise FileNotFoundError(f"no history at '{path}'; give a run's checkpoint folder, of dens_plugin.DeNSTrainer")
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    for line in path.read_text().splitlines():
+    lines = path.read_text(errors="replace").splitlines()
+    damaged = []
+    for number, line in enumerate(lines, start=1):
         row = _parsed(line)
-        if row is not None:
+        if row is None:
+            damaged.append(number)
+        else:
             key = (row["split"], row["step"])
             rows[key] = {**rows.get(key, {}), **row}
+    if damaged not in ([], [len(lines)]):  # the last line may be cut, of a run that was killed while writing it
+        logging.warning(f"Lines of '{path}' are damaged and left out: {', '.join(map(str, damaged))}.")
     return list(rows.values())
 
 
 def _parsed(line: str) -> dict[str, Any] | None:
+    """The row of a line; None for a line that is cut or damaged."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:  # the last line of a run that was killed while writing it
+        row = json.loads(line)
+    except json.JSONDecodeError:
         return None
+    is_row = isinstance(row, dict) and isinstance(row.get("split"), str) and isinstance(row.get("step"), (int, float))
+    return row if is_row and (row["split"] != "train" or "time" in row) else None
 
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,14 @@ the middle of a step that would save weights of one step with an optimiser of an
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
+import traceback
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -77,3 +80,17 @@ def leave_to_trainer(_worker: int) -> None:
     """For loader workers: Slurm's signals reach them too, and the trainer needs them to finish its step."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def workers_let_go() -> Iterator[None]:
+    """Where an error leaves the context, take leave of the loader's workers.
+
+    The error's traceback holds the loader's iterator. A rank of a local launch that ends with it sends its workers
+    SIGTERM, which they leave to the trainer, and would wait for them for ever.
+    """
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise

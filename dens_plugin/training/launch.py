@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import builtins
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -10,6 +11,7 @@ from typing import Any, NoReturn
 from fairchem.core import _cli
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, setup_imports, setup_logging
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from dens_plugin import compat
 from dens_plugin.data.oc22_references import require_references
@@ -17,12 +19,14 @@ from dens_plugin.settings import suggestion
 from dens_plugin.training.config import objective_from_config
 from dens_plugin.training.config_check import require_meant
 from dens_plugin.training.model_settings import require_known_model
+from dens_plugin.training.optim_check import require_normalizers, require_optim
 from dens_plugin.training.preflight import require_distinct, require_files
 from dens_plugin.training.relaxation import require_relaxable
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.trainer import DeNSTrainer
 
 _OUR_TRAINERS = ("dens", "denoising_forces", f"dens_plugin.{DeNSTrainer.__name__}")
+_TELLING = (ValueError, OSError, ImportError, FloatingPointError)  # errors of input rather than of a neighbour's end
 _SPLITS = ("train", "val", "test")
 # Splits that a mode does not look at, and that need not be opened for it: LMDB opens a file once per process.
 _UNUSED = {"validate": ("test", "relax"), "predict": ("val", "relax"), "run-relaxations": ("val", "test")}
@@ -55,7 +59,33 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
     if args.num_gpus > 1 and not args.submit and LOADER_WORKERS not in config["optim"]:
         # Needed by the host when it had data sets pickled; now every rank opens its own.
         overrides = [*overrides, f"--optim.{LOADER_WORKERS}={config['optim'].get('num_workers', 0)}"]
-    _cli.main(args, overrides)
+    try:
+        _cli.main(args, overrides)
+    except ChildFailedError as failures:
+        raise error_of_ranks(failures) from None
+
+
+def error_of_ranks(failures: ChildFailedError) -> Exception:
+    """The error that ended a local launch of several ranks, as the rank itself raised it where it is Python's own.
+
+    What other ranks tell is mostly that a neighbour has gone; of several errors the first that says more is taken.
+    """
+    told = [
+        (rank, _told(failure))
+        for rank, failure in sorted(failures.failures.items(), key=lambda item: item[1].timestamp)
+    ]
+    rank, (kind, message) = next((item for item in told if issubclass(item[1][0], _TELLING)), told[0])
+    return kind(f"{message} (rank {rank})")
+
+
+def _told(failure: ProcessFailure) -> tuple[type[Exception], str]:
+    """Type and message of a rank's error; RuntimeError for what has no type here, or was no error but a signal."""
+    text = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+    name, _, message = text.partition(": ")
+    kind = getattr(builtins, name, None)
+    if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
+        return kind, message
+    return RuntimeError, text
 
 
 def require_sound(config: Mapping[str, Any]) -> None:
@@ -71,10 +101,12 @@ def require_sound(config: Mapping[str, Any]) -> None:
     setup_imports(config)
     require_meant(config)
     if config.get("trainer") in _OUR_TRAINERS:
+        require_optim(config["optim"])
         objective_from_config(config)
     require_known_model(config["model"])
     datasets = dict(_datasets(config["dataset"]))
     for split, dataset in datasets.items():
+        require_normalizers(dataset.get("transforms"), f"dataset.{split}.transforms")
         require_files(dataset, split)
     require_distinct(datasets)
     if config.get("trainer") in _OUR_TRAINERS:

@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dens_plugin.fields import structure_name, structure_names
+from dens_plugin.fields import structure_name
 from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
 
 if TYPE_CHECKING:
     from torch.utils.data import DistributedSampler
     from torch_geometric.data import Batch, Data
-
-_LABELS = ("energy", "forces", "stress")
 
 
 @dataclass
@@ -41,9 +39,7 @@ class PreparingCollater:
     def __call__(self, structures: Sequence[Data]) -> Batch:
         """The prepared batch of some structures."""
         require_like_structures(structures)
-        batch = self.collate(structures)
-        require_finite_labels(batch)
-        return self.objective.prepare(batch, StructureRandom(self.seed, self.sampler.epoch))
+        return self.objective.prepare(self.collate(structures), StructureRandom(self.seed, self.sampler.epoch))
 
 
 @dataclass
@@ -64,7 +60,7 @@ class AllFreeCollater:
 
 
 def require_like_structures(structures: Sequence[Data]) -> None:
-    """Raise ValueError for structures that cannot form a batch: other fields, or arrays of another number of atoms."""
+    """Raise ValueError for structures that cannot form a batch, since only some have a field."""
     fields = set(structures[0].keys())
     for structure in structures:
         differing = fields ^ set(structure.keys())
@@ -72,26 +68,3 @@ def require_like_structures(structures: Sequence[Data]) -> None:
             raise ValueError(
                 f"only some structures have `{min(differing)}`, as {structure_name(structure)} shows; all must, or none"
             )
-        for key in ("forces", "fixed", "tags", "atomic_numbers"):
-            if key in structure and len(structure[key]) != len(structure.pos):
-                raise ValueError(
-                    f"`{key}` has {len(structure[key])} rows for {len(structure.pos)} atoms in "
-                    f"{structure_name(structure)}; `dens data check` lists all such structures"
-                )
-
-
-def require_finite_labels(batch: Batch) -> None:
-    """Raise ValueError for a label that is NaN or infinite, naming the structure."""
-    for name in _LABELS:
-        if name in batch and not torch.isfinite(batch[name]).all():
-            raise ValueError(
-                f"`{name}` of the training set is NaN or infinite in {_describe(batch, name)}; "
-                "`dens data check` lists all such structures: remove them"
-            )
-
-
-def _describe(batch: Batch, name: str) -> str:
-    rows = ~torch.isfinite(batch[name]).reshape(len(batch[name]), -1).all(dim=1)
-    per_atom = len(batch[name]) == len(batch.batch) and len(batch.batch) != batch.num_graphs
-    index = batch.batch[rows] if per_atom else rows.nonzero().view(-1)
-    return structure_names(batch, index.unique().clamp(max=batch.num_graphs - 1).tolist())

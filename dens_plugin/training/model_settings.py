@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 
+import dens_plugin
 from dens_plugin.settings import mapping, reject_unknown, suggestion
 from dens_plugin.training.config import without_switches
+
+# Names of our networks' sizes; other networks of the host may have a number of something that may be zero.
+_SIZE = re.compile(
+    r"num_(layers|heads|distance_basis|radial_basis|sphere_samples)|(\w+_)?channels|max_(radius|neighbors|num_elements)"
+    r"|cutoff|grid_resolution"
+)
 
 
 def require_known_model(model: Any) -> None:
@@ -21,6 +30,7 @@ def require_known_model(model: Any) -> None:
     settings = without_switches(mapping(model, "model"))
     cls = _model_class(settings.pop("name", None), "model.name")
     _require_accepted(cls, settings, "model")
+    _require_sizes(settings, "model")
     if cls is HydraModel:
         _require_part(settings.get("backbone") or {}, "model", "model.backbone")
         for name, head in (settings.get("heads") or {}).items():
@@ -32,6 +42,7 @@ def _require_part(block: Any, key: str, where: str) -> None:
     if settings:  # a fine-tuned hydra may take its parts from a checkpoint
         cls = _model_class(settings.pop(key, None), f"{where}.{key}")
         _require_accepted(cls, settings, where)
+        _require_sizes(settings, where)
 
 
 def _model_class(name: Any, where: str) -> type:
@@ -39,7 +50,11 @@ def _model_class(name: Any, where: str) -> type:
         return registry.get_model_class(str(name))
     except RuntimeError as error:
         known = registry.mapping["model_name_mapping"]
-        hint = str(error) if "." in str(name) else suggestion(str(name), known)
+        module, _, last = str(name).rpartition(".")
+        if module == dens_plugin.__name__:
+            hint = suggestion(last, dens_plugin.__all__)
+        else:
+            hint = f"there is no such class in {module}" if module else suggestion(last, known)
         raise ValueError(f"unknown model '{name}' in {where}; {hint}") from error
 
 
@@ -49,6 +64,15 @@ def _require_accepted(cls: type, settings: Mapping[str, Any], where: str) -> Non
     constructors = [owner.__init__ for owner in owners if "__init__" in vars(owner)]
     accepted = {name for constructor in constructors for name in _arguments(constructor)}
     reject_unknown(settings, accepted, where)
+
+
+def _require_sizes(settings: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError for a number of something, or a distance, that is none: a network without layers is built."""
+    for key, value in settings.items():
+        if not _SIZE.fullmatch(key) or value is None or isinstance(value, (list, Mapping)):
+            continue
+        if isinstance(value, (bool, str)) or not 0 < value < math.inf:
+            raise ValueError(f"{where}.{key} must be a number above 0, got {value!r}")
 
 
 def _arguments(constructor: Any) -> list[str]:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from ase import Atoms
+from ase.neighborlist import neighbor_list
 from fairchem.core.models.base import HydraModel
 
 from dens_plugin.data.lmdb_file import require_whole_lmdb
+from dens_plugin.data.records import Limits
+from dens_plugin.data.structures import Structure, from_data
+from dens_plugin.nn.equiformer.embedding import AtomEmbedding
 from dens_plugin.nn.force_encoding import ForceEncoding
-from dens_plugin.training.loader import require_finite_labels
 
 if TYPE_CHECKING:
     from torch import nn
-    from torch_geometric.data import Batch
+    from torch_geometric.data import Batch, Data
 
     from dens_plugin.objectives.base import Objective
 
+_FAR = 100.0  # standard deviations
 _LMDB_FORMATS = ("lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
 
 
@@ -65,22 +70,69 @@ def require_scales(normalizers: Mapping[str, Any]) -> None:
             )
 
 
-def require_labels(batch: Batch, targets: Mapping[str, Any], objective: Objective) -> None:
-    """Raise ValueError if the first training structure lacks what the config trains on."""
+def require_labels(structure: Data, targets: Iterable[str], split: str) -> None:
+    """Raise ValueError if the first structure of ``dataset.<split>`` lacks what the config trains on."""
     for name in targets:
-        if name not in batch:
+        if name not in structure:
+            kind = {"train": "training", "val": "validation"}[split]
             raise ValueError(
-                f"the training set has no `{name}`, only {', '.join(sorted(batch.keys()))}; "
-                "map its name with `dataset.train.key_mapping` (old LMDBs: `{y: energy, force: forces}`)"
+                f"the {kind} set has no `{name}`, only {', '.join(sorted(structure.keys()))}; "
+                f"map its name with `dataset.{split}.key_mapping` (old LMDBs: `{{y: energy, force: forces}}`)"
             )
-    require_finite_labels(batch)
-    objective.check(batch)
+
+
+def limits_of(model: nn.Module) -> Limits:
+    """The elements that a model has embeddings of, and whether it looks across the faces of cells."""
+    modules = list(model.modules())
+    sizes = [module.max_num_elements for module in modules if hasattr(module, "max_num_elements")]
+    sizes += [len(module.weight) for module in modules if isinstance(module, AtomEmbedding)]
+    switches = [module.use_pbc for module in modules if hasattr(module, "use_pbc")]
+    return Limits(
+        min(sizes, default=Limits().elements), periodic=any(switches), molecular=bool(switches) and not any(switches)
+    )
+
+
+def require_edges(model: nn.Module, structures: Sequence[Data]) -> None:
+    """Raise ValueError if no two atoms of some structures are neighbours by the model's cutoff."""
+    cutoffs = [module.cutoff for module in model.modules() if isinstance(getattr(module, "cutoff", None), (int, float))]
+    several = [known for known in map(from_data, structures) if len(known.numbers) > 1]
+    if not (cutoffs and several):
+        return
+    cutoff = max(cutoffs)
+    if not any(len(neighbor_list("i", _atoms(known), cutoff)) for known in several):
+        raise ValueError(
+            f"no atom of the first {len(structures)} training structures has a neighbour within the model's cutoff of "
+            f"{cutoff:g} Å (`cutoff`, `max_radius`): raise it, 5 Å is common, or give positions in Å"
+        )
+
+
+def _atoms(known: Structure) -> Atoms:
+    return Atoms(known.numbers, positions=known.positions, cell=known.cell, pbc=known.pbc)
+
+
+def require_fitting_scales(normalizers: Mapping[str, Any], structures: Sequence[Data], references: Mapping) -> None:
+    """Raise ValueError if energies are nowhere near what their normaliser expects.
+
+    Args:
+        normalizers: of the targets, each with ``mean`` and ``rmsd``.
+        structures: some of training.
+        references: of the targets, which are subtracted before; energies that have some are not looked at.
+    """
+    if "energy" not in normalizers or "energy" in references:
+        return
+    mean, scale = (getattr(normalizers["energy"], name).item() for name in ("mean", "rmsd"))
+    energies = [energy for energy in (from_data(structure).energy for structure in structures) if energy is not None]
+    if energies and min(abs(energy - mean) for energy in energies) > _FAR * scale:
+        raise ValueError(
+            f"the first training energies, {min(energies):.6g} to {max(energies):.6g} eV, are more than {_FAR:g} "
+            f"standard deviations from the mean of dataset.train.transforms.normalizer.energy (mean {mean:.6g}, stdev "
+            f"{scale:.6g}): it is that of other data; `dens data check` prints one"
+        )
 
 
 def require_model(model: nn.Module, objective: Objective) -> None:
     """Raise ValueError if the model lacks what the objective needs, or has what it does not use."""
-    heads = model.output_heads if isinstance(model, HydraModel) else {}
-    offered = {getattr(head, "output_name", name) for name, head in heads.items()}  # not all of the host's heads say
+    offered = _offered(model, ("energy", "forces", "stress", *objective.outputs))
     for name in objective.outputs:
         if name not in offered:
             raise ValueError(
@@ -101,6 +153,53 @@ def require_model(model: nn.Module, objective: Objective) -> None:
             "dens_plugin.EquiformerV2DeNS, ESCNDeNS, ESENDeNS or EquiformerDeNS, or set `encode_forces: false` for the "
             "ablation"
         )
+
+
+def _offered(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+    """Output -> head, as far as heads say; raises ValueError for two that give the same, or one under a wrong name."""
+    heads = model.output_heads if isinstance(model, HydraModel) else {}
+    offered: dict[str, str] = {}
+    for name, head in heads.items():
+        output = getattr(head, "output_name", name)  # not all of the host's heads say
+        if name != output and name in names:
+            raise ValueError(
+                f"model.heads.{name} is a {type(head).__name__}, which predicts `{output}`; give `{name}` a module "
+                "that predicts it (README.md has a table), or call the head by what it predicts"
+            )
+        for each in (output, "forces") if getattr(head, "forces_are_gradients", False) else (output,):
+            if each in offered:
+                raise ValueError(f"model.heads.{offered[each]} and model.heads.{name} both predict `{each}`; keep one")
+            offered[each] = name
+    return offered
+
+
+def require_outputs(model: nn.Module, batch: Batch, targets: Mapping[str, Any]) -> None:
+    """Raise ValueError if a model, tried on a batch, lacks an output or gives one of another number of rows.
+
+    Args:
+        model: without DDP around it.
+        batch: prepared as for training, on the model's device.
+        targets: name -> ``level`` and, for models whose outputs are nested, ``property``.
+    """
+    was_training = model.training
+    found = model.eval()(batch)
+    model.train(was_training)
+    for name, settings in targets.items():
+        if "decomposition" in settings:
+            continue  # put together from others
+        if name not in found:
+            raise ValueError(f"`outputs` has `{name}`, and the model predicts {', '.join(sorted(found))}; add a head")
+        values = found[name]
+        if isinstance(values, Mapping):
+            if settings.get("property") not in values:
+                raise ValueError(f"the head `{name}` gives a block; set model.pass_through_head_outputs: true")
+            values = values[settings["property"]]
+        rows = len(batch.pos) if settings.get("level") == "atom" else batch.num_graphs
+        if values.shape[0] != rows:
+            raise ValueError(
+                f"the model gives {values.shape[0]} rows of `{name}` for {rows}; outputs.{name}.level, which is "
+                f"{settings.get('level')!r}, must be 'atom' or 'system' as its head is"
+            )
 
 
 def require_one_scale(model: nn.Module, normalizers: Mapping[str, Any], targets: Mapping[str, Any]) -> None:

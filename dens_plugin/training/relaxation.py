@@ -19,7 +19,7 @@ import torch
 from fairchem.core.common import distutils, gp_utils
 from tqdm import tqdm
 
-from dens_plugin.training.preflight import require_files
+from dens_plugin.training.preflight import limits_of, require_files
 from dens_plugin.training.relaxation_folder import RESULT, RelaxationFolder
 from dens_plugin.training.relaxation_inputs import Entry, Inputs, gather_inputs, without_labels
 from dens_plugin.training.relaxation_minimiser import NOT_FINITE, OUT_OF_MEMORY, outcomes
@@ -117,8 +117,7 @@ def relax_structures(
 
 def _checked_inputs(trainer: DeNSTrainer, entries: list[Entry]) -> Inputs:
     inputs = Inputs.from_entries(entries)
-    model = trainer.config["model"]
-    limit = model.get("backbone", model).get("max_num_elements", 90)
+    limit = limits_of(trainer.model).elements
     strange = [name for name, entry in zip(inputs.names, inputs.entries, strict=True) if entry.highest >= limit]
     if strange:
         raise ValueError(f"the model knows the elements 1 to {limit - 1}, and {strange[0]} has another")
@@ -139,7 +138,7 @@ def _opened(
     results = Path(trainer.config["cmd"]["results_dir"]).parent
     folder = RelaxationFolder(settings.out or results / f"relaxed-{digest}")
     folder.open(manifest)
-    done = folder.finished()
+    done = folder.finished(inputs.names)
     logging.info(f"Relaxing {len(inputs.names)} structures into {folder.path}; {len(done)} are done already")
     return folder, set(inputs.names) - done
 

@@ -5,11 +5,13 @@ A file has its name only when it is whole. Whatever ends a run, the same command
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
@@ -19,7 +21,9 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.io.trajectory import Trajectory
 
-from dens_plugin.data.output import require_makeable
+from dens_plugin.compat import damage
+from dens_plugin.data.output import require_folder
+from dens_plugin.settings import mapping
 from dens_plugin.training.relaxation_minimiser import OUT_OF_MEMORY
 from dens_plugin.training.relaxation_result import Relaxations, joined, load_relaxations
 
@@ -58,9 +62,10 @@ class RelaxationFolder:
         known = self.path / _MANIFEST
         if not known.exists():
             self._require_empty()
-            for name in (_RECORDS, _TRAJECTORIES):
-                (self.path / name).mkdir(parents=True, exist_ok=True)
-            _write(known, json.dumps(manifest, indent=1).encode())
+            with self._writing():
+                for name in (_RECORDS, _TRAJECTORIES):
+                    (self.path / name).mkdir(parents=True, exist_ok=True)
+                _write(known, json.dumps(manifest, indent=1).encode())
             return
         differing = _differing(_read_manifest(known), manifest)
         if differing:
@@ -69,28 +74,41 @@ class RelaxationFolder:
                 "remove that folder"
             )
 
-    def finished(self) -> set[str]:
-        """Names of the structures that are done: a broken file is removed, and what lacked memory gets another try."""
-        done = set()
-        for file in (self.path / _RECORDS).glob("*.npz"):
-            try:
-                record = load_relaxations(file)
-            except ValueError as error:
-                logging.warning(f"{error}: its structure is relaxed again")
-                file.unlink()
-                continue
-            if record.status[0] == OUT_OF_MEMORY:
-                file.unlink()
-            else:
-                done.add(unquote(file.stem))
-        return done
+    def finished(self, names: Collection[str]) -> set[str]:
+        """Those of the structures that are done.
+
+        A broken record is removed, and what lacked memory gets another try. Files of other names are left alone.
+
+        Raises:
+            ValueError: if a file is in the place of a record and is none.
+        """
+        return {name for name in names if self._is_done(name)}
+
+    def _is_done(self, name: str) -> bool:
+        file = self._record(name)
+        if not file.exists():
+            return False
+        try:
+            is_done = load_relaxations(file).status[0] != OUT_OF_MEMORY
+        except ValueError as error:
+            if not _is_broken_archive(file):
+                raise ValueError(
+                    f"'{file}' is in the place of the result of '{name}' and nothing that `dens relax` wrote: move it "
+                    "away, and run the same command again"
+                ) from error
+            logging.warning(f"{error}: its structure is relaxed again")
+            is_done = False
+        if not is_done:
+            file.unlink()
+        return is_done
 
     def write(self, record: Relaxations, outcome: Outcome, *, with_frames: bool) -> None:
         """Keep what became of a structure; its trajectory first, since the record says that it is done."""
         name = quote(str(record.ids[0]), safe="")
-        if with_frames:
-            _write_trajectory(self.path / _TRAJECTORIES / f"{name}.traj", outcome.structure, outcome.frames)
-        record.save(self.path / _RECORDS / f"{name}.npz")
+        with self._writing():
+            if with_frames:
+                _write_trajectory(self.path / _TRAJECTORIES / f"{name}.traj", outcome.structure, outcome.frames)
+            record.save(self.path / _RECORDS / f"{name}.npz")
 
     def wait(self, names: Collection[str]) -> None:
         """Wait until all ranks have written their share.
@@ -114,10 +132,29 @@ class RelaxationFolder:
     def finish(self, names: Collection[str]) -> Relaxations:
         """Write the result: every structure once, sorted by name. Left-overs of runs that were killed are removed."""
         result = joined([load_relaxations(self._record(name)) for name in names])
-        result.save(self.path / RESULT)
-        for part in self.path.rglob(".*.part"):
-            part.unlink(missing_ok=True)
+        with self._writing():
+            result.save(self.path / RESULT)
+        self._remove_parts(r"\d+")
         return result
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Within the context, a full disk or a folder that cannot be written to is told with what to do."""
+        try:
+            yield
+        except OSError as error:
+            self._remove_parts(str(os.getpid()))
+            raise OSError(
+                f"'{self.path}' cannot be written to ({error.strerror or error}): make room or make it writable, and "
+                "run the same command again; structures that are done stay so"
+            ) from error
+
+    def _remove_parts(self, process: str) -> None:
+        """Remove unfinished files of the processes whose number the pattern matches."""
+        for folder in (self.path, self.path / _RECORDS, self.path / _TRAJECTORIES):
+            for part in folder.glob(".*.part"):
+                if re.fullmatch(rf"\..+\.{process}\.part", part.name):
+                    part.unlink(missing_ok=True)
 
     def _record(self, name: str) -> Path:
         return self.path / _RECORDS / f"{quote(name, safe='')}.npz"
@@ -126,9 +163,7 @@ class RelaxationFolder:
         return {unquote(file.stem) for file in (self.path / _RECORDS).glob("*.npz")}
 
     def _require_empty(self) -> None:
-        require_makeable(self.path)
-        if self.path.exists() and not self.path.is_dir():
-            raise ValueError(f"'{self.path}' is a file; give task.relax.out a folder")
+        require_folder(self.path, "task.relax.out")
         # Folders alone are what a run leaves that was killed before it had written what it is of.
         if self.path.is_dir() and any(not entry.is_dir() and entry.suffix != ".part" for entry in self.path.iterdir()):
             raise ValueError(f"'{self.path}' holds something other than a relaxation; choose another task.relax.out")
@@ -147,9 +182,19 @@ def _write(path: Path, content: bytes) -> None:
 
 def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{path}' cannot be read ({error}); remove its folder or choose another") from error
+        found = mapping(json.loads(path.read_text()), "it")
+        mapping(found.get("settings"), "`settings` in it")
+    except ValueError as error:  # also json's, and that of text which is none
+        raise ValueError(
+            f"'{path}' is not what a relaxation is of ({error}); remove its folder or choose another"
+        ) from error
+    return found
+
+
+def _is_broken_archive(file: Path) -> bool:
+    """Whether a file is the rest of a record: cut, damaged or empty, and no whole archive of somebody else."""
+    content = file.read_bytes()
+    return not content or (content.startswith(b"PK") and damage(file) is not None)
 
 
 def _differing(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

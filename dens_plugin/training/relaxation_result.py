@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 import zlib
@@ -77,8 +78,10 @@ class Relaxations(NamedTuple):
     def save(self, path: Path) -> None:
         """Write an ``.npz`` file that is there whole or not at all; it also holds ``converged`` and ``chunk_idx``."""
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        archive = io.BytesIO()  # numpy's archive complains a second time of a disk that is full
+        np.savez(archive, **self._asdict(), converged=self.converged, chunk_idx=self.chunk_idx)
         with open(part, "wb") as file:
-            np.savez(file, **self._asdict(), converged=self.converged, chunk_idx=self.chunk_idx)
+            file.write(archive.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

@@ -15,10 +15,13 @@ from fairchem.core.common import distutils
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from torch.nn.parallel import DistributedDataParallel
 
+from dens_plugin.settings import with_numbers
 from dens_plugin.training.bad_steps import BadSteps, NonFiniteGradientError, bad_steps_allowed, clip_gradients
-from dens_plugin.training.interruption import Interruption, wait_for_others
+from dens_plugin.training.interruption import Interruption, wait_for_others, workers_let_go
+from dens_plugin.training.optim_check import require_optim
+from dens_plugin.training.optimizer import Averages, is_left_out, keep_way_of_stepping, with_fused_step
 from dens_plugin.training.step_random import seed_step
-from dens_plugin.training.steps import accumulate_steps, autocast_dtype, gradients_kept, lengthen_warmup
+from dens_plugin.training.steps import accumulate_steps, autocast_dtype, gradients_kept, suit_schedule
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -40,17 +43,32 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
 
     def load(self, inference_only: bool) -> None:
         """Read the options, then everything else."""
+        self.config["optim"] = with_numbers(self.config["optim"])
+        if not inference_only:
+            require_optim(self.config["optim"])
         self._autocast_dtype = autocast_dtype(self.config)
         self._accumulate_steps = accumulate_steps(self.config["optim"])
         self._bad_steps = BadSteps(bad_steps_allowed(self.config["optim"]))
         self._interruption = Interruption()
         super().load(inference_only)
 
+    def load_optimizer(self) -> None:
+        """The host's, fused where torch can."""
+        stated = self.config["optim"]
+        self.config["optim"] = with_fused_step(stated, self.model.parameters())
+        try:
+            super().load_optimizer()
+        finally:
+            self.config["optim"] = stated
+        keep_way_of_stepping(self.optimizer)
+
     def load_extras(self) -> None:
         """The host's, with an end to every step, and gradients looked at before they are used."""
         if self.train_loader is not None:
-            lengthen_warmup(self.config["optim"], len(self.train_loader))
+            suit_schedule(self.config["optim"], len(self.train_loader))
         super().load_extras()
+        if self.ema is not None:
+            self.ema = Averages(self.model.parameters(), self.ema_decay)
         self._gradient_limit, self.clip_grad_norm = self.clip_grad_norm, None  # clipped by `_before_optimizer_step`
         self.optimizer.register_step_pre_hook(self._before_optimizer_step)
         if self.train_loader is not None:
@@ -68,7 +86,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         """
         self._running = True
         try:
-            with self._interruption:
+            with self._interruption, workers_let_go():
                 super().train(disable_eval_tqdm)
             self._bad_steps.require_any()
         finally:
@@ -138,6 +156,8 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
             self._bad_steps.good()
 
     def _before_optimizer_step(self, *_: Any) -> None:
+        if is_left_out(self.optimizer):
+            return
         norm = clip_gradients(list(self.model.parameters()), self._gradient_limit)
         if self.logger is not None and self._gradient_limit:
             self.logger.log({"grad_norm": norm}, step=self.step, split="train")

@@ -12,6 +12,8 @@ import torch
 # The host's local launch of several ranks resets `num_workers` to 0 and leaves this key alone.
 LOADER_WORKERS = "loader_workers"
 
+_FACTORS = {"warmup_factor", "lr_min_factor", "decay_rate"}
+
 
 def autocast_dtype(config: dict[str, Any]) -> torch.dtype | None:
     """The type of ``optim.autocast``; raises ValueError for what does not exist or contradicts ``--amp``."""
@@ -37,9 +39,11 @@ def accumulate_steps(optim: dict[str, Any]) -> int:
     return steps
 
 
-def lengthen_warmup(optim: dict[str, Any], steps_per_epoch: int) -> None:
-    """Make the warm-up at least one step long: the host divides by its steps, rounded down."""
+def suit_schedule(optim: dict[str, Any], steps_per_epoch: int) -> None:
+    """Make the warm-up at least one step long, whose steps the host rounds down and divides by, and factors floats."""
     schedule = optim.get("scheduler_params", {})
+    for name in _FACTORS & schedule.keys():
+        schedule[name] = float(schedule[name])  # the host refuses whole numbers, as 1
     warmup = schedule.get("warmup_epochs", 1)
     if warmup * steps_per_epoch < 1:
         logging.warning(

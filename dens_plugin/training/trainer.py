@@ -16,21 +16,30 @@ from fairchem.core.common.registry import registry
 from fairchem.core.modules.loss import DDPLoss
 
 import dens_plugin.training.registered  # noqa: F401
+from dens_plugin.data.molecule_manifest import with_origin
 from dens_plugin.data.oc22_references import with_element_references
+from dens_plugin.data.records import LABELS, CheckedDataset
 from dens_plugin.fields import Rows, free_atoms, rows_of
+from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
-from dens_plugin.settings import switch
+from dens_plugin.settings import switch, with_numbers
 from dens_plugin.training.config import objective_from_config, without_switches
 from dens_plugin.training.durable import DurableTrainer
 from dens_plugin.training.interruption import leave_to_trainer
 from dens_plugin.training.loader import AllFreeCollater, PreparingCollater
 from dens_plugin.training.losses import Term, term, total_loss
 from dens_plugin.training.metrics import RowEvaluator, require_metric, statistics
+from dens_plugin.training.neighbours import NeighbourCollater, loader_search
+from dens_plugin.training.optim_check import require_normalizers
 from dens_plugin.training.preflight import (
+    limits_of,
+    require_edges,
     require_files,
+    require_fitting_scales,
     require_labels,
     require_model,
     require_one_scale,
+    require_outputs,
     require_scales,
 )
 from dens_plugin.training.relaxation import relax
@@ -40,8 +49,9 @@ from dens_plugin.training.warm_start import warm_start
 if TYPE_CHECKING:
     from fairchem.core.modules.evaluator import Evaluator
     from torch.utils.data import DataLoader, Dataset
-    from torch_geometric.data import Batch
+    from torch_geometric.data import Batch, Data
 
+_LOOKED_AT = 4  # training structures, before the first step
 _DEFAULT_METRICS = {
     "energy": ["mae"],
     "forces": ["mae", "cosine_similarity", "magnitude_error"],
@@ -71,6 +81,7 @@ class DeNSTrainer(DurableTrainer):
         )
         if not inference_only:
             self.config |= with_element_references(self.config)
+            self.config |= with_origin(self.config["dataset"])
         super().load(inference_only)
 
     def load_task(self) -> None:
@@ -106,21 +117,56 @@ class DeNSTrainer(DurableTrainer):
         require_model(self._unwrapped_model, self.objective)
         for split in ("train", "val", "test", "relax"):
             require_files(self.config["dataset" if split == "train" else f"{split}_dataset"], split)
+        self._search = loader_search(self._unwrapped_model, self.config["optim"])
         self.relax_dataset = None  # the host leaves it unset where there is none
         try:
             super().load_datasets()
         except AssertionError as error:
             raise ValueError(f"the data sets cannot be opened: {error}; `dens data check` says more") from error
+        except ValueError as error:
+            hint = "; dataset.val and dataset.test take over what dataset.train has: give each its own"
+            raise ValueError(f"{error}{hint if 'sample_n' in str(error) else ''}") from error
+        if self.relax_dataset is not None:
+            self.relax_dataset = self._checked(self.relax_dataset)
+        self._require_first_structures()
+
+    def _require_first_structures(self) -> None:
+        targets = [name for loss in self.config["loss_functions"] for name in loss]
+        for split, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
+            if dataset is not None:
+                require_labels(self._checked(dataset)[0], targets, split)
         if self.train_dataset is not None:
-            targets = [name for loss in self.config["loss_functions"] for name in loss]
-            require_labels(self.collater([self.train_dataset[0]]), targets, self.objective)
+            first = self._first_structures()
+            require_edges(self._unwrapped_model, first)
+            self._try_first_batch(self.collater(first[:1]))
+
+    def _first_structures(self) -> list[Data]:
+        return [self.train_dataset[index] for index in range(min(len(self.train_dataset), _LOOKED_AT))]
+
+    def _try_first_batch(self, batch: Batch) -> None:
+        """Let objective and model look at a batch; what they draw changes nothing."""
+        self.objective.check(batch)
+        prepared = self.objective.prepare(batch, StructureRandom(self._seed, epoch=0)).to(self.device)
+        own = {name: {"level": "atom", "property": name} for name in self.objective.outputs}
+        with torch.random.fork_rng(devices=[] if self.cpu else [self.device]):
+            require_outputs(self._unwrapped_model, prepared, {**self.output_targets, **own})
+
+    def _checked(self, dataset: Dataset) -> CheckedDataset:
+        """The data set with a look at every structure that is read; labels count where something is made of them."""
+        is_labelled = dataset is self.train_dataset or dataset is self.val_dataset
+        return CheckedDataset(dataset, limits_of(self._unwrapped_model), LABELS if is_labelled else ())
 
     def load_references_and_normalizers(self) -> None:
         """The host's, after which forces that are gradients must share the energy's scale."""
+        transforms = self.config["dataset"].get("transforms") or {}
+        require_normalizers(transforms, "dataset.train.transforms")
+        if "normalizer" in transforms:
+            transforms["normalizer"] = with_numbers(transforms["normalizer"])
         super().load_references_and_normalizers()
         require_scales(self.normalizers)
+        if self.train_dataset is not None:
+            require_fitting_scales(self.normalizers, self._first_structures(), self.elementrefs)
         require_one_scale(self._unwrapped_model, self.normalizers, self.output_targets)
-        transforms = self.config["dataset"].get("transforms") or {}
         if "normalizer" in transforms:  # numbers, not the files they came from: a checkpoint must load anywhere
             transforms["normalizer"] = {
                 name: {"mean": values.mean.item(), "rmsd": values.rmsd.item()}
@@ -128,10 +174,10 @@ class DeNSTrainer(DurableTrainer):
             }
 
     def get_dataloader(self, dataset: Dataset, sampler: Any, workers: int | None = None) -> DataLoader:
-        """The host's; the one for training prepares its batches."""
+        """The host's; the one for training prepares its batches, and all but those for relaxation find neighbours."""
         if workers is None:
             workers = self.config["optim"].get(LOADER_WORKERS)
-        loader = super().get_dataloader(dataset, sampler, workers)
+        loader = super().get_dataloader(self._checked(dataset), sampler, workers)
         if loader.num_workers > 0:
             loader.worker_init_fn = leave_to_trainer
             loader.multiprocessing_context = "fork"  # local launches spawn by default, and an open LMDB cannot be sent
@@ -140,6 +186,8 @@ class DeNSTrainer(DurableTrainer):
             loader.collate_fn = PreparingCollater(loader.collate_fn, self.objective, seed, sampler.sampler)
         elif dataset is self.test_dataset and self._predict_fixed_atoms:
             loader.collate_fn = AllFreeCollater(loader.collate_fn)
+        if self._search is not None and dataset is not self.relax_dataset:  # there atoms move on
+            loader.collate_fn = NeighbourCollater(loader.collate_fn, self._search)
         return loader
 
     def run_relaxations(self) -> None:

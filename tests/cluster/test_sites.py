@@ -81,7 +81,7 @@ def test_an_empty_file_is_a_site(tmp_path):
     ("block", "message"),
     [
         ({"partion": "gpu"}, "unknown key 'partion' in .*did you mean 'partition'"),
-        ({"partition": 3}, "partition in .* must be a text, got 3"),
+        ({"partition": 3}, "partition in .* must be a text of one line, got 3"),
         ({"gpus_per_node": -1}, "gpus_per_node .* at least 0, got -1"),
         ({"gpus_per_node": True}, "gpus_per_node .* whole number"),
         ({"requeues": 1.5}, "requeues .* whole number"),
@@ -92,8 +92,12 @@ def test_an_empty_file_is_a_site(tmp_path):
         ({"sbatch": {"nodes": 2}}, "'nodes' in sbatch .* is set by `dens submit`"),
         ({"sbatch": {"--time": 2}}, "'time' in sbatch .* is set by `hours`"),
         ({"sbatch": {"cpus-per-task": 2}}, "is set by `cpus_per_task`"),
-        ({"sbatch": {"exclusive": False}}, "'exclusive' .* must be a text, a number or true"),
+        ({"sbatch": {"exclusive": False}}, "'exclusive' .* must be a text of one line, a number or true"),
         ({"sbatch": ["exclusive"]}, "must be a block"),
+        ({"hours": float("inf")}, "hours in .* must be a finite number above 0"),
+        ({"hours": 0.01, "signal_seconds": 120}, "signal_seconds in .* is 120, and `hours: 0.01` are 36 s"),
+        ({"partition": "gpu\n#SBATCH --exclusive"}, "partition in .* must be a text of one line"),
+        ({"sbatch": {"comment": "a\nb"}}, "must be a text of one line"),
     ],
 )
 def test_slips(tmp_path, block, message):
@@ -108,3 +112,9 @@ def test_no_such_file():
 
 def test_options_may_be_typed_either_way():
     assert sbatch_options({"--mail-type": "END", "exclude": "n1"}, "x") == {"mail_type": "END", "exclude": "n1"}
+
+
+def test_no_yaml(tmp_path):
+    (tmp_path / "site.yml").write_text("hours: [1")
+    with pytest.raises(ValueError, match=r"site.yml' is no YAML"):
+        read_site(tmp_path / "site.yml")

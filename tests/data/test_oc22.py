@@ -249,9 +249,16 @@ def test_lin_ref_of_a_config_that_is_not_a_trainers_yet(references):
         require_references({"train": {"lin_ref": "no.npz"}})
 
 
-def test_lin_ref_left_empty():
-    with pytest.raises(ValueError, match=r"dataset.train.lin_ref must be the path of an .npz file, got None"):
-        with_element_references({"dataset": {"src": "a", "lin_ref": None}})
+def test_total_energies_want_a_word_about_references(references):
+    """Without references only by saying so; other formats and a file given the host's way need no word."""
+    train = {"format": "oc22_lmdb", "src": "a"}
+    with pytest.raises(ValueError, match=r"dataset.train.lin_ref is missing: .*oc22_linfit_coeffs.npz.*lin_ref: null"):
+        with_element_references({"dataset": train})
+    for none in (None, False):
+        assert with_element_references({"dataset": {**train, "lin_ref": none}}) == {"dataset": train}
+    assert with_element_references({"dataset": dataset_config("a", references)})
+    with pytest.raises(ValueError, match=r"must be the path of an \.npz file, got 7, or null for none"):
+        with_element_references({"dataset": {**train, "lin_ref": 7}})
 
 
 def test_references_said_twice(references):

@@ -202,6 +202,14 @@ class TestRefusals:
         with pytest.raises(ValueError, match="another network than those that can be converted"):
             convert(tmp_path / "x.pt", tmp_path / "out.pt")
 
+    def test_esen_needs_no_conversion(self, tmp_path):
+        """Said first, whatever else the checkpoint lacks."""
+        weights = {"module.backbone.blocks.0.edge_wise.so2_conv_1.fc_m0.weight": torch.zeros(1)}
+        torch.save({"state_dict": weights, "ema": {"shadow_params": []}}, tmp_path / "esen.pt")
+        for to in ("dens", "plain"):
+            with pytest.raises(ValueError, match=r"esen.pt' is an eSEN, which needs no conversion: `task.warm_start"):
+                convert(tmp_path / "esen.pt", tmp_path / "out.pt", to=to)
+
     def test_option_that_fairchem_lacks(self, tmp_path):
         _, model = ours(tmp_path, block=ESCN)
         config = CONFIG | {"model": ESCN | {"use_grid": False}}

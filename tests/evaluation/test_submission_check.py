@@ -152,15 +152,18 @@ class TestAgainstData:
     def test_the_other_convention(self, good, tmp_path):
         data = write_test_sets(tmp_path)
         messages = findings(good, convention="huggingface", data=data)
-        assert all("ids are not those of" in message for message in messages)
+        assert all("sid alone for huggingface" in message for message in messages)
         assert len(messages) == 4
         sources = write_predictions(tmp_path / "all", all_atoms=True)
         make_submission(sources, tmp_path / "hf.npz", HUGGINGFACE, data=data)
         assert findings(tmp_path / "hf.npz", convention="huggingface", data=data) == []
         assert "Hugging Face" in findings(tmp_path / "hf.npz")[0]
 
-    def test_hugging_face_without_data_is_a_warning(self, good):
-        assert all("without --data" in message for message in findings(good, convention="huggingface"))
+    def test_ids_with_frames_are_not_hugging_faces(self, good):
+        """Told without data too, with some of them, and by the exit status."""
+        messages = findings(good, convention="huggingface")
+        assert all("sid alone for huggingface, 12 are sid_fid, as 0_0, 10_0, 11_0, ..." in m for m in messages[:1])
+        assert all("error" in message or "sid_fid" in message for message in messages)
 
     def test_structures_without_sid(self, good, tmp_path):
         graphs = structures("id")

@@ -7,6 +7,7 @@ import itertools
 import logging
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 from types import SimpleNamespace
@@ -143,17 +144,16 @@ class TestFolder:
         """SIGKILL when half of a record is on the disk: nothing of Python's runs after it."""
 
         def child():
-            whole, count = np.savez, itertools.count()
+            whole, count = os.fsync, itertools.count()
 
-            def cut(file, **arrays):
-                if next(count) < written:
-                    whole(file, **arrays)
+            def cut(file):
+                if next(count) <= written:  # what the relaxation is of comes first
+                    whole(file)
                     return
-                file.write(b"PK\x03\x04half")
-                file.flush()
+                os.ftruncate(file, os.fstat(file).st_size // 2)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-            np.savez = cut
+            os.fsync = cut
             relax(StubTrainer(STRUCTURES, tmp_path))
 
         process = multiprocessing.get_context("fork").Process(target=child)
@@ -214,11 +214,41 @@ class TestFolder:
             with pytest.raises(ValueError, match=message):
                 relax(StubTrainer(STRUCTURES, tmp_path, out=str(out)))
 
-    def test_a_broken_manifest_is_named(self, tmp_path):
+    @pytest.mark.parametrize("content", [b"{", b"[1]", b'{"settings": 3}', b"\xff"])
+    def test_a_broken_manifest_is_named(self, tmp_path, content):
         folder = relax(StubTrainer(STRUCTURES[:1], tmp_path, steps=0))
-        (folder / "relaxation.json").write_text("{")
-        with pytest.raises(ValueError, match=r"relaxation\.json"):
+        (folder / "relaxation.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"relaxation\.json' is not what a relaxation is of"):
             relax(StubTrainer(STRUCTURES[:1], tmp_path, steps=0))
+
+    def test_files_of_others_stay(self, tmp_path):
+        """Under other names they are nobody's business; in the place of a result they are told."""
+        folder = relax(StubTrainer(STRUCTURES[:1], tmp_path, steps=0))
+        foreign = folder / "structures" / "mine.npz", folder / ".mine.part"
+        for file in foreign:
+            file.write_bytes(b"not an archive")
+        relax(StubTrainer(STRUCTURES[:1], tmp_path, steps=0))
+        record = folder / "structures" / "s%2F0.npz"
+        np.savez(record, mine=np.zeros(3))
+        for content in (record.read_bytes(), b"not an archive"):
+            record.write_bytes(content)
+            with pytest.raises(ValueError, match=r"s%2F0.npz' is in the place of the result of 's/0'.*move it away"):
+                relax(StubTrainer(STRUCTURES[:1], tmp_path, steps=0))
+            assert record.read_bytes() == content
+        assert all(file.read_bytes() == b"not an archive" for file in foreign)
+
+    def test_a_full_disk_names_the_folder(self, tmp_path):
+        """A file may not grow beyond 1 kB for a moment; afterwards the same command goes on."""
+        trainer = StubTrainer(STRUCTURES[:1], tmp_path, steps=0)
+        previous = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024, previous[1]))
+        try:
+            with pytest.raises(OSError, match=r"relaxed-\w+' cannot be written to \(File too large\): make room"):
+                relax(trainer)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, previous)
+        assert not [file for file in (tmp_path / "results").rglob("*") if file.name.endswith(".part")]
+        assert len(load_relaxations(relax(trainer) / RESULT).ids) == 1
 
     def test_trajectories_are_ases(self, uninterrupted, tmp_path):
         folder = relax(StubTrainer(STRUCTURES[:1], tmp_path, trajectory="full"))

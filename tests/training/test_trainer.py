@@ -28,12 +28,13 @@ class SeededHost(EquiformerV2ForcesTrainer):
         return super()._forward(batch)
 
 
-def trained_beside_the_host(config, build, force_head):
+def trained_beside_the_host(config, build, force_head, *, fast):
     """Weights after an epoch of ours with p = 0 and of the host's trainer with its plain model, from one seed."""
     model = copy.deepcopy(PLAIN_MODEL)
-    model["backbone"]["model"] = "dens_plugin.EquiformerV2DeNS"
+    model["backbone"] |= {"model": "dens_plugin.EquiformerV2DeNS", "fast": fast}
     model["heads"] |= {"forces": {"module": force_head}, "noise": {"module": "dens_plugin.NoiseHead"}}
     task = {"objective": {"name": "dens", "prob": 0}}
+    config["optim"]["optimizer_params"]["fused"] = True  # as ours does by default
     ours = build({**config, "model": model, "task": task})
     host = build({**config, "model": copy.deepcopy(PLAIN_MODEL)}, SeededHost)
     for trainer in (ours, host):
@@ -43,14 +44,14 @@ def trained_beside_the_host(config, build, force_head):
 
 def test_zero_probability_is_the_hosts_trainer_bit_for_bit(config, build):
     """With the host's heads: same data order, dropout, edge frames, loss and optimiser steps."""
-    found, expected = trained_beside_the_host(config, build, "equiformerV2_vector_head")
+    found, expected = trained_beside_the_host(config, build, "equiformerV2_vector_head", fast=False)
     assert found.keys() == expected.keys()
     assert not [key for key in expected if not torch.equal(found[key], expected[key])]
 
 
 def test_zero_probability_is_the_hosts_trainer_to_rounding_with_trimmed_heads(config, build):
-    """A trimmed head leaves out edges that add zeros, and so sums in another order."""
-    found, expected = trained_beside_the_host(config, build, "dens_plugin.ForceHead")
+    """A trimmed head leaves out edges that add zeros, and so sums in another order, as the fast path does."""
+    found, expected = trained_beside_the_host(config, build, "dens_plugin.ForceHead", fast=True)
     for key, value in expected.items():
         assert torch.allclose(found[key].double(), value.double(), atol=2e-4), key
 
@@ -307,6 +308,15 @@ def test_history_survives_a_cut_line(tmp_path):
     assert read_history(path) == [rows[1]]
 
 
+def with_dens_backbone(modules):
+    """A tiny model of which the test chooses all heads but that of the energy."""
+    model = copy.deepcopy(PLAIN_MODEL)
+    model["backbone"]["model"] = "dens_plugin.EquiformerV2DeNS"
+    model["heads"] = {"energy": model["heads"]["energy"]}
+    model["heads"] |= {name: {"module": module} for name, module in modules.items() if module is not None}
+    return model
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("task", "message"),
@@ -326,6 +336,31 @@ class TestBadInput:
     def test_model_without_noise_head(self, config, build):
         with pytest.raises(ValueError, match="no head for it"):
             build({**config, "model": copy.deepcopy(PLAIN_MODEL)})
+
+    @pytest.mark.parametrize(
+        ("heads", "message"),
+        [
+            ({"forces": "dens_plugin.NoiseHead"}, "model.heads.forces is a NoiseHead, which predicts `noise`"),
+            ({"other": "dens_plugin.ForceHead"}, "model.heads.forces and model.heads.other both predict `forces`"),
+            ({"forces": None}, "`outputs` has `forces`, and the model predicts energy, noise; add a head"),
+        ],
+    )
+    def test_heads(self, config, build, heads, message):
+        modules = {"forces": "dens_plugin.ForceHead", "noise": "dens_plugin.NoiseHead"} | heads
+        model = with_dens_backbone(modules)
+        with pytest.raises(ValueError, match=message):
+            build({**config, "model": model})
+
+    def test_nested_outputs(self, config, build):
+        model = with_dens_backbone({"forces": "dens_plugin.ForceHead", "noise": "dens_plugin.NoiseHead"})
+        model["pass_through_head_outputs"] = False
+        with pytest.raises(ValueError, match=r"set model\.pass_through_head_outputs: true"):
+            build({**config, "model": model})
+
+    def test_level_of_an_output(self, config, build):
+        config["outputs"]["forces"]["level"] = "system"
+        with pytest.raises(ValueError, match=r"outputs.forces.level, which is 'system', must be"):
+            build(config)
 
     def test_model_without_force_encoding(self, config, build):
         model = copy.deepcopy(PLAIN_MODEL)
@@ -397,14 +432,41 @@ class TestBadInput:
         structures = [random_structure(5, seed=index, sid=100 + index) for index in range(4)]
         structures[2].forces[1, 1] = float("nan")
         config["dataset"]["train"]["src"] = str(write_lmdb(tmp_path / "nan", structures))
-        with pytest.raises(ValueError, match=r"`forces` of the training set is NaN or infinite in .*sid 102, fid 0"):
+        with pytest.raises(ValueError, match=r"lmdb', structure 2 .*sid 102, fid 0\): `forces` is NaN or infinite"):
             list(build(config).train_loader)
+
+    def test_nan_label_of_a_validation_structure_is_named(self, config, build, tmp_path):
+        structures = [random_structure(5, seed=index, sid=100 + index) for index in range(4)]
+        structures[2].energy = float("nan")
+        config["dataset"]["val"]["src"] = str(write_lmdb(tmp_path / "nan", structures))
+        trainer = build(config)
+        with pytest.raises(ValueError, match=r"lmdb', structure 2 .*sid 102, fid 0\): `energy` is NaN or infinite"):
+            trainer.validate("val", disable_tqdm=True)
+
+    def test_validation_set_is_looked_at_before_training(self, config, build, tmp_path):
+        unlabelled = random_structure(5)
+        del unlabelled.energy
+        config["dataset"]["val"]["src"] = str(write_lmdb(tmp_path / "unlabelled", [unlabelled]))
+        with pytest.raises(ValueError, match="the validation set has no `energy`"):
+            build(config)
+        empty = write_lmdb(tmp_path / "none", [])
+        (empty / "metadata.npz").unlink()
+        config["dataset"]["val"]["src"] = str(empty)
+        with pytest.raises(ValueError, match="holds no structures"):
+            build(config)
+
+    def test_element_that_the_model_does_not_know(self, config, build, tmp_path):
+        structure = random_structure(5, sid=7)
+        structure.atomic_numbers[2] = 95
+        config["dataset"]["train"]["src"] = str(write_lmdb(tmp_path / "heavy", [structure]))
+        with pytest.raises(ValueError, match=r"sid 7, fid 0\): the model knows the elements 1 to 89, and it has 95"):
+            build(config)
 
     def test_forces_of_another_number_of_atoms(self, config, build, tmp_path):
         structures = [random_structure(5, seed=index, sid=100 + index) for index in range(4)]
         structures[2].forces = structures[2].forces[:-1]
         config["dataset"]["train"]["src"] = str(write_lmdb(tmp_path / "short", structures))
-        with pytest.raises(ValueError, match=r"`forces` has 4 rows for 5 atoms in .*sid 102"):
+        with pytest.raises(ValueError, match=r"sid 102, fid 0\): .*forces \(4, 3\) for \(5, 3\)"):
             list(build(config).train_loader)
 
     def test_field_that_only_some_structures_have(self, config, build, tmp_path):
@@ -435,6 +497,18 @@ class TestBadInput:
         config["optim"] |= options
         with pytest.raises(ValueError, match=message):
             build(config)
+
+    def test_numbers_that_yaml_took_for_text(self, config, build):
+        """As 1e-3 without a dot, wherever a number may stand."""
+        plain = build(config)
+        config["optim"] |= {"lr_initial": "1e-3", "optimizer_params": {"weight_decay": "1e-3"}}
+        config["optim"]["scheduler_params"] |= {"lr_min_factor": "1e-2", "warmup_factor": "2e-1"}
+        config["dataset"]["train"]["transforms"]["normalizer"]["energy"]["stdev"] = "2e0"
+        text = build(config)
+        assert text.scheduler.get_lr() == plain.scheduler.get_lr()
+        config["optim"]["scheduler_params"]["warmup_factor"] = 1
+        assert build(config).scheduler.get_lr() == 1e-3
+        assert text.normalizers["energy"].rmsd == plain.normalizers["energy"].rmsd
 
     def test_broken_checkpoint(self, config, build, tmp_path):
         path = tmp_path / "cut.pt"

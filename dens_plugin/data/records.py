@@ -1,0 +1,145 @@
+"""Structures as a run reads them: what cannot be read, or what no run can use, is named by file and index.
+
+The host meets a damaged record, arrays of another length, an element that the model does not know or a cell without
+volume with a traceback from the middle of a worker or a network, and a NaN label not at all.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from fairchem.core.datasets import LmdbDataset
+from torch.utils.data import Dataset, Subset
+
+from dens_plugin.data.arrays import BREAKS
+from dens_plugin.data.lmdb_file import lmdb_files
+from dens_plugin.data.structures import from_data
+from dens_plugin.fields import structure_name
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Data
+
+LABELS = ("energy", "forces", "stress")
+
+_REMEDY = "`dens data check` lists all such structures: remove them, or convert them anew"
+_LEAST_VOLUME = 1e-6  # Å³
+
+
+class Limits(NamedTuple):
+    """What a model can take.
+
+    Attributes:
+        elements: atomic numbers are below this.
+        periodic: whether it looks for neighbours across the faces of the cell.
+        molecular: whether it could and does not, so that it takes a crystal for a molecule.
+    """
+
+    elements: int = len(chemical_symbols)
+    periodic: bool = False
+    molecular: bool = False
+
+
+class CheckedDataset(Dataset):
+    """A data set of which every structure can be used, or says why not when it is read.
+
+    Args:
+        dataset: one of the host's.
+        limits: of the model that is to see the structures.
+        labels: names of the labels that must be finite where a structure has them.
+    """
+
+    def __init__(self, dataset: Dataset, limits: Limits, labels: Sequence[str] = ()) -> None:
+        self._dataset = dataset
+        self._limits = limits
+        self._labels = tuple(labels)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Data:
+        """A structure, as the data set has it.
+
+        Raises:
+            ValueError: if its record is damaged, its arrays do not belong together, or the model cannot take it.
+        """
+        try:
+            structure = self._dataset[index]
+            problem = self._problem(structure)
+        except (ValueError, OSError) as error:  # the data set's own words; a name is all they may lack
+            raise ValueError(f"{_place(self._dataset, index)}: {error}") from error
+        except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
+            raise ValueError(
+                f"{_place(self._dataset, index)} cannot be read ({type(error).__name__}: {error}); the file was cut, "
+                "damaged or written by another version: copy it again, or convert the data anew"
+            ) from error
+        if problem:
+            name = structure_name(structure)
+            raise ValueError(f"{_place(self._dataset, index)}{f' ({name})' if name else ''}: {problem}")
+        return structure
+
+    def _problem(self, structure: Data) -> str:
+        """Why a structure cannot be used; empty if it can."""
+        known = from_data(structure)
+        for name, kind in BREAKS.items():
+            details = kind.details(known)
+            if details:
+                return f"{name}: {details}; {_REMEDY}"
+        if len(known.numbers) == 0 or int(structure.natoms) != len(known.numbers):
+            return f"`natoms` is {int(structure.natoms)} and there are {len(known.numbers)} atoms; {_REMEDY}"
+        for name in ("pos", *self._labels):
+            if name in structure and not np.isfinite(np.asarray(structure[name])).all():
+                return f"`{name}` is NaN or infinite; {_REMEDY}"
+        return _beyond(structure, self._limits)
+
+
+def require_structures(dataset: Sized, where: str) -> None:
+    """Raise ValueError for a data set without structures; ``where`` names it."""
+    if len(dataset) == 0:
+        raise ValueError(f"{where} holds no structures: give another data set, or loosen what is chosen of it")
+
+
+def _beyond(structure: Data, limits: Limits) -> str:
+    """What of a structure a model cannot take; empty if it can."""
+    highest = int(structure.atomic_numbers.max())
+    if highest >= limits.elements:
+        return (
+            f"the model knows the elements 1 to {limits.elements - 1}, and it has {highest}; set max_num_elements of "
+            f"the model to {highest + 1} or more, or remove it"
+        )
+    if limits.molecular and "pbc" in structure and torch.as_tensor(structure.pbc).any():
+        return (
+            "it is periodic (pbc), and the model would take it for a molecule; set `use_pbc: true` in the model, or "
+            "its pbc to false if it is one"
+        )
+    if limits.periodic and _is_flat(structure):
+        return (
+            "it is periodic by the model (use_pbc) and its cell has no volume; set `use_pbc: false` in the model for "
+            "molecules, or give it its cell"
+        )
+    return ""
+
+
+def _is_flat(structure: Data) -> bool:
+    """Whether neighbours across the faces of a cell without volume are asked for; all is periodic that says nothing."""
+    if "pbc" in structure and not torch.as_tensor(structure.pbc).any():
+        return False
+    if "cell" not in structure:
+        return True
+    (a, b, c), (d, e, f), (g, h, i) = torch.as_tensor(structure.cell).reshape(3, 3).tolist()
+    return abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) < _LEAST_VOLUME  # 20 times faster
+
+
+def _place(dataset: Any, index: int) -> str:
+    """The file of a structure and its index in it, however the data set was chosen from."""
+    while isinstance(dataset, Subset):
+        index, dataset = int(dataset.indices[index]), dataset.dataset
+    if isinstance(dataset, LmdbDataset) and not dataset.path.is_file():
+        ends = dataset._keylen_cumulative
+        number = bisect.bisect(ends, index)
+        return f"'{lmdb_files(dataset.path)[number]}', structure {index - (ends[number - 1] if number else 0)}"
+    return f"'{dataset.config['src']}', structure {index}"

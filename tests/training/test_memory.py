@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dens_plugin.training.memory import CpuMeter, bytes_of, is_out_of_memory
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("32GB", 32e9), ("32 GiB", 2**35), ("1.5G", 1.5 * 2**30), ("2", 2**31), ("500mb", 5e8)]
+)
+def test_amounts(text, expected):
+    assert bytes_of(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-3GB", "0GB", "3 apples", "nan"])
+def test_no_amounts(text):
+    with pytest.raises(ValueError, match="as 32GB, got"):
+        bytes_of(text)
+
+
+def test_peak_is_that_of_the_work_since_the_start():
+    meter = CpuMeter()
+    size = 64 * 2**20
+    meter.start()
+    idle = meter.peak()
+    torch.ones(size // 4)
+    busy = meter.peak()
+    meter.start()
+    assert busy - idle >= 0.9 * size
+    assert meter.peak() < busy
+    assert meter.peak() < meter.available()
+
+
+def test_out_of_memory_is_told_from_other_errors():
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(2**60)
+    assert is_out_of_memory(found.value)
+    assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))

@@ -1,0 +1,23 @@
+"""Names in the ``model`` block that do not exist."""
+
+from __future__ import annotations
+
+import pytest
+from fairchem.core.common.utils import setup_imports
+
+from dens_plugin.training.model_settings import require_known_model
+
+
+@pytest.mark.parametrize(
+    ("module", "hint"),
+    [
+        ("dens_plugin.EquiformerGradHead", "did you mean 'EquiformerGradientHead'"),
+        ("elsewhere.Head", "there is no such class in elsewhere$"),
+        ("equiformer_grad_head", "did you mean 'equiformer_gradient_head'"),
+    ],
+)
+def test_a_slip_in_a_heads_name(module, hint):
+    setup_imports()
+    model = {"name": "hydra", "heads": {"energy": {"module": module}}}
+    with pytest.raises(ValueError, match=rf"unknown model '{module}' in model.heads.energy.module; .*{hint}"):
+        require_known_model(model)

@@ -1,0 +1,273 @@
+"""Neighbours that a loader found are those that the model would have found, in the same order."""
+
+from __future__ import annotations
+
+import copy
+import lzma
+from typing import NamedTuple
+
+import ase.io
+import pytest
+import torch
+from ase.build import bulk, molecule
+from fairchem.core.common.registry import registry
+from fairchem.core.datasets import data_list_collater
+from fairchem.core.models.base import HydraModel
+from fairchem.core.preprocessing import AtomsToGraphs
+from rank_runs import assert_same_run, final_state
+from samples import MODEL, PLAIN_MODEL
+from torch_geometric.data import Batch
+
+import dens_plugin
+from dens_plugin.backbones.neighbours import Search, with_neighbours, without_neighbours
+from dens_plugin.testing import corrupted_batch, predict, random_batch, random_structure
+from dens_plugin.training.neighbours import loader_search
+
+WORKERS = {"num_workers": 2}
+EDGES = {"max_neighbors": 10, "cutoff": 5.0}
+ESCN = EDGES | {
+    "num_layers": 1,
+    "sphere_channels": 8,
+    "hidden_channels": 8,
+    "edge_channels": 8,
+    "lmax_list": [1],
+    "mmax_list": [1],
+    "distance_resolution": 0.5,
+}
+ESEN = EDGES | {
+    "max_num_elements": 90,
+    "sphere_channels": 8,
+    "lmax": 1,
+    "mmax": 1,
+    "edge_channels": 8,
+    "num_distance_basis": 8,
+    "num_layers": 1,
+    "hidden_channels": 8,
+    "act_type": "gate",
+    "mlp_type": "spectral",
+}
+
+
+def hydra(backbone, **heads):
+    named = {name: {"module": module} for name, module in heads.items()}
+    return HydraModel(backbone=backbone, heads=named, otf_graph=True, pass_through_head_outputs=True)
+
+
+def equiformer(**changes):
+    return dens_plugin.FlatEquiformerV2DeNS(**{key: MODEL[key] for key in MODEL if key != "name"} | changes)
+
+
+def esen(**changes):
+    return hydra(
+        {"model": "dens_plugin.ESENDeNS", **ESEN, **changes},
+        energy="esen_mlp_energy_head",
+        forces="dens_plugin.ESENForceHead",
+        noise="dens_plugin.ESENNoiseHead",
+    )
+
+
+def fairchem(**changes):
+    settings = copy.deepcopy({key: PLAIN_MODEL[key] for key in PLAIN_MODEL if key != "name"})
+    settings["backbone"] |= changes
+    return registry.get_model_class("hydra")(**settings)
+
+
+MODELS = {"equiformer": equiformer, "escn": lambda **changes: dens_plugin.FlatESCNDeNS(**ESCN | changes), "esen": esen}
+MODELS["fairchem"] = fairchem
+
+
+def collated(*structures):
+    data = AtomsToGraphs(r_edges=False, r_pbc=True).convert_all([*structures], disable_tqdm=True)
+    for structure in data:
+        structure.fixed = torch.zeros(structure.natoms)
+    return data_list_collater(data, otf_graph=True)
+
+
+def crystals():
+    """Face-centred cubic, every atom with 12, 6 and 24 neighbours at equal distances; and another size."""
+    return collated(bulk("Cu", cubic=True), bulk("Al", cubic=True).repeat((2, 1, 1)), bulk("Cu", cubic=True))
+
+
+def molecules():
+    return collated(molecule("CH3CH2OH"), molecule("C6H6"), molecule("H2O"))
+
+
+BATCHES = {"random": random_batch, "crystals": crystals, "molecules": molecules}
+
+
+class Seen(NamedTuple):
+    """Graph and outputs of a forward pass."""
+
+    graph: dict
+    outputs: dict
+
+
+def seen(model, batch):
+    """What a model makes of a batch."""
+    kept, generate = [], model.backbone.generate_graph
+
+    def keeping(data, **options):
+        graph = generate(data, **options)
+        kept.append(dict(graph) if isinstance(graph, dict) else dict(vars(graph)))
+        return graph
+
+    model.backbone.generate_graph = keeping
+    outputs = predict(model.eval(), batch)
+    return Seen(kept[0], outputs)
+
+
+def found_and_read(model, batch):
+    """What a model makes of a batch without neighbours, and of one with them."""
+    reader = copy.deepcopy(model)
+    prepared = with_neighbours(batch, loader_search(reader, WORKERS))
+    return seen(model, batch), seen(reader, prepared)
+
+
+def assert_same(found, read):
+    """Bit for bit, edges in the same order."""
+    for field in ("edge_index", "edge_distance", "edge_distance_vec", "cell_offsets"):
+        assert torch.equal(found.graph[field], read.graph[field]), field
+    assert all(torch.equal(read.outputs[key], value) for key, value in found.outputs.items())
+
+
+@pytest.mark.parametrize("strictly", [True, False])
+@pytest.mark.parametrize("kind", BATCHES)
+@pytest.mark.parametrize("name", MODELS)
+def test_are_the_same_edges_in_the_same_order(name, kind, strictly):
+    model = MODELS[name](use_pbc=kind != "molecules")
+    model.backbone.enforce_max_neighbors_strictly = strictly
+    found, read = found_and_read(model, BATCHES[kind]())
+    assert_same(found, read)
+    assert found.graph["edge_index"].shape[1] > 0
+
+
+def test_ties_are_cut_or_kept_as_the_model_does():
+    for strictly, most in ((True, 10), (False, 12)):
+        search = Search(5.0, 10, strictly, use_pbc=True, use_pbc_single=False)
+        degrees = with_neighbours(crystals(), search)["neighbours"].edge_index[1].bincount()
+        assert degrees.unique().tolist() == [most]
+
+
+def test_structure_by_structure_where_the_backbone_does_so():
+    model = equiformer(use_pbc_single=True)
+    assert_same(*found_and_read(model, random_batch()))
+
+
+def test_of_isolated_atoms():
+    structure = random_structure(1)
+    structure.cell = torch.eye(3)[None] * 60
+    found, read = found_and_read(equiformer(), Batch.from_data_list([structure, structure]))
+    assert_same(found, read)
+    assert read.graph["edge_index"].shape == (2, 0)
+
+
+def test_of_real_slabs(shared_data):
+    paths = sorted((shared_data / "oc20_mini" / "s2ef" / "val_id").glob("*.extxyz.xz"))[:2]
+    slabs = []
+    for path in paths:
+        with lzma.open(path, "rt") as file:
+            slabs.append(ase.io.read(file, index=0, format="extxyz"))
+    assert_same(*found_and_read(equiformer(max_neighbors=20, max_radius=12.0), collated(*slabs)))
+
+
+class TestRecord:
+    @pytest.fixture
+    def model(self):
+        return equiformer()
+
+    def test_does_not_touch_its_batch(self, model):
+        batch = random_batch()
+        before = sorted(batch.keys())
+        with_neighbours(batch, loader_search(model, WORKERS))
+        assert sorted(batch.keys()) == before
+
+    def test_follows_the_batch(self, model):
+        search = loader_search(model, WORKERS)
+        moved = with_neighbours(random_batch(), search).to("meta")["neighbours"]
+        assert moved.edge_index.device.type == "meta"
+        assert moved.search == search
+
+    def test_of_moved_atoms(self, model):
+        batch = random_batch()
+        assert_same(*found_and_read(model, corrupted_batch(batch, torch.arange(batch.num_nodes) % 2 == 0)))
+
+    def test_is_not_used_by_another_search(self, model):
+        search = loader_search(model, WORKERS)
+        batch = random_batch()
+        other = with_neighbours(batch, search._replace(cutoff=2.0))
+        assert torch.equal(predict(model.eval(), other)["energy"], predict(model.eval(), batch)["energy"])
+
+    def test_is_used_where_there_is_one(self, model):
+        search = loader_search(model, WORKERS)
+        batch = with_neighbours(random_batch(), search)
+        none = batch["neighbours"]._replace(edge_index=torch.zeros(2, 0, dtype=torch.long))
+        none = none._replace(cell_offsets=torch.zeros(0, 3), neighbors=torch.zeros(3, dtype=torch.long))
+        bare, cut = predict(model.eval(), batch), copy.copy(batch)
+        cut["neighbours"] = none
+        assert not torch.equal(predict(model, cut)["energy"], bare["energy"])
+        assert torch.equal(predict(model, without_neighbours(cut))["energy"], bare["energy"])
+        assert model.backbone.otf_graph
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("optim", "wanted"),
+        [
+            ({"num_workers": 0}, False),
+            ({"num_workers": 1}, True),
+            ({"num_workers": 0, "loader_workers": 2}, True),
+            ({"num_workers": 0, "loader_graph": True}, True),
+            ({"num_workers": 8, "loader_graph": False}, False),
+        ],
+        ids=str,
+    )
+    def test_follows_the_workers_of_a_gpu(self, optim, wanted):
+        assert (loader_search(equiformer().to("meta"), optim) is not None) == wanted
+
+    def test_is_the_loaders_on_a_cpu(self):
+        assert loader_search(equiformer(), {"num_workers": 0}) is not None
+        assert loader_search(equiformer(), {"num_workers": 0, "loader_graph": False}) is None
+
+    def test_must_be_a_switch(self):
+        with pytest.raises(ValueError, match=r"optim.loader_graph must be true or false, got 'yes'"):
+            loader_search(equiformer(), {"loader_graph": "yes"})
+
+    def test_is_the_models_for_gradients(self, caplog):
+        gradients = hydra(
+            {"model": "dens_plugin.ESENDeNS", **ESEN, "direct_forces": False},
+            energy_forces="dens_plugin.ESENGradientHead",
+        )
+        plain = hydra({"model": "esen_backbone", "otf_graph": True, **ESEN}, energy="esen_mlp_energy_head")
+        plain.backbone.direct_forces = False
+        for model in (gradients, plain):
+            caplog.clear()
+            assert loader_search(model, {"loader_graph": True}) is None
+            assert "Neighbours are found by the model: its forces are gradients" in caplog.text
+
+    def test_is_the_models_for_stored_edges(self, caplog):
+        stored = fairchem(otf_graph=False)
+        assert loader_search(stored, {"loader_graph": True}) is None
+        assert "otf_graph: false" in caplog.text
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_is_the_same(config, build, workers):
+    """Training and validation, to the last bit, wherever neighbours are found."""
+    config["optim"] |= {"num_workers": workers, "eval_every": 3}
+    states = []
+    for wanted in (True, False):
+        config["optim"]["loader_graph"] = wanted
+        trainer = build(config)
+        assert (trainer._search is not None) == wanted
+        trainer.train(disable_eval_tqdm=True)
+        states.append(final_state(trainer))
+    assert_same_run(*states)
+
+
+def test_batches_of_all_loaders_but_that_for_relaxations_have_them(config, build):
+    config["dataset"]["relax"] = dict(config["dataset"]["val"])
+    config["optim"]["loader_graph"] = True
+    trainer = build(config)
+    assert "neighbours" in next(iter(trainer.train_loader))
+    assert "neighbours" in next(iter(trainer.val_loader))
+    assert "neighbours" not in next(iter(trainer.relax_loader))

@@ -1,0 +1,90 @@
+"""What is refused before the first step because of what the first structures look like."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from dens_plugin.data.records import CheckedDataset, Limits
+from dens_plugin.testing import random_structure
+from dens_plugin.training.optim_check import require_normalizers
+from dens_plugin.training.preflight import limits_of, require_edges, require_fitting_scales
+
+
+class Network(nn.Module):
+    """Nothing but its settings."""
+
+    def __init__(self, *, cutoff=5.0, use_pbc=True):
+        super().__init__()
+        self.cutoff, self.use_pbc = cutoff, use_pbc
+
+
+class TestEdges:
+    def test_a_cutoff_below_all_distances(self):
+        structures = [random_structure(4, seed=seed) for seed in (1, 2)]
+        require_edges(Network(), structures)
+        with pytest.raises(ValueError, match=r"no atom of the first 2 training structures .* cutoff of 0.01 Å"):
+            require_edges(Network(cutoff=0.01), structures)
+
+    def test_atoms_alone_and_networks_without_a_cutoff(self):
+        alone = random_structure(1)
+        alone.cell = torch.zeros(1, 3, 3)
+        require_edges(Network(cutoff=0.01), [alone])
+        require_edges(nn.Linear(1, 1), [random_structure(4)])
+
+    def test_neighbours_across_a_face(self):
+        """One atom each side of a face, alone without periodicity."""
+        structure = random_structure(2)
+        structure.cell, structure.pos = 20 * torch.eye(3)[None], torch.tensor([[0.0, 0, 0.5], [0, 0, 19.5]])
+        require_edges(Network(cutoff=2.0), [structure])
+        structure.pbc = torch.zeros(1, 3, dtype=torch.bool)
+        with pytest.raises(ValueError, match=r"cutoff of 2 Å"):
+            require_edges(Network(cutoff=2.0), [structure])
+
+
+class TestScales:
+    SCALES = SimpleNamespace(mean=torch.tensor(0.0), rmsd=torch.tensor(0.2))
+
+    def test_energies_of_other_data(self):
+        structures = [random_structure(4, seed=seed) for seed in (1, 2)]
+        require_fitting_scales({"energy": self.SCALES}, structures, {})
+        for structure in structures:
+            structure.energy -= 9391.0
+        with pytest.raises(ValueError, match=r"more than 100 standard deviations .*mean 0, stdev 0.2"):
+            require_fitting_scales({"energy": self.SCALES}, structures, {})
+        require_fitting_scales({"energy": self.SCALES}, structures, {"energy": object()})
+        require_fitting_scales({}, structures, {})
+
+    def test_a_file_and_numbers(self):
+        both = {"energy": {"file": "normalizer.npz", "mean": 0.0, "stdev": 1.0}}
+        with pytest.raises(ValueError, match=r"normalizer.energy has both a file and mean, stdev"):
+            require_normalizers({"normalizer": both}, "dataset.train.transforms")
+        for alone in ({"file": None}, {"mean": None, "stdev": None}):
+            require_normalizers({"normalizer": {"energy": both["energy"] | alone}}, "dataset.train.transforms")
+
+
+class TestPeriodicity:
+    def test_is_what_the_modules_say(self):
+        assert limits_of(Network(use_pbc=False)).molecular
+        assert not limits_of(nn.Sequential(Network(use_pbc=False), Network())).molecular
+        assert not limits_of(nn.Linear(1, 1)).molecular
+
+    @pytest.mark.parametrize("axes", [(True, True, True), (True, True, False)])
+    def test_a_crystal_for_a_network_of_molecules(self, axes):
+        structure = random_structure(4)
+        dataset = Some([structure])
+        assert CheckedDataset(dataset, Limits(molecular=True))[0] is structure  # it does not say what it is
+        structure.pbc = torch.tensor([axes])
+        with pytest.raises(ValueError, match=r"structure 0 .*it is periodic .*use_pbc: true"):
+            CheckedDataset(dataset, Limits(molecular=True))[0]
+        structure.pbc = torch.zeros(1, 3, dtype=torch.bool)
+        assert CheckedDataset(dataset, Limits(molecular=True))[0] is structure
+
+
+class Some(list):
+    """A data set of the host's, as far as messages ask."""
+
+    config = {"src": "data"}  # noqa: RUF012
