@@ -95,6 +95,20 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
                 "Equiformer finds neighbours itself, as those of corrupted structures are stored nowhere; leave "
                 "`otf_graph` out of the backbone or set it to true"
             )
+        _require_sizes(
+            num_layers=num_layers,
+            num_heads=num_heads,
+            max_neighbors=max_neighbors,
+            num_radial_basis=num_radial_basis,
+            max_num_elements=max_num_elements,
+        )
+        _require_lists(
+            channels=channels,
+            head_channels=head_channels,
+            ffn_channels=ffn_channels,
+            feature_channels=feature_channels,
+            radial_channels=radial_channels,
+        )
         _require_degrees(
             channels, head_channels=head_channels, ffn_channels=ffn_channels, feature_channels=feature_channels
         )
@@ -258,6 +272,24 @@ def _where_it_counts(name: str, vectors: torch.Tensor, data: Batch) -> torch.Ten
     """``vectors`` (N, 3) in the rows that count for the target ``name``, zero in the others."""
     rows = rows_of(data).get(name)
     return vectors if rows is None else torch.where(rows.mask[:, None], vectors, vectors.new_zeros(()))
+
+
+def _require_sizes(**sizes: Any) -> None:
+    """Raise ValueError for a number of something that is none."""
+    for name, size in sizes.items():
+        if not _is_size(size):
+            raise ValueError(f"{name} must be a whole number above 0, got {size!r}")
+
+
+def _require_lists(**lists: Any) -> None:
+    """Raise ValueError for sizes that are no list of numbers of something."""
+    for name, sizes in lists.items():
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not all(map(_is_size, sizes)):
+            raise ValueError(f"{name} must be a list of whole numbers above 0, e.g. [64, 32], got {sizes!r}")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _require_degrees(channels: Sequence[int], **others: Sequence[int]) -> None:

@@ -2,7 +2,7 @@
 
 | kind | keys | units |
 |---|---|---|
-| revised MD17 | ``nuclear_charges``, ``coords``, ``energies``, ``forces`` | kcal/mol and Å, by its documentation |
+| revised MD17 | ``nuclear_charges``, ``coords``, ``energies``, ``forces`` | kcal/mol and Å, by documentation alone |
 | MD17, MD22, sGDML | ``z``, ``R``, ``E``, ``F`` | ``e_unit`` and ``r_unit``, which files of 2017 may lack |
 
 References:
@@ -23,6 +23,8 @@ from dens_plugin.data.molecule_units import KCAL, Units, from_names
 from dens_plugin.data.structures import Structure
 
 _AGAIN = "copy or download it again."
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
+_REAL = "iuf"  # numpy's letters for kinds of numbers
 
 
 class _Kind(NamedTuple):
@@ -49,7 +51,8 @@ class Archive(NamedTuple):
         positions: Shape (B, N, 3).
         energies: Shape (B,).
         forces: Shape (B, N, 3).
-        units: What they are in; None if the file does not say.
+        units: What they are in by the file's own words; None if it does not say.
+        usual: What files of this kind are in by their documentation; None if that differs.
     """
 
     numbers: np.ndarray
@@ -57,6 +60,7 @@ class Archive(NamedTuple):
     energies: np.ndarray
     forces: np.ndarray
     units: Units | None
+    usual: Units | None
 
     def structure(self, index: int, units: Units) -> Structure:
         """One frame in eV and Å, with ``fid`` its index."""
@@ -79,13 +83,37 @@ def read_archive(path: Path) -> Archive:
     """Read an npz file.
 
     Raises:
-        ValueError: If it is truncated or none, lacks an array, or the arrays do not belong together.
+        ValueError: If it is truncated or none, lacks an array, or the arrays are no numbers or do not belong together.
+    """
+    with open_npz(path) as file:
+        return _archive(path, file)
+
+
+def open_npz(path: Path) -> np.lib.npyio.NpzFile:
+    """Open an npz file.
+
+    Raises:
+        ValueError: If it is truncated, or none.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return _archive(path, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        file = np.load(path, allow_pickle=False)
+    except (*_BROKEN, ValueError) as error:
         raise ValueError(f"{path} is truncated or no npz file ({error}): {_AGAIN}") from error
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        raise ValueError(f"{path} is a single array, an npy file, and no npz file whatever its name: {_AGAIN}")
+    return file
+
+
+def read_array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    """An array of an open npz file.
+
+    Raises:
+        ValueError: If it is damaged, or holds Python objects, which nobody should unpickle.
+    """
+    try:
+        return file[name]
+    except (*_BROKEN, ValueError) as error:
+        raise ValueError(f"{path}: {name} cannot be read ({error}): {_AGAIN}") from error
 
 
 def _archive(path: Path, file: np.lib.npyio.NpzFile) -> Archive:
@@ -97,11 +125,12 @@ def _archive(path: Path, file: np.lib.npyio.NpzFile) -> Archive:
     if missing:
         raise ValueError(f"{path} has no {' and no '.join(missing)}: training needs energies and forces.")
     archive = Archive(
-        numbers=np.asarray(file[kind.numbers], dtype=int),
-        positions=file[kind.positions],
-        energies=file[kind.energies].reshape(-1),
-        forces=file[kind.forces],
-        units=KCAL if kind.name == "revised MD17" else _named_units(path, file),
+        numbers=_whole_numbers(path, file, kind.numbers),
+        positions=_numbers(path, file, kind.positions),
+        energies=_numbers(path, file, kind.energies).reshape(-1),
+        forces=_numbers(path, file, kind.forces),
+        units=_named_units(path, file),
+        usual=KCAL if kind.name == "revised MD17" else None,
     )
     _require_shapes(path, archive)
     return archive
@@ -110,12 +139,31 @@ def _archive(path: Path, file: np.lib.npyio.NpzFile) -> Archive:
 def _named_units(path: Path, file: np.lib.npyio.NpzFile) -> Units | None:
     if "e_unit" not in file:
         return None
-    return from_names(_text(file["e_unit"]), _text(file["r_unit"]) if "r_unit" in file else "Ang", str(path))
+    length = _text(path, file, "r_unit") if "r_unit" in file else "Ang"
+    return from_names(_text(path, file, "e_unit"), length, str(path))
 
 
-def _text(value: np.ndarray) -> str:
+def _text(path: Path, file: np.lib.npyio.NpzFile, name: str) -> str:
+    value = read_array(path, file, name)
+    if value.size != 1:
+        raise ValueError(f"{path}: {name} must be the name of one unit, got {value.size} values: correct the file.")
     item = value.item()
-    return item.decode() if isinstance(item, bytes) else str(item)
+    return item.decode(errors="replace") if isinstance(item, bytes) else str(item)
+
+
+def _whole_numbers(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    values = _numbers(path, file, name)
+    broken = values[~np.isfinite(values) | (values != np.round(values))]
+    if broken.size:
+        raise ValueError(f"{path}: {name} must be atomic numbers, got {broken.flat[0]}: {_AGAIN}")
+    return values.astype(int)
+
+
+def _numbers(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    values = read_array(path, file, name)
+    if values.dtype.kind not in _REAL:
+        raise ValueError(f"{path}: {name} must hold real numbers, got {values.dtype}: {_AGAIN}")
+    return values
 
 
 def _require_shapes(path: Path, archive: Archive) -> None:

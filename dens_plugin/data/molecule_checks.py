@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 
 import numpy as np
@@ -10,9 +9,13 @@ from ase import Atoms
 from ase.formula import Formula
 from ase.neighborlist import neighbor_list
 
+from dens_plugin.data.arrays import BREAKS
 from dens_plugin.data.findings import ISOLATION, OVERLAP
 from dens_plugin.data.molecule_files import Frames
+from dens_plugin.data.molecule_repeats import Repeats
 from dens_plugin.data.structures import Structure
+
+_LEAST_VOLUME = 1e-6  # Å³
 
 
 class FrameCheck:
@@ -24,8 +27,19 @@ class FrameCheck:
 
     def __init__(self, *, mixed: bool) -> None:
         self._mixed = mixed
-        self._formula: tuple[str, str] | None = None
-        self._seen: dict[bytes, str] = {}
+        self._formulas: dict[str, str] = {}  # of each composition the first frame
+        self._periodicity: tuple[np.ndarray, str] | None = None
+        self._repeats = Repeats()
+
+    @property
+    def formula(self) -> str | None:
+        """The composition of all frames; None if they have several."""
+        return next(iter(self._formulas)) if len(self._formulas) == 1 else None
+
+    @property
+    def elements(self) -> set[str]:
+        """Those of all frames, by symbol."""
+        return {symbol for formula in self._formulas for symbol in Formula(formula).count()}
 
     def add(self, frames: Frames, index: int) -> str | None:
         """Read one frame and check it.
@@ -39,23 +53,30 @@ class FrameCheck:
         where = f"{frames.path}, frame {index}"
         structure = frames.read(index)
         _require_labels(structure, where)
-        _require_finite(structure, where)
+        _require_sound(structure, where)
         _require_neighbours(structure, where)
         self._require_same_formula(structure, where)
-        key = hashlib.blake2b(
-            structure.numbers.tobytes() + structure.positions.tobytes() + structure.cell.tobytes(), digest_size=16
-        ).digest()
-        first = self._seen.setdefault(key, where)
-        return None if first == where else first
+        self._require_same_periodicity(structure, where)
+        return self._repeats.first(structure, where)
 
     def _require_same_formula(self, structure: Structure, where: str) -> None:
         formula = Formula.from_list(Atoms(numbers=structure.numbers).get_chemical_symbols()).format("hill")
-        if self._formula is None:
-            self._formula = formula, where
-        if formula != self._formula[0] and not self._mixed:
+        self._formulas.setdefault(formula, where)
+        if len(self._formulas) > 1 and not self._mixed:
+            first, place = next(iter(self._formulas.items()))
             raise ValueError(
-                f"{where} is {formula}, {self._formula[1]} is {self._formula[0]}: give one molecule at a time, or "
-                "--mixed if the data set is meant to have several."
+                f"{where} is {formula}, {place} is {first}: give one molecule at a time, or --mixed if the data set is "
+                "meant to have several."
+            )
+
+    def _require_same_periodicity(self, structure: Structure, where: str) -> None:
+        if self._periodicity is None:
+            self._periodicity = structure.pbc, where
+        first, place = self._periodicity
+        if not np.array_equal(structure.pbc, first):
+            raise ValueError(
+                f"{where} has pbc {structure.pbc.tolist()}, {place} {first.tolist()}: a batch needs the same in all of "
+                "its structures. Give molecules a wide cell, or make a data set of each kind."
             )
 
 
@@ -76,17 +97,18 @@ def _require_labels(structure: Structure, where: str) -> None:
             f"{where} has no {' and no '.join(missing)}: training needs both; extended XYZ has them as `energy=` and a "
             "column `forces`."
         )
-    if structure.forces.shape != structure.positions.shape or len(structure.numbers) != len(structure.positions):
-        raise ValueError(
-            f"{where} has {len(structure.numbers)} atoms, {len(structure.positions)} positions and "
-            f"{len(structure.forces)} forces: they must agree."
-        )
 
 
-def _require_finite(structure: Structure, where: str) -> None:
+def _require_sound(structure: Structure, where: str) -> None:
+    for name, kind in BREAKS.items():
+        details = kind.details(structure)
+        if details:
+            raise ValueError(f"{where} has {name}: {details}: remove the frame, or correct it.")
     for name in ("positions", "cell", "energy", "forces"):
         if not np.isfinite(getattr(structure, name)).all():
             raise ValueError(f"{where} has NaN or infinite {name}: remove the frame.")
+    if structure.pbc.any() and abs(np.linalg.det(structure.cell)) < _LEAST_VOLUME:
+        raise ValueError(f"{where} is periodic and its cell has no volume: give it one, or set pbc to F F F.")
 
 
 def _require_neighbours(structure: Structure, where: str) -> None:

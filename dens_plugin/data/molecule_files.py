@@ -23,31 +23,34 @@ class Frames(NamedTuple):
         length: Number of frames.
         read: The frame at an index, in eV and Å; ``fid`` is the index.
         units: What the file is in.
+        remedy: What to do if it is not.
     """
 
     path: Path
     length: int
     read: Callable[[int], Structure]
     units: Units
+    remedy: str
 
 
-def open_frames(path: Path, *, units: str | None = None) -> Frames:
+def open_frames(path: Path, *, units: str | None = None, option: str = "--units") -> Frames:
     """Open a file of structures with energies and forces.
 
     Args:
         path: An npz file of MD17, revised MD17, sGDML or MD22, extended XYZ (also .xz), an ASE database or another
             file of ASE, an LMDB; or a folder with one npz file, itself or in ``raw`` below it, as PyG's MD17 has.
         units: One of :data:`~dens_plugin.data.molecule_units.CHOICES`; None for what the file, or its kind, says.
+        option: What the user calls ``units``, for the messages.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
-        ValueError: If it cannot be read, or does not say its units, or says others than ``units``.
+        ValueError: If it cannot be read, or does not say its units, or itself says others than ``units``.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a file of structures, or a folder with one.")
     path = _only_archive(path) if path.is_dir() else path
     chosen = None if units is None else from_choice(units)
-    return _open_archive(path, chosen) if path.suffix == ".npz" else _open_ase(path, chosen)
+    return _open_archive(path, chosen, option) if path.suffix == ".npz" else _open_ase(path, chosen, option)
 
 
 def _only_archive(folder: Path) -> Path:
@@ -60,22 +63,28 @@ def _only_archive(folder: Path) -> Path:
     return found[0] if found else folder
 
 
-def _open_archive(path: Path, chosen: Units | None) -> Frames:
+def _open_archive(path: Path, chosen: Units | None, option: str) -> Frames:
     archive = read_archive(path)
-    if archive.units is None and chosen is None:
+    named, units = archive.units, chosen or archive.units or archive.usual
+    if units is None:
         raise ValueError(
-            f"{path} does not say in which units it is: give --units; the MD17 files of 2017 are in kcal/mol."
+            f"{path} does not say in which units it is: give {option}; the MD17 files of 2017 are in kcal/mol."
         )
-    if archive.units is not None and chosen is not None and not agree(archive.units, chosen):
-        raise ValueError(f"{path} is in {archive.units.name}, --units says {chosen.name}: leave --units out.")
-    units = chosen if archive.units is None else archive.units
-    return Frames(path, len(archive.energies), lambda index: archive.structure(index, units), units)
+    if named is not None and not agree(named, units):
+        raise ValueError(
+            f"{path} says that it is in {named.name}, {option} says {units.name}: leave {option} out, or correct the "
+            "e_unit and r_unit of the file."
+        )
+    remedy = f"give {option}" if named is None else "correct the e_unit and r_unit of the file"
+    return Frames(path, len(archive.energies), lambda index: archive.structure(index, units), units, remedy)
 
 
-def _open_ase(path: Path, chosen: Units | None) -> Frames:
+def _open_ase(path: Path, chosen: Units | None, option: str) -> Frames:
     """ASE's formats are in eV and Å unless whoever wrote the file did otherwise."""
     source, units = open_source(path), chosen or EV
-    return Frames(path, source.length, lambda index: _converted(source.read(index), index, units), units)
+    return Frames(
+        path, source.length, lambda index: _converted(source.read(index), index, units), units, f"give {option}"
+    )
 
 
 def _converted(structure: Structure, index: int, units: Units) -> Structure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,11 +16,51 @@ _CLOSEST = 100  # pairs of them
 _LEAST = 30  # frames, and pairs: fewer tell nothing
 _NEAR = 0.3  # Å rms: beyond it the mean of two forces says nothing of what lies between
 _CORRELATION = 0.8
+# Energies of other frames have a correlation of up to 0.4 with the work on real data, their own never below 0.7 where
+# there are this many pairs.
+_MANY, _UNRELATED = 60, 0.5
+_LITTLE = 0.1  # eV/Å, rms of a component: less than that of any molecule at room temperature
+_GAP = 10, 0.5  # standard deviations, and eV an atom: how far the mean energies of one molecule may be apart
 _SLOPE = (0.6, 1.6)  # noise gives 1.0 to 1.15 on real data; forces in hartree/bohr taken for hartree/Å give 1.9
 _KCAL_RATIO = (15, 30)  # eV over kcal/mol is 23
 
 
-def require_plausible_units(frames: Frames, indices: Sequence[int], *, sure: bool = False) -> str:
+class Labels(NamedTuple):
+    """What the labels of some frames of a file look like.
+
+    Attributes:
+        frames: The file.
+        rms: Of a component of the forces, in eV/Å.
+        mean: Of the energies, in eV.
+        spread: Standard deviation of the energies, in eV.
+        natoms: Of the largest frame.
+        slope: By how much energies change per work of the forces; None where no frames are alike enough to tell.
+    """
+
+    frames: Frames
+    rms: float
+    mean: float
+    spread: float
+    natoms: int
+    slope: float | None
+
+    def __str__(self) -> str:
+        work = "no frames alike enough to compare energies with them"
+        if self.slope is not None:
+            work = f"energies change by {self.slope:.2f} times their work"
+        text = f"{_named(self.frames)}: forces rms {self.rms:.3f} eV/Å, {work}"
+        return text if self.rms > _LITTLE else f"{text}\nwarning: {self._doubt()}"
+
+    def _doubt(self) -> str:
+        raw = self.rms / self.frames.units.forces
+        unscaled = "" if raw == self.rms else f", which the numbers of the file, {raw:.3g}, would be in eV/Å"
+        return (
+            f"{self.frames.path}: thermal forces have an rms of 0.3 to 3 eV/Å{unscaled}; unless all structures are "
+            f"nearly relaxed, {self.frames.remedy}"
+        )
+
+
+def require_plausible_units(frames: Frames, indices: Sequence[int], *, sure: bool = False) -> Labels:
     """Check the units of forces by their size, and those of energies by the work of the forces.
 
     Thermal forces have an rms of 0.3 to 3 eV/Å a component; kcal/mol/Å are 23 times the number, hartree/bohr a 51st.
@@ -28,32 +69,51 @@ def require_plausible_units(frames: Frames, indices: Sequence[int], *, sure: boo
     Args:
         frames: The file.
         indices: Frames of it to look at.
-        sure: The user named the units, so that forces may have any size, as those of relaxed structures do.
+        sure: The user named the units, so that forces may be as small as those of relaxed structures.
 
     Returns:
-        What was found, for a person.
+        What was found; its text is for a person, and warns of small forces.
 
     Raises:
         ValueError: If the size of the forces cannot be, or energies and forces contradict each other.
     """
     places = np.linspace(0, len(indices) - 1, min(len(indices), _COMPARED)).astype(int)
     picked = [frames.read(int(indices[at])) for at in places]
+    energies = np.array([structure.energy for structure in picked])
     rms = float(np.sqrt(np.mean(np.concatenate([structure.forces for structure in picked]) ** 2)))
-    head = f"{frames.path} ({frames.units.name})"
-    if not (sure or SMALL_FORCES < rms < LARGE_FORCES):
+    if rms >= LARGE_FORCES or (rms <= SMALL_FORCES and not sure):
         raise ValueError(
-            f"{head}: forces have an rms of {rms:.3g} eV/Å a component, too {'large' if rms > 1 else 'small'} for "
-            f"these units ({SMALL_FORCES:g} to {LARGE_FORCES:g} are taken): give --units."
+            f"{_named(frames)}: forces have an rms of {rms:.3g} eV/Å a component, too "
+            f"{'large' if rms > 1 else 'small'} for these units ({SMALL_FORCES:g} to {LARGE_FORCES:g} are taken): "
+            f"{frames.remedy}."
         )
-    slope = energy_force_slope(picked)
-    if slope is None:
-        return f"{head}: forces rms {rms:.3f} eV/Å; no frames alike enough to compare energies with them"
-    if not _SLOPE[0] < slope < _SLOPE[1]:
+    natoms = max(len(structure.numbers) for structure in picked)
+    return Labels(frames, rms, energies.mean(), energies.std(), natoms, _required_slope(frames, picked))
+
+
+def require_alike(train: Labels, test: Labels, *, mixed: bool) -> None:
+    """Raise ValueError if the labels of a test file cannot be in the units, or of the method, of the training file's.
+
+    Args:
+        train: Of the frames of training.
+        test: Of those of the other file.
+        mixed: Whether compositions differ, so that energies do.
+    """
+    deviations, per_atom = _GAP
+    allowed = deviations * max(train.spread, test.spread) + per_atom * train.natoms
+    if not mixed and abs(train.mean - test.mean) > allowed:
         raise ValueError(
-            f"{head}: between close frames energies change by {slope:.3g} times the work of the forces: "
-            f"{_explain(slope)}."
+            f"{_named(test.frames)} has energies around {test.mean:.1f} eV, {_named(train.frames)} around "
+            f"{train.mean:.1f} eV, for the same molecule: they are in other units, or of another method. "
+            "--test-units says what the file for test is in."
         )
-    return f"{head}: forces rms {rms:.3f} eV/Å, energies change by {slope:.2f} times their work"
+    says_nothing = mixed or abs(train.mean) < allowed  # energies so small have no unit that shows
+    if says_nothing and any(_KCAL_RATIO[0] < one / other < _KCAL_RATIO[1] for one, other in _both_ways(train, test)):
+        raise ValueError(
+            f"{_named(test.frames)} has forces with an rms of {test.rms:.3g} eV/Å, {_named(train.frames)} of "
+            f"{train.rms:.3g} eV/Å: one of them is in kcal/mol and the other in eV. --test-units says what the file "
+            "for test is in."
+        )
 
 
 def energy_force_slope(structures: Sequence[Structure]) -> float | None:
@@ -65,7 +125,7 @@ def energy_force_slope(structures: Sequence[Structure]) -> float | None:
         structures: Frames with labels.
 
     Returns:
-        The slope; None where no frames are alike enough to tell.
+        The slope, 0 where energies have nothing to do with the work; None where no frames are alike enough to tell.
     """
     alike = [s for s in structures if not s.pbc.any() and np.array_equal(s.numbers, structures[0].numbers)]
     if len(alike) < _LEAST or len(alike[0].numbers) < 2:
@@ -76,9 +136,34 @@ def energy_force_slope(structures: Sequence[Structure]) -> float | None:
     work, change = work[closest], change[closest]
     if len(closest) < _LEAST or not work.std() or not change.std():
         return None
-    if abs(np.corrcoef(work, change)[0, 1]) < _CORRELATION:
-        return None
+    correlation = abs(np.corrcoef(work, change)[0, 1])
+    if correlation < _CORRELATION:
+        return 0.0 if len(closest) >= _MANY and correlation < _UNRELATED else None
     return float((change @ change) / (work @ change))
+
+
+def _named(frames: Frames) -> str:
+    return f"{frames.path} ({frames.units.name})"
+
+
+def _both_ways(train: Labels, test: Labels) -> list[tuple[float, float]]:
+    pair = max(train.rms, 1e-9), max(test.rms, 1e-9)
+    return [pair, pair[::-1]]
+
+
+def _required_slope(frames: Frames, structures: Sequence[Structure]) -> float | None:
+    slope = energy_force_slope(structures)
+    if slope == 0:
+        raise ValueError(
+            f"{_named(frames)}: between close frames energies do not follow the forces at all: are they those of other "
+            "frames, or in another order?"
+        )
+    if slope is not None and not _SLOPE[0] < slope < _SLOPE[1]:
+        raise ValueError(
+            f"{_named(frames)}: between close frames energies change by {slope:.3g} times the work of the forces: "
+            f"{_explain(slope)}."
+        )
+    return slope
 
 
 def _pairs(structures: Sequence[Structure]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from dens_plugin.data.molecule_archives import open_npz, read_array
 
 NAMES = ("train", "val", "test")
 _PREFIXES = ("", "idx_", "index_")  # what other codes put before the names
@@ -104,11 +105,10 @@ def _read_named(paths: Sequence[Path], frames: int) -> Split:
     if len(paths) > 1:
         raise ValueError(f"{path} holds a whole split: give it alone.")
     content = _load(path)
-    if "frames" in content and int(content["frames"]) != frames:
-        raise ValueError(
-            f"{path} splits {int(content['frames']):,} frames, the data have {frames:,}: give its own data."
-        )
-    parts = [_part(content, name) for name in NAMES]
+    of = content.get("frames", frames)
+    if str(of) != str(frames):
+        raise ValueError(f"{path} splits {of} frames, the data have {frames}: give its own data.")
+    parts = [_part(content, name, path) for name in NAMES]
     if parts[0] is None or parts[1] is None:
         raise ValueError(f"{path} has {', '.join(content)}: a split needs train and val, and may have test.")
     rest = np.setdiff1d(np.arange(frames), np.concatenate(parts[:2])) if parts[2] is None else parts[2]
@@ -116,24 +116,30 @@ def _read_named(paths: Sequence[Path], frames: int) -> Split:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
+    if path.suffix == ".npz":
+        with open_npz(path) as file:
+            return {name: read_array(path, file, name) for name in file.files}
     try:
-        if path.suffix == ".json":
-            content = json.loads(path.read_text())
-        else:
-            with np.load(path, allow_pickle=False) as file:
-                content = dict(file)
-    except (ValueError, zipfile.BadZipFile, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no {path.suffix[1:]} file that can be read ({error}).") from error
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is no json file that can be read ({error}).") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} must hold lists of indices under train, val and test.")
     return content
 
 
-def _part(content: Mapping[str, Any], name: str) -> np.ndarray | None:
+def _part(content: Mapping[str, Any], name: str, path: Path) -> np.ndarray | None:
     names = (f"{prefix}{name}{suffix}" for prefix in _PREFIXES for suffix in _SUFFIXES)
     found = next((key for key in names if key in content), None)
-    part = None if found is None else np.asarray(content[found]).reshape(-1)
-    return part.astype(int) if part is not None and not len(part) else part
+    if found is None:
+        return None
+    try:
+        part = np.asarray(content[found]).reshape(-1)
+    except ValueError:
+        raise ValueError(f"{path}: {found} must be a list of indices of frames, not of lists.") from None
+    if len(part) and not np.issubdtype(part.dtype, np.integer):
+        raise ValueError(f"{path}: {found} must be indices of frames, got {part.dtype}.")
+    return part.astype(int)
 
 
 def _read_lists(paths: Sequence[Path], frames: int, sizes: Sizes, seed: int) -> Split:
@@ -157,9 +163,6 @@ def _read_list(path: Path) -> np.ndarray:
 
 
 def _require_indices(split: Split, path: Path, frames: int) -> None:
-    for name, part in zip(NAMES, split, strict=True):
-        if not np.issubdtype(part.dtype, np.integer):
-            raise ValueError(f"{path}: {name} must be indices of frames, got {part.dtype}.")
     everything = np.concatenate(split)
     if not len(split.train) or not len(split.val):
         raise ValueError(f"{path}: train and val must each have a frame.")

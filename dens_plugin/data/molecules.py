@@ -9,34 +9,35 @@ SRC is a file that :mod:`dens_plugin.data.molecule_files` opens. OUT gets
 
 Total energies of a molecule are thousands of eV and differ by less than one. Networks compute in float32, which has
 three decimals left there, so the mean energy of the training frames is subtracted before anything is rounded. It stands
-in ``manifest.json``; add it to what a model predicts, or give ``--reference none`` to keep total energies.
+in ``manifest.json`` and in the checkpoints of what is trained on it, and the ASE calculator adds it again;
+``--reference none`` keeps total energies.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from dens_plugin.data.lmdb_file import PART
 from dens_plugin.data.molecule_checks import FrameCheck, require_different
 from dens_plugin.data.molecule_files import Frames, open_frames
-from dens_plugin.data.molecule_plausibility import require_plausible_units
+from dens_plugin.data.molecule_folder import require_free, whole_folder
+from dens_plugin.data.molecule_manifest import FILE_NAME
+from dens_plugin.data.molecule_plausibility import Labels, require_alike, require_plausible_units
 from dens_plugin.data.molecule_split import Sizes, Split, draw, parse_sizes, read_split, write_split
 from dens_plugin.data.molecule_units import CHOICES
 from dens_plugin.data.molecule_writing import Normalizer, Part, normalizer_of, write_normalizers, write_part
-from dens_plugin.data.output import require_makeable
 from dens_plugin.settings import number
 
-_MANIFEST = "manifest.json"
 _SIZES = "950,50"  # the paper's, Section 4.3
+_COMPOSITIONAL = 100.0  # Å: a deviation of energies over an rms of forces beyond it is one between compositions
 
 
 class Options(NamedTuple):
@@ -45,10 +46,11 @@ class Options(NamedTuple):
     Attributes:
         sizes: Numbers of frames for training and validation; the rest is for test.
         seed: Of the draw.
-        units: Of the files, where they do not say; None otherwise.
+        units: Of the file, where it does not say; None otherwise.
         reference: ``mean``, ``none``, or the energy in eV to subtract.
         mixed: Whether frames may have different compositions; they keep their total energies by default.
         drop_duplicates: Whether to leave out a frame that came before.
+        test_units: Of another file for test; None for ``units``.
     """
 
     sizes: Sizes
@@ -57,6 +59,7 @@ class Options(NamedTuple):
     reference: str = "mean"
     mixed: bool = False
     drop_duplicates: bool = False
+    test_units: str | None = None
 
 
 class Result(NamedTuple):
@@ -67,7 +70,7 @@ class Result(NamedTuple):
         counts: Frames of train, val and test.
         reference: eV, subtracted from every energy.
         normalizer: Of the training frames.
-        findings: What the checks saw, one line per file.
+        findings: What the checks saw, one line per file, and what to beware of.
     """
 
     out: Path
@@ -116,20 +119,22 @@ def convert(
             exists or cannot be made.
     """
     out = Path(out)
-    _require_reference(options.reference)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out} exists: give another OUT, or delete it first.")
-    require_makeable(out)
-    frames = open_frames(Path(src), units=options.units)
-    tests = None if test is None else open_frames(Path(test), units=options.units)
-    split, test_indices = _choose(frames, tests, options, [Path(path) for path in split_files], progress=progress)
-    sure = options.units is not None
-    findings = [require_plausible_units(frames, split.train, sure=sure)]
+    _require_possible(options)
+    require_free(out)
+    frames, tests = _open(Path(src), test, options)
+    check = FrameCheck(mixed=options.mixed)
+    paths = [Path(path) for path in split_files]
+    split, test_indices = _choose(check, frames, tests, options=options, split_files=paths, progress=progress)
     parts = {name: Part(frames, 0, indices) for name, indices in split._asdict().items()}
+    labels = require_plausible_units(frames, split.train, sure=options.units is not None)
+    findings = [str(labels)]
     if tests is not None:
-        findings.append(require_plausible_units(tests, test_indices, sure=sure))
+        units = options.test_units or options.units
+        of_test = require_plausible_units(tests, test_indices, sure=units is not None)
+        require_alike(labels, of_test, mixed=check.formula is None)
+        findings.append(str(of_test))
         parts["test"] = Part(tests, 1, test_indices)
-    return _write(out, parts, options, findings)
+    return _write(out, parts, options, check=check, labels=labels, findings=findings)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +159,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "[and that for test], of whose training frames --split gives some to validation",
     )
     parser.add_argument("--test", metavar="FILE", help="another file, for test, instead of the rest of SRC")
-    parser.add_argument("--units", choices=CHOICES, help="where the file does not say, or to insist; positions in Å")
+    parser.add_argument("--units", choices=CHOICES, help="of SRC, where it does not say itself; positions in Å")
+    parser.add_argument("--test-units", choices=CHOICES, help="of the file for test (default: as --units)")
     parser.add_argument(
         "--reference",
         default="mean",
@@ -169,20 +175,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Do what ``dens data molecules`` was asked for."""
-    options = Options(parse_sizes(args.split), args.seed, args.units, args.reference, args.mixed, args.drop_duplicates)
+    options = Options(
+        sizes=parse_sizes(args.split),
+        seed=args.seed,
+        units=args.units,
+        reference=args.reference,
+        mixed=args.mixed,
+        drop_duplicates=args.drop_duplicates,
+        test_units=args.test_units,
+    )
     print(convert(args.src, args.out, options, test=args.test, split_files=args.split_file, progress=not args.quiet))
 
 
-def _require_reference(reference: str) -> None:
-    if reference not in ("mean", "none"):
-        number(reference, "--reference (mean, none, or an energy in eV)")
+def _require_possible(options: Options) -> None:
+    if options.seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {options.seed}")
+    if options.reference not in ("mean", "none"):
+        name = "--reference (mean, none, or an energy in eV)"
+        if not math.isfinite(number(options.reference, name)):
+            raise ValueError(f"{name} must be finite, got {options.reference}")
+
+
+def _open(src: Path, test: str | PathLike | None, options: Options) -> tuple[Frames, Frames | None]:
+    frames = open_frames(src, units=options.units)
+    if test is None:
+        return frames, None
+    if options.test_units is None:
+        tests = open_frames(Path(test), units=options.units)
+    else:
+        tests = open_frames(Path(test), units=options.test_units, option="--test-units")
+    if tests.path.samefile(frames.path):
+        raise ValueError(f"--test {test} is SRC itself: leave it out, and what --split leaves of SRC is for test.")
+    return frames, tests
 
 
 def _choose(
-    frames: Frames, tests: Frames | None, options: Options, split_files: Sequence[Path], *, progress: bool
+    check: FrameCheck,
+    frames: Frames,
+    tests: Frames | None,
+    *,
+    options: Options,
+    split_files: Sequence[Path],
+    progress: bool,
 ) -> tuple[Split, np.ndarray]:
     """The split of SRC and the frames of the test file, all of them checked before anything is written."""
-    check = FrameCheck(mixed=options.mixed)
     split = None
     wanted = np.arange(frames.length)
     if split_files:
@@ -196,6 +232,8 @@ def _choose(
     if tests is None:
         return split, np.zeros(0, dtype=int)
     test_indices = _checked(check, tests, np.arange(tests.length), options, progress=progress)
+    if not len(test_indices):
+        raise ValueError(f"--test {tests.path} has no frame that did not come before in {frames.path}: give others.")
     return split._replace(test=np.zeros(0, dtype=int)), test_indices
 
 
@@ -213,24 +251,56 @@ def _checked(check: FrameCheck, frames: Frames, indices: np.ndarray, options: Op
     return np.array(usable, dtype=int)
 
 
-def _write(out: Path, parts: Mapping[str, Part], options: Options, findings: list[str]) -> Result:
-    """Write everything beside OUT, which then gets its name in a single rename."""
+def _write(
+    out: Path,
+    parts: Mapping[str, Part],
+    options: Options,
+    *,
+    check: FrameCheck,
+    labels: Labels,
+    findings: list[str],
+) -> Result:
+    """Write everything beside OUT, which then gets its name in a single rename; nothing stays of a failure."""
     raw = normalizer_of(parts["train"])
     reference = _reference(options, raw.mean)
     normalizer = raw._replace(mean=raw.mean - reference)
     counts = {name: len(part.indices) for name, part in parts.items()}
-    folder = out.absolute().with_name(out.absolute().name + PART)
-    shutil.rmtree(folder, ignore_errors=True)
-    for name, part in parts.items():
-        if len(part.indices):
-            write_part(folder / name, part, reference=reference)
-    write_normalizers(folder, normalizer)
+    with whole_folder(out) as folder:
+        for name, part in parts.items():
+            if len(part.indices):
+                write_part(folder / name, part, reference=reference)
+        write_normalizers(folder, normalizer)
+        _write_split(folder, parts, options.seed)
+        manifest = _manifest(parts, options) | {
+            "formula": check.formula,
+            "elements": sorted(check.elements),
+            "reference_energy_ev": reference,
+            "normalizer": normalizer._asdict(),
+        }
+        (folder / FILE_NAME).write_text(json.dumps(manifest, indent=1))
+    return Result(out, counts, reference, normalizer, [*findings, *_doubts(normalizer, counts["train"], labels)])
+
+
+def _write_split(folder: Path, parts: Mapping[str, Part], seed: int) -> None:
     frames = parts["train"].frames
     split = Split(*(part.indices if part.frames is frames else np.zeros(0, dtype=int) for part in parts.values()))
-    write_split(folder / "split.npz", split, frames=frames.length, seed=options.seed)
-    (folder / _MANIFEST).write_text(json.dumps(_manifest(parts, options, reference, normalizer), indent=1))
-    folder.replace(out)
-    return Result(out, counts, reference, normalizer, findings)
+    write_split(folder / "split.npz", split, frames=frames.length, seed=seed)
+
+
+def _doubts(normalizer: Normalizer, frames: int, labels: Labels) -> Iterator[str]:
+    """What a person should know before taking the normaliser."""
+    if frames == 1 or labels.spread == 0:
+        yield (
+            "warning: the training energies have no standard deviation, as there is "
+            f"{'one frame' if frames == 1 else 'one energy'}: the 1 eV below only stands in for it"
+        )
+    elif normalizer.stdev > _COMPOSITIONAL * labels.rms:
+        yield (
+            f"warning: the deviation below, {normalizer.stdev:.4g} eV, is that between compositions and of no use: "
+            "subtract the energies of atoms, or of a linear fit, before this step (or train with `transforms: "
+            "{element_references: {fit: {targets: [energy], batch_size: 64}}}`), and scale forces by their own rms, "
+            f"{labels.rms:.3f} eV/Å"
+        )
 
 
 def _reference(options: Options, mean: float) -> float:
@@ -239,15 +309,13 @@ def _reference(options: Options, mean: float) -> float:
     return mean if options.reference == "mean" else number(options.reference, "--reference")
 
 
-def _manifest(parts: Mapping[str, Part], options: Options, reference: float, normalizer: Normalizer) -> dict:
-    sources = {part.frames.path.name: part.frames for part in parts.values()}
+def _manifest(parts: Mapping[str, Part], options: Options) -> dict[str, Any]:
+    sources = {str(part.frames.path): part.frames for part in parts.values()}
     return {
         "made_by": "dens data molecules",
         "files": {name: {"bytes": _bytes(frames.path), "units": frames.units.name} for name, frames in sources.items()},
         "options": {**options._asdict(), "sizes": options.sizes._asdict()},
         "counts": {name: len(part.indices) for name, part in parts.items()},
-        "reference_energy_ev": reference,
-        "normalizer": normalizer._asdict(),
     }
 
 

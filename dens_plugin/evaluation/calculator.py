@@ -16,27 +16,66 @@ from fairchem.core import OCPCalculator
 from torch import nn
 
 from dens_plugin.compat import load_checkpoint, prepare_host
+from dens_plugin.data.molecule_manifest import ORIGIN, Origin
 from dens_plugin.data.oc22_references import References
+from dens_plugin.training.preflight import limits_of
 
 
 class DeNSCalculator(OCPCalculator):
-    """fairchem's calculator, which refuses structures that its model cannot mean."""
+    """fairchem's calculator, which refuses structures that its model cannot mean.
+
+    Where `dens data molecules` subtracted a reference energy from all training energies, it is added again for
+    structures of the same composition; others have none.
+
+    Args:
+        **kwargs: as fairchem's.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        known = self.config.get(ORIGIN)
+        self._origin = None if known is None else Origin(**known)
+        self._warned: set[str] = set()
 
     def calculate(self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]) -> None:
         """Energy and forces of a structure.
 
         Raises:
-            ValueError: for no atoms, positions that are not finite, or an element that the model does not know.
+            ValueError: for no atoms, positions that are not finite, an element that the model does not know, or a
+                crystal where it looks at molecules alone, or without a cell.
         """
-        limit = self.config["model"].get("backbone", self.config["model"]).get("max_num_elements", 90)
+        limits = limits_of(self.trainer.model)
+        limit = limits.elements
         if len(atoms) == 0:
             raise ValueError("there are no atoms to compute energy and forces of")
         if not np.isfinite(atoms.get_positions()).all():
             raise ValueError("positions are NaN or infinite; a relaxation or dynamics with too long a step does that")
         if max(atoms.numbers) >= limit or min(atoms.numbers) < 1:
             raise ValueError(f"the model knows the elements 1 to {limit - 1}, not {sorted(set(atoms.numbers))}")
+        self._warn_of_unseen(atoms)
+        if limits.molecular and atoms.pbc.any():
+            raise ValueError(
+                "the structure is periodic and the model takes all for molecules (`use_pbc: false`): set its pbc to "
+                "False if it is one, else use a model with `use_pbc: true`"
+            )
+        if limits.periodic and atoms.pbc.any() and atoms.cell.volume == 0:
+            raise ValueError("the structure is periodic and its cell has no volume: give it one, or set pbc to False")
         self._require_references(atoms)
         super().calculate(atoms, properties, system_changes)
+        if self._origin is not None and atoms.get_chemical_formula("hill") == self._origin.formula:
+            self.results["energy"] = float(self.results["energy"]) + self._origin.reference
+
+    def _warn_of_unseen(self, atoms: Atoms) -> None:
+        """Say once of every element that there was none of it in training."""
+        if self._origin is None:
+            return
+        unseen = set(atoms.get_chemical_symbols()) - {*self._origin.elements, *self._warned}
+        if unseen:
+            self._warned |= unseen
+            logging.warning(
+                f"The model was trained on {', '.join(self._origin.elements)} and never saw "
+                f"{', '.join(sorted(unseen))}: what it says of them is arbitrary."
+            )
 
     def _require_references(self, atoms: Atoms) -> None:
         """Raise ValueError for an element to which the model's linear references give no energy that can be meant."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,15 +22,21 @@ from ase.io import Trajectory
 from ase.io.formats import UnknownFileTypeError
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution, Stationary, ZeroRotation
 from ase.md.verlet import VelocityVerlet
+from ase.neighborlist import neighbor_list
 from ase.optimize import LBFGS
 from matplotlib.figure import Figure
 
-from dens_plugin.data.output import require_makeable
+from dens_plugin.data.findings import ISOLATION
+from dens_plugin.data.output import require_folder
 from dens_plugin.evaluation.calculator import load_calculator
 from dens_plugin.evaluation.plots import STYLE
 
 _MILLI = 1000.0
 _FMAX, _RELAXATION_STEPS = 0.01, 500  # eV/Å, for a start at rest
+_TOLD_EVERY = 10  # steps of a relaxation
+_RUNAWAY = 3  # times the first temperature; half of it remains from a relaxed structure
+_COOL = 300.0  # K: from a lower temperature, what an unrelaxed structure gives off counts for more
+_FILES = ("nve.traj", "nve.csv", "nve.png")
 _COLUMNS = ("time_fs", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
 _LEAST_ROWS = 3  # for a line and what it leaves
 
@@ -84,9 +92,12 @@ def simulate(atoms: Atoms, plan: Plan, *, trajectory: str | Path | None = None) 
         (rows, 5).
 
     Raises:
-        ValueError: For an impossible plan, or an energy or force that becomes NaN or infinite, with the step.
+        ValueError: For an impossible plan, a single atom, or an energy or force that becomes NaN or infinite, with the
+            step.
     """
     _require_possible(plan)
+    if len(atoms) < 2:
+        raise ValueError("a single atom has no motion of its own: give a structure of two or more")
     _draw_velocities(atoms, plan)
     rows = []
     writer = None if trajectory is None else Trajectory(str(trajectory), "w", atoms)
@@ -119,9 +130,40 @@ def conservation(rows: np.ndarray, natoms: int) -> Conservation:
     return Conservation(float(slope), float(np.sqrt(np.mean(rest**2))), float(rows[:, 4].mean()))
 
 
-def relax(atoms: Atoms, *, fmax: float = _FMAX, steps: int = _RELAXATION_STEPS) -> bool:
-    """Relax a structure in place by L-BFGS; whether its largest force is below ``fmax`` (eV/Å) now."""
-    return bool(LBFGS(atoms, logfile=None).run(fmax=fmax, steps=steps))
+def doubts(rows: np.ndarray, atoms: Atoms, plan: Plan) -> Iterator[str]:
+    """What makes a run useless although it came to its end.
+
+    Args:
+        rows: Of :func:`simulate`.
+        atoms: As they are at the end.
+        plan: What was run.
+    """
+    hottest, allowed = rows[:, 4].max(), _RUNAWAY * max(plan.temperature, _COOL)
+    if hottest > allowed:
+        yield (
+            f"the temperature went up to {hottest:.0f} K from {plan.temperature:g} K: the time step is too long, or "
+            "the model does not know the structures that it came to"
+        )
+    if len(set(neighbor_list("i", atoms, ISOLATION))) < len(atoms):
+        yield f"an atom has no neighbour within {ISOLATION:g} Å at the end: the structure flew apart, or was not whole"
+
+
+def relax(atoms: Atoms, *, fmax: float = _FMAX, steps: int = _RELAXATION_STEPS, quiet: bool = True) -> bool:
+    """Relax a structure in place by L-BFGS.
+
+    Args:
+        atoms: The structure, with a calculator.
+        fmax: Largest force to stop at, in eV/Å.
+        steps: The most to make.
+        quiet: Whether not to print the energy and the largest force now and then.
+
+    Returns:
+        Whether its largest force is below ``fmax`` now.
+    """
+    optimizer = LBFGS(atoms, logfile=None)
+    if not quiet:
+        optimizer.attach(lambda: _tell(optimizer), interval=_TOLD_EVERY)
+    return bool(optimizer.run(fmax=fmax, steps=steps))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +187,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--every", type=int, default=plan.every, metavar="N", help="steps between two rows (default: %(default)s)"
     )
     parser.add_argument("--relax", action="store_true", help="start from the relaxed structure (L-BFGS)")
+    parser.add_argument(
+        "--fmax",
+        type=float,
+        default=_FMAX,
+        metavar="F",
+        help="largest force of a relaxed structure in eV/Å (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--relax-steps",
+        type=int,
+        default=_RELAXATION_STEPS,
+        metavar="N",
+        help="steps of the relaxation at most (default: %(default)s)",
+    )
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
     parser.add_argument("--out", default="nve", metavar="DIR", help="folder to write to (default: %(default)s)")
 
@@ -153,19 +209,24 @@ def run(args: argparse.Namespace) -> None:
     """Do what ``dens nve`` was asked for."""
     plan = Plan(args.steps, args.timestep, args.temperature, args.seed, args.every)
     _require_possible(plan)
+    if not args.fmax > 0 or args.relax_steps < 1:
+        raise ValueError(f"--fmax and --relax-steps must be above 0, got {args.fmax} and {args.relax_steps}")
     out = Path(args.out)
-    require_makeable(out / "nve.traj")
+    _require_unused(out)
     atoms = read_structure(args.structure)
     atoms.calc = load_calculator(args.checkpoint, cpu=True if args.cpu else None)
     out.mkdir(parents=True, exist_ok=True)
     if args.relax:
-        done = relax(atoms)
-        print(f"relaxed to {atoms.get_potential_energy():.4f} eV" + ("" if done else f", not yet below {_FMAX} eV/Å"))
+        done = relax(atoms, fmax=args.fmax, steps=args.relax_steps, quiet=False)
+        short = "" if done else f", not yet below {args.fmax:g} eV/Å: see --relax-steps"
+        print(f"relaxed to {atoms.get_potential_energy():.4f} eV{short}")
     rows = simulate(atoms, plan, trajectory=out / "nve.traj")
     _write_table(out / "nve.csv", rows)
     _draw(rows, len(atoms)).savefig(out / "nve.png", dpi=200, bbox_inches="tight")
     print(f"{len(atoms)} atoms, {plan.steps} steps of {plan.timestep:g} fs: {conservation(rows, len(atoms))}")
-    print(f"{out}/nve.traj, nve.csv, nve.png")
+    for doubt in doubts(rows, atoms, plan):
+        print(f"warning: {doubt}")
+    print(f"{out}/{', '.join(_FILES)}")
 
 
 def read_structure(name: str) -> Atoms:
@@ -180,7 +241,9 @@ def read_structure(name: str) -> Atoms:
         raise FileNotFoundError(f"{path} does not exist: give a file with a structure.")
     try:
         found = ase.io.read(name)
-    except (UnknownFileTypeError, StopIteration, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+    except (StopIteration, IndexError) as error:
+        raise ValueError(f"{name} names no frame of the file: frames count from 0, the last is -1.") from error
+    except (UnknownFileTypeError, OSError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"{name} cannot be read by ASE ({type(error).__name__}: {error}).") from error
     if not isinstance(found, Atoms):
         raise ValueError(f"{name} names several frames: give one, such as {path}@0.")
@@ -189,10 +252,24 @@ def read_structure(name: str) -> Atoms:
 
 
 def _require_possible(plan: Plan) -> None:
-    if plan.steps < 1 or plan.every < 1 or not plan.timestep > 0 or not plan.temperature >= 0:
-        raise ValueError(f"steps, every and timestep must be above 0 and temperature at least 0, got {plan}")
+    finite = math.isfinite(plan.timestep) and math.isfinite(plan.temperature)
+    if not finite or min(plan.steps, plan.every) < 1 or plan.timestep <= 0 or min(plan.temperature, plan.seed) < 0:
+        raise ValueError(f"steps, every and timestep must be above 0, temperature and seed at least 0, got {plan}")
     if plan.steps // plan.every + 1 < _LEAST_ROWS:
         raise ValueError(f"{plan.steps} steps with a row every {plan.every} give no line: ask for more, or --every 1")
+
+
+def _require_unused(out: Path) -> None:
+    require_folder(out, "--out")
+    found = [name for name in _FILES if (out / name).exists()]
+    if found:
+        raise ValueError(f"{out} holds an earlier run ({', '.join(found)}): give another --out, or delete it")
+
+
+def _tell(optimizer: LBFGS) -> None:
+    atoms = optimizer.atoms
+    force = np.linalg.norm(atoms.get_forces(), axis=1).max()
+    print(f"relaxation, step {optimizer.nsteps}: {atoms.get_potential_energy():.4f} eV, largest force {force:.3g} eV/Å")
 
 
 def _draw_velocities(atoms: Atoms, plan: Plan) -> None:
@@ -200,7 +277,7 @@ def _draw_velocities(atoms: Atoms, plan: Plan) -> None:
     MaxwellBoltzmannDistribution(atoms, temperature_K=plan.temperature, rng=np.random.default_rng(plan.seed))
     if not atoms.constraints:
         Stationary(atoms)
-        if not atoms.pbc.any() and len(atoms) > 1:
+        if not atoms.pbc.any():
             with np.errstate(invalid="ignore"):  # ASE divides by a linear molecule's moment of inertia, which is 0
                 ZeroRotation(atoms)
 

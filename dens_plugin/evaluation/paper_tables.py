@@ -10,25 +10,28 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dens_plugin.data.molecule_manifest import origin_of
 from dens_plugin.evaluation.runs import Run, find_runs
 from dens_plugin.evaluation.splits import PaperRow
 from dens_plugin.evaluation.tables import MILLI, Table
 from dens_plugin.settings import suggestion
+from dens_plugin.training.history import SOURCE, WEIGHTS
 
-MOLECULES = (
-    "aspirin",
-    "benzene",
-    "ethanol",
-    "malonaldehyde",
-    "naphthalene",
-    "salicylic_acid",
-    "toluene",
-    "uracil",
-)
+_FORMULAS = {
+    "aspirin": "C9H8O4",
+    "benzene": "C6H6",
+    "ethanol": "C2H6O",
+    "malonaldehyde": "C3H4O2",
+    "naphthalene": "C10H8",
+    "salicylic_acid": "C7H6O3",
+    "toluene": "C7H8",
+    "uracil": "C4H4N2O2",
+}
+MOLECULES = tuple(_FORMULAS)
 _HEADER = ("Model", "Molecule", "Energy MAE (meV)", "Forces MAE (meV/Å)")
 _METRICS = ("energy_mae", "forces_mae")
 _HOW = (
@@ -97,15 +100,16 @@ def read_molecule_errors(folders: Mapping[str, str | Path]) -> MoleculeErrors:
 
     Raises:
         FileNotFoundError: for a folder that does not exist or holds no history.
-        ValueError: for an unknown molecule, a folder of several runs or without a validation, or errors that are not
-            finite or the very same for two molecules.
+        ValueError: for an unknown molecule, a folder of several runs or without a validation, one that is of training,
+            of another molecule or not of the test set, or errors that are not finite or the very same for two
+            molecules.
     """
     for name in folders:
         if name not in MOLECULES:
             raise ValueError(f"unknown molecule '{name}' in --molecules; {suggestion(name, MOLECULES)}")
     runs = {name: _only_run(Path(folders[name]), name) for name in MOLECULES if name in folders}
     errors = {name: _last_errors(run, name) for name, run in runs.items()}
-    _require_different(errors)
+    _require_different(errors.items())
     name, run = next(iter(runs.items()))
     return MoleculeErrors(run.label.removesuffix(name).rstrip("-_ ") or run.label, errors)
 
@@ -118,8 +122,9 @@ def molecule_table(models: Sequence[MoleculeErrors], *, paper: str | None = None
         paper: a key of :data:`PAPER`; None for none.
 
     Raises:
-        ValueError: for an unknown ``paper``.
+        ValueError: for an unknown ``paper``, or errors that are the very same in two rows.
     """
+    _require_different(item for model in models for item in model.errors.items())
     rows = [row for model in models for row in _rows(model.model, model.errors)]
     title = "MD17, test sets"
     if paper is not None:
@@ -140,27 +145,46 @@ def _only_run(folder: Path, molecule: str) -> Run:
 
 
 def _last_errors(run: Run, molecule: str) -> tuple[float, float]:
-    rows = run.rows("val", "forces_mae")
+    rows, given = run.rows("val", "forces_mae"), f"'{run.folder}', given for {molecule},"
     if not rows:
-        raise ValueError(f"'{run.folder}', given for {molecule}, has no validation: make one by `{_HOW}`")
+        raise ValueError(f"{given} has no validation: make one by `{_HOW}`")
     last: Mapping[str, Any] = rows[-1]
+    if WEIGHTS not in last:
+        raise ValueError(f"{given} is a training, whose validations are not on the test set: make one by `{_HOW}`")
+    _require_test_set(last.get(SOURCE), molecule, given)
     for metric in _METRICS:
         if not math.isfinite(last.get(metric, math.nan)):
-            raise ValueError(
-                f"'{run.folder}', given for {molecule}, has {metric} {last.get(metric)}: nothing to report"
-            )
+            raise ValueError(f"{given} has {metric} {last.get(metric)}: nothing to report")
     return MILLI * last["energy_mae"], MILLI * last["forces_mae"]
 
 
-def _require_different(errors: Mapping[str, tuple[float, float]]) -> None:
-    """Raise where two molecules have the very same errors, as when `dataset.val.src` was not changed."""
+def _require_test_set(source: str | None, molecule: str, given: str) -> None:
+    """Raise ValueError if the data of a validation are another molecule's, or those of training or validation.
+
+    Both are known of what `dens data molecules` made and is still there; older validations do not say their data.
+    """
+    origin = origin_of(source)
+    if origin is None:
+        return
+    if origin.formula != _FORMULAS[molecule]:
+        found = origin.formula or "several molecules"
+        raise ValueError(f"{given} was validated on '{source}', which is {found} and not {_FORMULAS[molecule]}")
+    if Path(source).name != "test":
+        raise ValueError(f"{given} was validated on '{source}', which is not the test set: make one by `{_HOW}`")
+
+
+def _require_different(errors: Iterable[tuple[str, tuple[float, float]]]) -> None:
+    """Raise where two rows have the very same errors, as when `dataset.val.src` or the checkpoint was not changed."""
     seen: dict[tuple[float, float], str] = {}
-    for name, pair in errors.items():
-        if seen.setdefault(pair, name) != name:
+    for name, pair in errors:
+        if pair in seen and seen[pair] != name:
             raise ValueError(
                 f"molecules {seen[pair]} and {name} have the very same errors: was each validated on its own data "
                 "(--dataset.val.src)?"
             )
+        if pair in seen:
+            raise ValueError(f"two models have the very same errors for {name}: was one validation given twice?")
+        seen[pair] = name
 
 
 def _rows(model: str, errors: Mapping[str, tuple[float, float]]) -> list[tuple[str, ...]]:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from dens_plugin.data.output import require_folder
 from dens_plugin.evaluation import error_plots, paper_tables, plots
 from dens_plugin.evaluation.corruptions import corrupted_structures
 from dens_plugin.evaluation.page import Picture, html_page
@@ -24,11 +25,12 @@ from dens_plugin.evaluation.predictions import PredictionCache, Predictions, dat
 from dens_plugin.evaluation.runs import Run, find_runs
 from dens_plugin.evaluation.splits import PAPER, SplitErrors, missing_metrics, read_split_errors, split_table
 from dens_plugin.evaluation.submission_layout import paths_by_split
-from dens_plugin.evaluation.tables import Table, gain_table, group_table, run_table
+from dens_plugin.evaluation.tables import Table, gain_table, group_table, repeated_seeds, run_table
 
 _SPLITS = ("val", "test")
 _MAX_STRUCTURES = 2000
 _DPI = 200
+_OF_MOLECULES = "MOLECULE=VALIDATION, for example ethanol=runs/checkpoints/2026-01-31-12-00-00-000-dens_ethanol"
 
 
 class Report(NamedTuple):
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         with_predictions=not args.no_predictions,
         seed=args.seed,
         splits=[paths_by_split(arguments, "--splits") for arguments in args.splits],
-        molecules=[paths_by_split(arguments, "--molecules") for arguments in args.molecules],
+        molecules=[paths_by_split(arguments, "--molecules", form=_OF_MOLECULES) for arguments in args.molecules],
         paper=args.paper,
     )
     print(_text(report.tables, report.notes))
@@ -149,7 +151,9 @@ def write_report(
     of_molecules = paper in paper_tables.PAPER
     if paper is not None and not (molecules if of_molecules else splits):
         raise ValueError(f"--paper {paper} stands beside --{'molecules' if of_molecules else 'splits'}; give those too")
-    runs, models, out = find_runs(paths), [read_split_errors(folders) for folders in splits], Path(out)
+    out = Path(out)
+    require_folder(out, "--out")
+    runs, models = find_runs(paths), [read_split_errors(folders) for folders in splits]
     paper_rows = [split_table(models, paper=None if of_molecules else paper)] if models else []
     if molecules:
         errors = [read_molecule_errors(folders) for folders in molecules]
@@ -180,6 +184,7 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
     last = {rows[-1]["step"] for rows in (each.rows("val", "forces_mae") for each in runs) if rows}
     if len(last) > 1:
         yield f"The runs' last validations are at different steps ({min(last):,} to {max(last):,}): compare with care."
+    yield from repeated_seeds(runs)
 
 
 def _split_notes(models: Sequence[SplitErrors]) -> Iterator[str]:

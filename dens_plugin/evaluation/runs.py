@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,15 +80,16 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
 
     Raises:
         FileNotFoundError: for a path that does not exist or holds no run's history.
-        ValueError: for an empty history or a broken checkpoint.
+        ValueError: for a broken checkpoint, or where no run has a history with rows; one without is left out.
     """
     folders = [folder for path in paths for folder in _folders(Path(path))]
-    folders = list({folder.resolve(): folder for folder in folders}.values())
+    histories = _histories({folder.resolve(): folder for folder in folders}.values())
+    folders = list(histories)
     configs = [_config(folder) for folder in folders]
     labels = _unique([_identifier(*pair) for pair in zip(folders, configs, strict=True)], folders)
     groups = _groups(labels, configs)
     runs = [
-        Run(folder, label, _history(folder), _checkpoint(folder), config, group)
+        Run(folder, label, histories[folder], _checkpoint(folder), config, group)
         for folder, label, config, group in zip(folders, labels, configs, groups, strict=True)
     ]
     return sorted(runs, key=lambda run: (groups.index(run.group), run.label))
@@ -108,6 +110,22 @@ def _folders(path: Path) -> list[Path]:
             f"no {FILE_NAME} in '{path}' or '{inside}/*'; dens_plugin.DeNSTrainer writes it beside the checkpoints, "
             "from the first printed step on: wait for it, or give another folder"
         )
+    return found
+
+
+def _histories(folders: Iterable[Path]) -> dict[Path, list[dict[str, Any]]]:
+    """Folder -> history; a run without one is left out with a warning as long as there is another."""
+    found: dict[Path, list[dict[str, Any]]] = {}
+    problems = []
+    for folder in folders:
+        try:
+            found[folder] = _history(folder)
+        except ValueError as error:  # noqa: PERF203  (a few runs)
+            problems.append(error)
+    if problems and not found:
+        raise problems[0]
+    for problem in problems:
+        logging.warning(f"Left out a run: {problem}.")
     return found
 
 

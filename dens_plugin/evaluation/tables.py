@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dens_plugin.evaluation.predictions import Predictions
@@ -120,10 +120,19 @@ def group_table(runs: Sequence[Run], predictions: Mapping[str, Predictions], *, 
     for group, members in grouped(runs).items():
         errors = _all_errors(members, predictions, split)
         cells = (_mean_and_deviation(column) for column in list(zip(*errors, strict=True))[: len(names)])
-        rows.append((group, members[0].objective, str(len(members)), *cells))
+        rows.append((group, members[0].objective, str(len(_seeds(members))), *cells))
     return Table(
-        "Configurations (mean ± standard deviation over seeds)", ("Configuration", "Objective", "Runs", *names), rows
+        "Configurations (mean ± standard deviation over seeds)", ("Configuration", "Objective", "Seeds", *names), rows
     )
+
+
+def repeated_seeds(runs: Iterable[Run]) -> Iterator[str]:
+    """Which configurations have a seed several times: such runs are one and count as one."""
+    for group, members in grouped(runs).items():
+        for labels in _seeds(members).values():
+            if len(labels) > 1:
+                names = ", ".join(run.label for run in labels)
+                yield f"{group}: {names} have one seed; their mean counts as one run, and tells nothing of the spread."
 
 
 def gain_table(runs: Sequence[Run], predictions: Mapping[str, Predictions], *, split: str) -> Table | None:
@@ -160,12 +169,24 @@ def _comparable(ours: Sequence[Run], theirs: Sequence[Run]) -> bool:
 
 
 def _all_errors(runs: Sequence[Run], predictions: Mapping[str, Predictions], split: str) -> list[Errors]:
-    return [errors_of(run, predictions.get(run.label) if split == "test" else None) for run in runs]
+    """Of each seed, the mean over its runs."""
+    return [
+        _means([errors_of(run, predictions.get(run.label) if split == "test" else None) for run in members])
+        for members in _seeds(runs).values()
+    ]
 
 
-def _means(errors: Sequence[Errors]) -> list[float | None]:
+def _seeds(runs: Iterable[Run]) -> dict[int | str, list[Run]]:
+    """Seed -> its runs, one in general; a run whose seed nobody knows has one of its own."""
+    seeds: dict[int | str, list[Run]] = {}
+    for run in runs:
+        seeds.setdefault(run.label if run.seed is None else run.seed, []).append(run)
+    return seeds
+
+
+def _means(errors: Sequence[Errors]) -> Errors:
     known = ([value for value in column if value is not None] for column in zip(*errors, strict=True))
-    return [statistics.mean(values) if values else None for values in known]
+    return Errors(*(statistics.mean(values) if values else None for values in known))
 
 
 def _mean_and_deviation(values: Sequence[float | None]) -> str:

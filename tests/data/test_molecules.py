@@ -17,6 +17,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core.datasets import LmdbDataset
 
 from dens_plugin.data import molecules
+from dens_plugin.data.molecule_manifest import origin_of
 from dens_plugin.data.molecule_plausibility import energy_force_slope
 from dens_plugin.data.molecule_split import Sizes
 from dens_plugin.data.molecules import Options, convert
@@ -73,6 +74,11 @@ def write_sgdml(path, frames, scale=KCAL, **names):
 
 def write_extxyz(path, frames):
     ase.io.write(path, list(atoms_of(frames)), format="extxyz")
+    return path
+
+
+def write_boxed(path, frames):
+    ase.io.write(path, list(atoms_of(frames, cell=[20, 20, 20])), format="extxyz")
     return path
 
 
@@ -212,8 +218,42 @@ class TestUnits:
         assert result.reference == pytest.approx(TOTAL, abs=1)
 
     def test_contradiction(self, frames, tmp_path):
-        with pytest.raises(ValueError, match=r"is in kcal/mol and Å, --units says eV"):
-            make(write_rmd17(tmp_path / "a.npz", frames), tmp_path / "out", OPTIONS._replace(units="eV"))
+        source = write_sgdml(tmp_path / "a.npz", frames, e_unit="kcal/mol")
+        with pytest.raises(ValueError, match=r"says that it is in kcal/mol and Ang, --units says eV.*the e_unit"):
+            make(source, tmp_path / "out", OPTIONS._replace(units="eV"))
+        positions, energies, forces = frames
+        wrong = write_sgdml(tmp_path / "b.npz", (positions, energies / KCAL, forces / KCAL), scale=1, e_unit="eV")
+        with pytest.raises(ValueError, match=r"too large for these units.*correct the e_unit"):
+            make(wrong, tmp_path / "out")
+
+    def test_documentation_gives_way_to_the_user(self, frames, tmp_path):
+        """An rMD17-like file in eV: its forces look like those of relaxed structures, which is said, not refused."""
+        positions, energies, forces = frames
+        source = write_rmd17(tmp_path / "a.npz", (positions, KCAL * energies, KCAL * forces))
+        text = str(make(source, tmp_path / "wrong"))
+        assert "warning: " in text
+        assert "nearly relaxed, give --units" in text
+        result = make(source, tmp_path / "out", OPTIONS._replace(units="eV"))
+        assert result.reference == pytest.approx(TOTAL, abs=1)
+        assert "warning" not in str(result)
+
+    def test_named_units_are_doubted_too(self, frames, tmp_path):
+        source = write_extxyz(tmp_path / "a.extxyz", frames)
+        assert "warning: " in str(make(source, tmp_path / "out", OPTIONS._replace(units="kcal/mol")))
+        with pytest.raises(ValueError, match=r"too large for these units.*give --units"):
+            make(write_rmd17(tmp_path / "b.npz", frames), tmp_path / "out2", OPTIONS._replace(units="eV"))
+
+    @pytest.mark.parametrize("total", [TOTAL, 0.0])
+    def test_test_file_in_other_units(self, total, frames, tmp_path):
+        """--units is for both files; total energies, or else the forces, tell that one of them is in others."""
+        positions, energies, forces = frames[0], frames[1] - TOTAL + total, frames[2]
+        source = write_sgdml(tmp_path / "a.npz", [array[:50] for array in (positions, energies, forces)])
+        other = write_extxyz(tmp_path / "b.extxyz", [array[50:] for array in (positions, energies, forces)])
+        options = OPTIONS._replace(units="kcal/mol")
+        with pytest.raises(ValueError, match=r"b.extxyz .*(for the same molecule|in eV).*--test-units"):
+            make(source, tmp_path / "out", options, test=other)
+        made = make(source, tmp_path / "out", options._replace(test_units="eV"), test=other)
+        assert made.counts["test"] == 10
 
     def test_unknown_names(self, frames, tmp_path):
         with pytest.raises(ValueError, match=r"names the unit of energy 'kcals/mol'; did you mean 'kcal/mol'"):
@@ -235,6 +275,20 @@ class TestUnits:
         source = write_extxyz(tmp_path / "a.extxyz", (positions, energy * energies, force * forces))
         with pytest.raises(ValueError, match=match):
             make(source, tmp_path / "out")
+
+    def test_energies_of_other_frames(self, frames, tmp_path):
+        positions, energies, forces = frames
+        source = write_rmd17(tmp_path / "a.npz", (positions, energies[::-1], forces))
+        with pytest.raises(ValueError, match=r"energies do not follow the forces at all"):
+            make(source, tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        ("unit", "match"),
+        [(["kcal/mol", "eV"], "e_unit must be the name of one unit, got 2"), (b"\xff", "a.npz names the unit")],
+    )
+    def test_names_that_are_none(self, unit, match, frames, tmp_path):
+        with pytest.raises(ValueError, match=match):
+            make(write_sgdml(tmp_path / "a.npz", frames, e_unit=unit), tmp_path / "out")
 
     def test_hartree_with_bohr(self, frames, tmp_path):
         positions, energies, forces = frames
@@ -292,10 +346,68 @@ class TestRefusals:
         assert sum(result.counts.values()) == 59
         assert 30 not in read_all(tmp_path / "out")
 
-    def test_test_frames_that_were_trained_on(self, frames, tmp_path):
+    @pytest.mark.parametrize("write", [write_rmd17, write_extxyz, write_boxed], ids=["same", "text", "text with a box"])
+    def test_test_frames_that_were_trained_on(self, write, frames, tmp_path):
+        """Whatever the file rounds, and whether it draws a box around molecules that no periodicity repeats."""
+        source, other = write_rmd17(tmp_path / "a.npz", frames), write(tmp_path / "b.npz", frames)
+        other = other.rename(other.with_suffix(".npz" if write is write_rmd17 else ".extxyz"))
+        with pytest.raises(ValueError, match=r"60 frames came before: .*b\.\w+, frame 0 is .*a.npz, frame 0"):
+            make(source, tmp_path / "out", test=other)
+        with pytest.raises(ValueError, match=r"has no frame that did not come before"):
+            make(source, tmp_path / "out", OPTIONS._replace(drop_duplicates=True), test=other)
+
+    def test_the_file_itself_for_test(self, frames, tmp_path):
         source = write_rmd17(tmp_path / "a.npz", frames)
-        with pytest.raises(ValueError, match=r"60 frames came before"):
-            make(source, tmp_path / "out", test=write_rmd17(tmp_path / "b.npz", frames))
+        for name in (source, tmp_path / "." / "a.npz"):
+            with pytest.raises(ValueError, match=r"--test .*a.npz is SRC itself"):
+                make(source, tmp_path / "out", test=name)
+
+    @pytest.mark.parametrize(
+        ("numbers", "match"),
+        [
+            (-NUMBERS, "frame 0 has atomic numbers of no element: -8, -1"),
+            (0 * NUMBERS, "atomic numbers of no element: 0"),
+            (NUMBERS + 200, "atomic numbers of no element: 201, 208"),
+            (NUMBERS + 0.5, "z must be atomic numbers, got 8.5"),
+            (NUMBERS * np.nan, "z must be atomic numbers, got nan"),
+            (NUMBERS.astype(complex), "z must hold real numbers, got complex"),
+            (["O", "H", "H"], "z must hold real numbers, got <U1"),
+            (np.array([8, 1, None]), "z cannot be read"),
+        ],
+    )
+    def test_numbers_of_no_element(self, numbers, match, frames, tmp_path):
+        positions, energies, forces = frames
+        np.savez(tmp_path / "a.npz", z=numbers, R=positions, E=energies, F=forces, e_unit="eV")
+        with pytest.raises(ValueError, match=rf"a.npz.*{match}"):
+            make(tmp_path / "a.npz", tmp_path / "out")
+
+    def test_dummy_atoms(self, frames, tmp_path):
+        atoms = list(atoms_of(frames))
+        atoms[3].numbers[2] = 0
+        ase.io.write(tmp_path / "a.extxyz", atoms)
+        with pytest.raises(ValueError, match=r"frame 3 has atomic numbers of no element: 0"):
+            make(tmp_path / "a.extxyz", tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        ("box", "match"),
+        [
+            ({"cell": [20, 20, 20], "pbc": True}, r"frame 1 has pbc \[True, True, True\], .*frame 0 \[False"),
+            ({"pbc": True}, r"frame 1 is periodic and its cell has no volume"),
+        ],
+    )
+    def test_periodicity_that_cannot_be(self, box, match, frames, tmp_path):
+        crystals = list(atoms_of(frames, **box))
+        ase.io.write(tmp_path / "a.traj", [next(atoms_of(frames)), *crystals[1:]])
+        with pytest.raises(ValueError, match=match):
+            make(tmp_path / "a.traj", tmp_path / "out")
+
+    def test_a_single_array(self, frames, tmp_path):
+        np.save(tmp_path / "a.npy", frames[0])
+        source = (tmp_path / "a.npy").rename(tmp_path / "a.npz")
+        with pytest.raises(ValueError, match=r"a.npz is a single array, an npy file"):
+            make(source, tmp_path / "out")
+        with pytest.raises(ValueError, match=r"a.npz is a single array, an npy file"):
+            make(write_rmd17(tmp_path / "b.npz", frames), tmp_path / "out", split_files=[source])
 
     def test_too_few_frames(self, frames, tmp_path):
         with pytest.raises(ValueError, match=r"--split 950,50 asks for 1,000 frames, there are 60"):
@@ -344,6 +456,13 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"b.extxyz.xz"):
             make(packed, tmp_path / "out")
 
+    def test_truncated_text(self, frames, tmp_path):
+        source = write_extxyz(tmp_path / "a.extxyz", frames)
+        lines = source.read_text().splitlines()
+        source.write_text("\n".join([*lines[: 5 * 7 + 3], lines[5 * 7 + 3][:20]]))
+        with pytest.raises(ValueError, match=r"^\S+a.extxyz is not a whole extended XYZ file \(after 7 frames: "):
+            make(source, tmp_path / "out")
+
     def test_no_molecules(self, tmp_path):
         np.savez(tmp_path / "a.npz", train=[1])
         with pytest.raises(ValueError, match=r"has the arrays train, not"):
@@ -365,6 +484,9 @@ class TestRefusals:
             ({"train": [0.5], "val": [1]}, "train must be indices"),
             ({"train": [], "val": [1]}, "must each have a frame"),
             ({"training": [0]}, "needs train and val"),
+            ({"train": None, "val": [1]}, "train must be indices of frames, got object"),
+            ({"train": [0, [1, 2]], "val": [1]}, "s.json: train must be a list of indices"),
+            ({"train": [0], "val": [1], "frames": "x"}, "splits x frames"),
             ([1, 2], "must hold lists of indices"),
         ],
     )
@@ -383,6 +505,69 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"NaN"):
             make(write_rmd17(tmp_path / "a.npz", spoilt(frames, 1, 59, np.nan)), tmp_path / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz"]
+
+    def test_an_interruption_leaves_nothing(self, frames, tmp_path, monkeypatch):
+        source = write_rmd17(tmp_path / "a.npz", frames)
+        monkeypatch.setattr(molecules, "write_normalizers", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make(source, tmp_path / "out")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz"]
+
+    def test_what_is_the_users_stays(self, frames, tmp_path, monkeypatch):
+        source = write_rmd17(tmp_path / "a.npz", frames)
+        (tmp_path / "out.part").mkdir()
+        (tmp_path / "out.part" / "precious").touch()
+        with pytest.raises(ValueError, match=r"out.part exists, perhaps of a conversion that was killed"):
+            make(source, tmp_path / "out")
+        assert (tmp_path / "out.part" / "precious").exists()
+        (tmp_path / "here").mkdir()
+        monkeypatch.chdir(tmp_path / "here")
+        with pytest.raises(ValueError, match=r"OUT is the folder you are in"):
+            make(source, ".")
+
+    @pytest.mark.parametrize(
+        ("option", "match"),
+        [
+            ({"reference": "nan"}, "--reference .* must be finite, got nan"),
+            ({"reference": "inf"}, "--reference .* must be finite"),
+            ({"seed": -1}, "--seed must be 0 or more, got -1"),
+        ],
+    )
+    def test_impossible_options(self, option, match, tmp_path):
+        with pytest.raises(ValueError, match=match):
+            make(tmp_path / "a.npz", tmp_path / "out", OPTIONS._replace(**option))
+
+
+def raise_interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_doubtful_normalisers_are_named(frames, tmp_path):
+    source = write_rmd17(tmp_path / "a.npz", frames)
+    assert "no standard deviation, as there is one frame" in str(make(source, tmp_path / "one", Options(Sizes(1, 1))))
+    carbon = [Atoms("CO", positions=[[0, 0, 0], [1.1 + 0.01 * index, 0, 0]]) for index in range(60)]
+    for atoms in carbon:
+        atoms.calc = SinglePointCalculator(atoms, energy=-3000.0, forces=[[0.5, 0, 0], [-0.5, 0, 0]])
+    ase.io.write(tmp_path / "mixed.extxyz", [*atoms_of(frames), *carbon])
+    mixed = make(tmp_path / "mixed.extxyz", tmp_path / "mixed", OPTIONS._replace(mixed=True))
+    assert "is that between compositions and of no use" in str(mixed)
+    assert "warning" not in str(make(source, tmp_path / "usual"))
+
+
+def test_the_manifest_names_all_files_and_the_formula(frames, tmp_path):
+    parts = [write_extxyz(folder(tmp_path / name) / "f.extxyz", [a[rows] for a in frames]) for name, rows in HALVES]
+    make(parts[0], tmp_path / "out", Options(Sizes(40, 5)), test=parts[1])
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert list(manifest["files"]) == [str(path) for path in parts]
+    assert origin_of(tmp_path / "out" / "train") == ("H2O", ["H", "O"], manifest["reference_energy_ev"])
+
+
+HALVES = (("a", slice(0, 50)), ("b", slice(50, 60)))
+
+
+def folder(path):
+    path.mkdir()
+    return path
 
 
 def run(*arguments):

@@ -15,7 +15,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
 
 from dens_plugin.evaluation import dynamics
-from dens_plugin.evaluation.dynamics import Plan, conservation, read_structure, relax, simulate
+from dens_plugin.evaluation.dynamics import Plan, conservation, doubts, read_structure, relax, simulate
 
 SHORT = Plan(steps=400, timestep=1.0, temperature=300, seed=1, every=2)
 
@@ -110,7 +110,17 @@ def test_nan_stops_with_its_step():
 
 
 @pytest.mark.parametrize(
-    "change", [{"steps": 0}, {"timestep": -1.0}, {"timestep": float("nan")}, {"temperature": -1.0}, {"every": 0}]
+    "change",
+    [
+        {"steps": 0},
+        {"timestep": -1.0},
+        {"timestep": float("nan")},
+        {"timestep": float("inf")},
+        {"temperature": -1.0},
+        {"temperature": float("inf")},
+        {"every": 0},
+        {"seed": -1},
+    ],
 )
 def test_impossible_plans(change):
     with pytest.raises(ValueError, match="must be above 0"):
@@ -120,6 +130,23 @@ def test_impossible_plans(change):
 def test_too_few_rows_for_a_line():
     with pytest.raises(ValueError, match="give no line"):
         simulate(dimer(), Plan(steps=10, every=10))
+
+
+def test_a_single_atom():
+    atoms = Atoms("N", positions=[[0, 0, 0]])
+    atoms.calc = EMT()
+    with pytest.raises(ValueError, match="a single atom has no motion of its own"):
+        simulate(atoms, SHORT)
+
+
+def test_a_run_that_went_away_is_doubted():
+    atoms = dimer()
+    assert list(doubts(simulate(atoms, SHORT), atoms, SHORT)) == []
+    atoms, hot = dimer(stiffness=0.001), SHORT._replace(temperature=30_000)
+    (doubt,) = doubts(simulate(atoms, hot), atoms, hot)
+    assert "no neighbour within 5 Å at the end" in doubt
+    atoms = dimer(swirl=5.0)
+    assert next(doubts(simulate(atoms, SHORT), atoms, SHORT)).startswith("the temperature went up to ")
 
 
 def test_relaxation():
@@ -145,7 +172,9 @@ def test_command(structure, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dynamics, "load_calculator", lambda path, cpu: Spring())
     run("best.pt", structure, "--steps", 200, "--timestep", 1, "--out", tmp_path / "nve", "--relax", "--seed", 3)
     out = capsys.readouterr().out
+    assert "relaxation, step 0: 0.0250 eV, largest force 1 eV/Å" in out
     assert "relaxed to 0.0000 eV" in out
+    assert "warning" not in out
     assert "2 atoms, 200 steps of 1 fs: drift " in out
     with open(tmp_path / "nve" / "nve.csv") as file:
         rows = list(csv.DictReader(file))
@@ -158,6 +187,10 @@ def test_command(structure, tmp_path, monkeypatch, capsys):
     speed = np.linalg.norm(frames[0].get_velocities(), axis=1) / (units.Ang / units.fs)
     assert 0 < speed.max() < 0.1
     assert (tmp_path / "nve" / "nve.png").stat().st_size > 10_000
+    with pytest.raises(ValueError, match=r"holds an earlier run \(nve.traj, nve.csv, nve.png\): give another"):
+        run("best.pt", structure, "--out", tmp_path / "nve")
+    with pytest.raises(ValueError, match="--fmax and --relax-steps must be above 0"):
+        run("best.pt", structure, "--out", tmp_path / "other", "--relax", "--fmax", 0)
 
 
 def test_structure_files(structure, tmp_path):
@@ -165,6 +198,8 @@ def test_structure_files(structure, tmp_path):
     assert read_structure(f"{structure}@0").get_distance(0, 1) == pytest.approx(1.3)
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_structure(str(tmp_path / "missing.xyz"))
+    with pytest.raises(ValueError, match=r"n2.xyz@999 names no frame of the file: frames count from 0"):
+        read_structure(f"{structure}@999")
     with pytest.raises(ValueError, match="names several frames"):
         read_structure(f"{structure}@:")
     (tmp_path / "text.xyz").write_text("no structure")

@@ -23,16 +23,17 @@ ROWS = [row for rows in PAPER.values() for row in rows]
 LOSS = {"malonaldehyde": (1, 100), "naphthalene": (2, 20), "uracil": (1, 20)}  # Table 9; (1, 80) for the others
 
 
-def validations(root, errors, *, model="eqv1"):
-    """Molecule -> the folder of its validation; errors are (energy, forces) in eV and eV/Å."""
+def validations(root, errors, *, model="eqv1", **notes):
+    """Molecule -> the folder of its validation; errors are (energy, forces) in eV and eV/Å, notes what its row says."""
     folders = {}
     for name, (energy, forces) in errors.items():
         folders[name] = write_run(root / name, f"{model}_{name}", [(forces, energy)])
-        row = {"split": "val", "step": 700, "time": 1e9, "forces_mae": forces, "energy_mae": energy}
-        (folders[name] / "history.jsonl").write_text(json.dumps(row) + "\n")
+        row = {"split": "val", "step": 700, "time": 1e9, "forces_mae": forces, "energy_mae": energy, "weights": name}
+        (folders[name] / "history.jsonl").write_text(json.dumps(row | notes) + "\n")
     return folders
 
 
+MANIFEST = {"formula": "C9H8O4", "elements": ["C", "H", "O"], "reference_energy_ev": -17000.0}
 ERRORS = {"toluene": (0.0041, 0.0022), "aspirin": (0.0053, 0.0072)}
 
 
@@ -91,6 +92,39 @@ class TestRefusals:
         with pytest.raises(ValueError, match=r"aspirin and toluene have the very same errors.*dataset\.val\.src"):
             read_molecule_errors(folders)
 
+    def test_one_validation_in_two_rows(self, tmp_path):
+        one, other = (
+            read_molecule_errors(validations(tmp_path / name, {name: (0.1, 0.2)})) for name in ("aspirin", "ethanol")
+        )
+        with pytest.raises(ValueError, match=r"aspirin and ethanol have the very same errors"):
+            molecule_table([one, other])
+        with pytest.raises(ValueError, match=r"two models have the very same errors for aspirin"):
+            molecule_table([one, one])
+
+    def test_a_training(self, tmp_path):
+        """Its validations are on the validation set, whatever --molecules calls it."""
+        folder = write_run(tmp_path, "eqv1_aspirin", [(0.1, 0.2)])
+        with pytest.raises(ValueError, match=r"given for aspirin, is a training.*dens validate"):
+            read_molecule_errors({"aspirin": folder})
+
+    @pytest.mark.parametrize(
+        ("formula", "part", "match"),
+        [("C2H6O", "test", "which is C2H6O and not C9H8O4"), ("C9H8O4", "val", "which is not the test set")],
+    )
+    def test_other_data(self, formula, part, match, tmp_path):
+        data = tmp_path / "data"
+        data.mkdir()
+        (data / "manifest.json").write_text(json.dumps(MANIFEST | {"formula": formula}))
+        folders = validations(tmp_path, {"aspirin": (0.1, 0.2)}, src=str(data / part))
+        with pytest.raises(ValueError, match=match):
+            read_molecule_errors(folders)
+
+    def test_data_that_are_right_or_gone(self, tmp_path):
+        (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
+        for number, source in enumerate((tmp_path / "test", tmp_path / "gone" / "val")):
+            folders = validations(tmp_path / str(number), {"aspirin": (0.1, 0.2)}, src=str(source))
+            assert read_molecule_errors(folders).errors == {"aspirin": (100, 200)}
+
     def test_no_validation(self, tmp_path):
         folders = validations(tmp_path, ERRORS)
         (folders["aspirin"] / "history.jsonl").write_text('{"split": "train", "step": 1, "time": 1.0, "loss": 1.0}\n')
@@ -116,6 +150,13 @@ def test_command(tmp_path, capsys):
     arguments = ["--molecules", *(f"{name}={folder}" for name, folder in folders.items())]
     report.run(parser.parse_args([*arguments, "--paper", "md17-table6", "--out", str(tmp_path / "out")]))
     assert "3: DeNS without force encoding (paper)" in capsys.readouterr().out
+
+
+def test_arguments_of_another_form(tmp_path):
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    with pytest.raises(ValueError, match="--molecules 'ethanol' must be MOLECULE=VALIDATION, for example ethanol="):
+        report.run(parser.parse_args(["--molecules", "ethanol", "--out", str(tmp_path / "out")]))
 
 
 def figures_of(path):

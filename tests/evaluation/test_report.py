@@ -143,6 +143,13 @@ def test_impossible_options(tmp_path):
         report.write_report([tmp_path], tmp_path, max_structures=0)
 
 
+def test_out_that_is_a_file(tmp_path):
+    """Told before anything is predicted."""
+    (tmp_path / "report").write_text("mine")
+    with pytest.raises(ValueError, match=r"report' is a file; give --out a folder"):
+        report.write_report([tmp_path], tmp_path / "report")
+
+
 def test_one_draw_is_scaled_and_fixed_atoms_stay():
     data = random_structure(9, seed=1)
     small, large = corruptions._corrupted(data, (0.1, 0.3), 0)

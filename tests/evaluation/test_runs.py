@@ -68,6 +68,24 @@ def test_empty_history(tmp_path):
         find_runs([write_run(tmp_path, "a", [])])
 
 
+def test_a_run_without_history_is_left_out_beside_others(tmp_path, caplog):
+    write_run(tmp_path, "a", [])
+    write_run(tmp_path, "b", ERRORS)
+    assert [run.label for run in find_runs([tmp_path])] == ["b"]
+    assert "-a/history.jsonl' has no rows yet" in caplog.text
+
+
+def test_damaged_lines_are_left_out_and_named(tmp_path, caplog):
+    folder = write_run(tmp_path, "a", ERRORS)
+    file = folder / "history.jsonl"
+    lines = file.read_bytes().splitlines()
+    lines[1:1] = [b"\xff\xfe", b"[1, 2]", b'{"split": "val"}', b'{"split": "train", "step": 5}']
+    file.write_bytes(b"\n".join(lines))
+    (run,) = find_runs([folder])
+    assert len(run.history) == 4
+    assert "history.jsonl' are damaged and left out: 2, 3, 4, 5" in caplog.text
+
+
 def test_broken_checkpoint(tmp_path):
     folder = write_run(tmp_path, "a", ERRORS)
     (folder / "best_checkpoint.pt").write_bytes(b"PK\x03\x04 cut short")

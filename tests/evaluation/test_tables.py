@@ -2,7 +2,7 @@ import pytest
 from report_samples import write_run
 
 from dens_plugin.evaluation.runs import find_runs
-from dens_plugin.evaluation.tables import gain_table, group_table, run_table
+from dens_plugin.evaluation.tables import gain_table, group_table, repeated_seeds, run_table
 
 
 @pytest.fixture
@@ -24,6 +24,16 @@ def test_seeds_are_averaged(seeds):
     rows = group_table(seeds, {}, split="val").rows
     assert rows[0] == ("toy_dens", "dens", "2", "26.0 ± 2.8", "24.0 ± 5.7", "550.0 ± 70.7", "600.0 ± 0.0")
     assert [row[0] for row in rows] == ["toy_dens", "toy_s2ef"]
+
+
+def test_runs_of_one_seed_count_as_one(tmp_path):
+    for name, error in (("toy-seed0", 0.02), ("toy seed0", 0.04), ("toy_seed1", 0.05)):
+        write_run(tmp_path, name, [(error, 1.0)])
+    runs = find_runs([tmp_path])
+    (row,) = group_table(runs, {}, split="val").rows
+    assert row[:4] == ("toy", "s2ef", "2", "40.0 ± 14.1")  # of 30, the mean of seed 0, and 50
+    (note,) = repeated_seeds(runs)
+    assert "toy seed0, toy-seed0 have one seed" in note
 
 
 def test_gain_is_the_lowered_share_of_the_error_without_dens(seeds):

@@ -1,0 +1,97 @@
+"""A model trained on molecules in ASE: energies, elements and periodicity."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import ase.io
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from fairchem.core.common import distutils
+from samples import base_config, trainer_arguments
+
+from dens_plugin import load_calculator
+from dens_plugin.data.molecule_split import Sizes
+from dens_plugin.data.molecules import Options, convert
+from dens_plugin.training.trainer import DeNSTrainer
+
+TOTAL = -2079.0  # eV
+REST = np.array([[0.0, 0.0, 0.0], [0.96, 0.0, 0.0], [-0.24, 0.93, 0.0]])  # Å
+NETWORK = {
+    "name": "hydra",
+    "pass_through_head_outputs": True,
+    "backbone": {
+        "model": "equiformer_plugin_backbone",
+        "channels": [4, 2],
+        "num_layers": 1,
+        "num_heads": 1,
+        "head_channels": [2, 1],
+        "ffn_channels": [4, 2],
+        "feature_channels": [4, 2],
+        "num_radial_basis": 4,
+        "radial_channels": [4],
+    },
+    "heads": {"energy": {"module": "equiformer_gradient_head"}},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run of two steps on water, shorter than its `eval_every`."""
+    root = tmp_path_factory.mktemp("water")
+    frames, rng = [], np.random.default_rng(0)
+    for _ in range(6):
+        atoms = Atoms("OH2", positions=REST + rng.normal(scale=0.03, size=(3, 3)))
+        atoms.calc = SinglePointCalculator(atoms, energy=TOTAL + rng.normal(), forces=rng.normal(size=(3, 3)))
+        frames.append(atoms)
+    ase.io.write(root / "water.extxyz", frames)
+    convert(root / "water.extxyz", root / "data", Options(Sizes(4, 2)), progress=False)
+    distutils.setup_env_local()
+    config = base_config(root / "data") | {"model": NETWORK, "task": {"objective": {"name": "s2ef"}}}
+    config["optim"]["eval_every"] = 400
+    trainer = DeNSTrainer(**trainer_arguments(config, run_dir=root, identifier="water"))
+    trainer.train(disable_eval_tqdm=True)
+    folder = trainer._folder
+    del trainer
+    gc.collect()  # closes the data, which may be open only once in a process
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calculator(run):
+    return load_calculator(run / "best_checkpoint.pt", cpu=True)
+
+
+def test_a_short_run_is_validated_at_its_end(run):
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if row["split"] == "val"]
+    assert row["step"] == 2
+    assert "weights" not in row  # as in a validation of its own
+
+
+def test_energies_are_those_of_the_data(calculator):
+    """Those of the training frames' composition; others have no reference."""
+    water = Atoms("H2O", positions=REST[[1, 2, 0]])
+    water.calc = calculator
+    assert water.get_potential_energy() == pytest.approx(TOTAL, abs=20)
+    pair = Atoms("OH", positions=REST[:2])
+    pair.calc = calculator
+    assert abs(pair.get_potential_energy()) < 20
+
+
+def test_unseen_elements_are_named_once(calculator, caplog):
+    for _ in range(2):
+        atoms = Atoms("OCl", positions=1.2 * REST[:2])
+        atoms.calc = calculator
+        atoms.get_potential_energy()
+    assert caplog.text.count("trained on H, O and never saw Cl") == 1
+
+
+def test_crystals_are_refused(calculator):
+    atoms = Atoms("OH2", positions=REST, cell=[5, 5, 5], pbc=True)
+    atoms.calc = calculator
+    with pytest.raises(ValueError, match=r"periodic and the model takes all for molecules"):
+        atoms.get_potential_energy()
