@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "DeNSTrainer": "dens_plugin.training.trainer",
     "EquiformerV2DeNS": "dens_plugin.backbones.equiformer_v2",
+    "EnergyHead": "dens_plugin.backbones.equiformer_v2",
     "ForceHead": "dens_plugin.backbones.equiformer_v2",
     "NoiseHead": "dens_plugin.backbones.equiformer_v2",
     "FlatEquiformerV2DeNS": "dens_plugin.backbones.equiformer_v2",

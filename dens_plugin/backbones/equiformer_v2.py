@@ -14,18 +14,27 @@ from fairchem.core.common import gp_utils
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbone
-from fairchem.core.models.equiformer_v2.heads import EqV2VectorHead
+from fairchem.core.models.equiformer_v2.heads import EqV2ScalarHead, EqV2VectorHead
 from fairchem.core.models.equiformer_v2.so3 import SO3_Rotation
 from torch import nn
 
+from dens_plugin.backbones.checkpointing import checkpoint_blocks
 from dens_plugin.backbones.empty_graph import allow_empty_graphs
+from dens_plugin.backbones.equiformer_v2_fast import use_fast_path
+from dens_plugin.backbones.forward_pass import Pass
 from dens_plugin.backbones.inject import added_to_embedding
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.nn.force_encoding import ForceEncoding
+from dens_plugin.nn.so2.layout import Layout
 
 if TYPE_CHECKING:
     from fairchem.core.models.base import GraphData
     from torch_geometric.data import Batch
+
+    from dens_plugin.fields import Rows
+    from dens_plugin.nn.so2.edges import Edges
+
+PRECISIONS = ("fp32", "tf32", "bf16")
 
 
 @registry.register_model("equiformer_v2_dens_plugin_backbone")
@@ -37,19 +46,33 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
 
     Args:
         *args: as the host's.
-        **kwargs: as the host's.
+        fast: whether to compute the host's numbers in the order of `equiformer_v2_fast`; under graph parallelism what
+            needs edges is left to the host.
+        precision: of an edge's features in the fast path: ``fp32``, the nodes' own; ``tf32``, whose products round
+            their factors to 10 bits (a switch of all of torch, CUDA only); ``bf16``, stored in 16 bits and summed in
+            32.
+        **kwargs: as the host's; `activation_checkpoint` may be a number of blocks (`checkpoint_blocks`).
 
     Raises:
-        ValueError: for more than one resolution, which DeNS was never defined for.
+        ValueError: for more than one resolution, which DeNS was never defined for, or an unknown precision.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, fast: bool = True, precision: str = "fp32", **kwargs: Any) -> None:
+        _require_precision(precision, fast)
         super().__init__(*args, **kwargs)
         if self.num_resolutions != 1:
             raise ValueError(f"DeNS needs one resolution, got lmax_list={self.lmax_list}; give a single degree")
         self.direct_forces = True  # tells the host's `conditional_grad` that no position gradient will be taken
         self.force_embedding = ForceEncoding(self.lmax_list[0], self.sphere_channels, self.weight_init)
+        self.shared: Pass | None = None
+        if fast:
+            layout = Layout(self.lmax_list[0], self.mmax_list[0])
+            self.shared = Pass.unless_graph_parallel(layout, torch.bfloat16 if precision == "bf16" else None)
+            use_fast_path(self, self.shared)
         allow_empty_graphs(self)
+        checkpoint_blocks(self)
+        if precision == "tf32":
+            torch.backends.cuda.matmul.allow_tf32 = True
 
     def forward(self, data: Batch) -> dict[str, Any]:
         """Node embeddings (N, L, C) and graph of a batch, as the host's."""
@@ -65,9 +88,12 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
     def _init_edge_rot_mat(
         self, data: Batch, edge_index: torch.Tensor, edge_distance_vec: torch.Tensor
     ) -> torch.Tensor:
-        """(E, 3, 3) edge frames; one frame for a graph without edges, as `allow_empty_graphs` needs."""
+        """(E, 3, 3) edge frames; for a graph without edges one frame where `allow_empty_graphs` needs it."""
+        if self.shared is not None:
+            self.shared.begin(edge_index, num_atoms=len(data.pos), num_graphs=len(data.natoms))
         if edge_index.shape[1] == 0:
-            return torch.eye(3, dtype=edge_distance_vec.dtype, device=edge_distance_vec.device)[None]
+            frames = 1 if self.shared is None else 0
+            return torch.eye(3, dtype=edge_distance_vec.dtype, device=edge_distance_vec.device).expand(frames, 3, 3)
         return super()._init_edge_rot_mat(data, edge_index, edge_distance_vec)
 
 
@@ -84,18 +110,33 @@ class ForceHead(EqV2VectorHead):
         self._backbone_rotation = [backbone.SO3_rotation]  # in a list, so that it is not registered a second time
         # Rotations of its own, as the backbone's hold one matrix for every edge. The state dict keeps its keys.
         self.force_block.SO3_rotation = nn.ModuleList(SO3_Rotation(lmax) for lmax in backbone.lmax_list)
+        self._shared = _pass_of(backbone)
+        if self._shared is not None:
+            use_fast_path(self, self._shared)
         allow_empty_graphs(self)
 
     def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
         """{output_name: (N, 3)} in normalised units."""
         rows = rows_of(data).get(self.output_name)
-        graph = emb["graph"]
-        edges = slice(None) if rows is None else rows.mask[graph.edge_index[1]].nonzero().view(-1)
-        is_empty = rows is not None and len(edges) == 0
+        if self._shared is not None:
+            return {self.output_name: self._fast_vectors(emb, rows, self._shared.edges)}
+        graph, edges, is_empty = emb["graph"], slice(None), False
+        if rows is not None:
+            edges = rows.mask[graph.edge_index[1]].nonzero().view(-1)
+            is_empty = len(edges) == 0
         if is_empty and gp_utils.initialized():  # a share of the atoms of which none counts; its ranks keep in step
             edges, is_empty = slice(None), False
         self._take_rotations(slice(1) if is_empty else edges)
         return super().forward(data, {**emb, "graph": _edge_subset(graph, edges)})
+
+    def _fast_vectors(self, emb: dict[str, Any], rows: Rows | None, edges: Edges) -> torch.Tensor:
+        """(N, 3) by way of the edges that end at atoms of ``rows``."""
+        nodes, distance = emb["node_embedding"].embedding, emb["graph"].edge_distance
+        if rows is not None:
+            edges, chosen = edges.ending_at(rows.mask)
+            distance = distance[chosen]
+        vectors = self.force_block.vectors(nodes, emb["graph"].atomic_numbers_full, distance, edges)
+        return vectors.new_zeros(len(nodes), 3).index_copy(0, edges.targets, vectors)
 
     def _take_rotations(self, edges: slice | torch.Tensor) -> None:
         for own, shared in zip(self.force_block.SO3_rotation, self._backbone_rotation[0], strict=True):
@@ -114,6 +155,26 @@ class NoiseHead(ForceHead):
     def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
         """{output_name: (N, 3)}, or nothing where no noise is asked for."""
         return super().forward(data, emb) if self.output_name in rows_of(data) else {}
+
+
+@registry.register_model("equiformer_v2_dens_energy_head")
+class EnergyHead(EqV2ScalarHead):
+    """The host's energy head, which computes degree 0 only: no other degree enters the energy."""
+
+    def __init__(self, backbone: EquiformerV2Backbone, output_name: str = "energy", reduce: str = "sum") -> None:
+        super().__init__(backbone, output_name, reduce)
+        shared = _pass_of(backbone)
+        self._is_fast = shared is not None
+        if self._is_fast:
+            use_fast_path(self, shared)
+
+    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """{output_name: (B,)} in normalised units."""
+        if not self._is_fast:
+            return super().forward(data, emb)
+        atoms = self.energy_block.scalars(emb["node_embedding"].embedding)[:, 0]
+        energy = atoms.new_zeros(len(data.natoms)).index_add(0, data.batch, atoms)
+        return {self.output_name: energy / (self.avg_num_nodes if self.reduce == "sum" else data.natoms)}
 
 
 @registry.register_model("equiformer_v2_dens")
@@ -150,7 +211,7 @@ class FlatEquiformerV2DeNS(HydraModel):
         super().__init__(
             backbone={"model": "dens_plugin.EquiformerV2DeNS", "otf_graph": otf_graph, **backbone},
             heads={
-                "energy": {"module": "equiformerV2_scalar_head"},
+                "energy": {"module": "dens_plugin.EnergyHead"},
                 "forces": {"module": "dens_plugin.ForceHead"},
                 "noise": {"module": "dens_plugin.NoiseHead"},
             },
@@ -164,6 +225,18 @@ class FlatEquiformerV2DeNS(HydraModel):
         return EquiformerV2Backbone.no_weight_decay(self)
 
 
+def _pass_of(backbone: EquiformerV2Backbone) -> Pass | None:
+    """What a backbone on the fast path shares with its heads; the host's backbone has none."""
+    return getattr(backbone, "shared", None)
+
+
 def _edge_subset(graph: GraphData, edges: slice | torch.Tensor) -> GraphData:
     """The graph with only ``edges``, in what a head reads of it."""
     return dataclasses.replace(graph, edge_index=graph.edge_index[:, edges], edge_distance=graph.edge_distance[edges])
+
+
+def _require_precision(precision: str, fast: bool) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"model.backbone.precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "bf16" and not fast:
+        raise ValueError("model.backbone.precision: bf16 needs the fast path; leave out `fast: false`, or use amp")

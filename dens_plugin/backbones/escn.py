@@ -14,10 +14,14 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 from fairchem.core.models.escn.escn import eSCNBackbone, eSCNForceHead
+from fairchem.core.models.escn.so3 import SO3_Embedding
+from torch.nn import functional
 
-from dens_plugin.backbones.escn_features import Coefficients, Features, convolve_features
+from dens_plugin.backbones.escn_fast import Geometry, layer
+from dens_plugin.backbones.escn_no_edges import allow_no_edges
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.nn.force_encoding import ForceEncoding
+from dens_plugin.nn.so2.layout import Layout
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -32,6 +36,7 @@ class ESCNDeNS(eSCNBackbone):
 
     Args:
         otf_graph: whether edges are computed on the fly.
+        fast: whether to compute the host's numbers in the order of `escn_fast`.
         **kwargs: as the host's.
 
     Raises:
@@ -39,7 +44,7 @@ class ESCNDeNS(eSCNBackbone):
             which the host's backbone accepts and ignores.
     """
 
-    def __init__(self, *, otf_graph: bool = True, **kwargs: Any) -> None:
+    def __init__(self, *, otf_graph: bool = True, fast: bool = True, **kwargs: Any) -> None:
         super().__init__(otf_graph=otf_graph, **kwargs)
         if self.num_resolutions != 1:
             raise ValueError(f"DeNS needs one resolution, got lmax_list={self.lmax_list}; give a single degree")
@@ -47,25 +52,43 @@ class ESCNDeNS(eSCNBackbone):
             raise ValueError("fairchem's eSCN backbone ignores activation_checkpoint; leave it out, or lower the batch")
         self.direct_forces = True  # tells the host's `conditional_grad` that no position gradient will be taken
         self.force_embedding = ForceEncoding(self.lmax_list[0], self.sphere_channels)
-        self._coefficients = Coefficients(self.lmax_list[0], self.mmax_list[0])
-        convolve_features(self)
+        self.fast = fast
+        allow_no_edges(self)
 
     def forward(self, data: Batch) -> dict[str, Any]:
         """Node embeddings, their values at points of a sphere (N * P, C), and graph of a batch, as the host's."""
+        if self.fast:
+            return self._fast_forward(data)
         handle = self.layer_blocks[0].register_forward_pre_hook(
-            lambda _, inputs: (self._initial_features(inputs[0].embedding, data), *inputs[1:])
+            lambda _, inputs: inputs[0].set_embedding(self._encoded(inputs[0].embedding, data))
         )
         try:
             return super().forward(data)
         finally:
             handle.remove()
 
-    def _initial_features(self, embedding: torch.Tensor, data: Batch) -> Features:
-        """Elements (N, L, C) and encoded forces; the host's full rotation matrices are freed."""
+    def _fast_forward(self, data: Batch) -> dict[str, Any]:
+        graph = self.generate_graph(data)
+        frames = self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec)
+        layout = Layout(self.lmax_list[0], self.mmax_list[0])
+        geometry = Geometry.build(graph, frames, layout, self.distance_expansion)
+        nodes = SO3_Embedding(0, [*self.lmax_list], self.sphere_channels, data.pos.device, data.pos.dtype)
+        scalars = self.sphere_embedding(graph.atomic_numbers_full.long())[:, None]
+        features = functional.pad(scalars, (0, 0, 0, nodes.num_coefficients - 1))
+        first, *others = self.layer_blocks
+        features = layer(first, self._encoded(features, data), geometry)
+        for block in others:
+            features = features + layer(block, features, geometry)
+        nodes.set_embedding(features)
+        values = torch.einsum("nlc,pl->npc", features, self.sphharm_weights[0]).flatten(0, 1).to(features.dtype)
+        return {"sphere_values": values, "sphere_points": self.sphere_points, "node_embedding": nodes, "graph": graph}
+
+    def _encoded(self, embedding: torch.Tensor, data: Batch) -> torch.Tensor:
+        """Elements (N, L, C) with encoded forces."""
         corruption = corruption_of(data)
-        if corruption is not None:
-            embedding = embedding + self.force_embedding(corruption.forces.to(data.pos.dtype))
-        return Features(embedding, self._coefficients, self.SO3_edge_rot.pop(0))
+        if corruption is None:
+            return embedding
+        return embedding + self.force_embedding(corruption.forces.to(data.pos.dtype))
 
     def _init_edge_rot_mat(
         self, data: Batch, edge_index: torch.Tensor, edge_distance_vec: torch.Tensor

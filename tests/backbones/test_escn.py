@@ -64,6 +64,15 @@ class TestCoarseGrid(BackboneContract):
         return lively()
 
 
+class TestHostsPath(BackboneContract):
+    """The host's own forward."""
+
+    tolerance: ClassVar = {torch.float32: 5e-2}
+
+    def build(self):
+        return lively(fast=False)
+
+
 class TestFineGrid(BackboneContract):
     """Finer grids alias less; open boundaries, and every order (mmax = lmax)."""
 
@@ -99,22 +108,13 @@ def oc20(shared_data):
 
 
 class TestHost:
-    """fairchem's eSCN, bit for bit.
-
-    A matrix product whose operand lies differently in memory may round differently: at less than 16 channels it does on
-    the processors with AVX-512 that these tests were written on, and on others it was not tried.
-    """
+    """fairchem's eSCN, whose sums are taken in another order."""
 
     def test_clean_batches(self, plain):
         self.check(*plain, random_batch())
 
     def test_real_frames(self, plain, oc20):
         self.check(*plain, oc20)
-
-    def test_reduced_precision(self, plain):
-        """What the host rounds is rounded here, and messages are summed in full precision."""
-        with torch.autocast("cpu", torch.bfloat16):
-            self.check(*plain, random_batch())
 
     @pytest.mark.parametrize("mmax", [0, 1, 4])
     def test_other_orders(self, mmax):
@@ -128,8 +128,8 @@ class TestHost:
         trained = copy.copy(oc20)
         trained[ROWS] = {"forces": Rows(free, free.sum())}
         found, expected = predict(ours, trained), predict(host, oc20)
-        self.equal(found["energy"], expected["energy"])
-        self.equal(found["forces"][free], expected["forces"][free])
+        assert_close(found["energy"], expected["energy"], 1e-5)
+        assert_close(found["forces"][free], expected["forces"][free], 1e-5)
         assert not found["forces"][~free].any()
         (found["energy"].sum() + found["forces"].square().sum()).backward()
         (expected["energy"].sum() + expected["forces"][free].square().sum()).backward()
@@ -142,12 +142,7 @@ class TestHost:
         found, expected = predict(ours, batch), predict(host, batch)
         assert expected["forces"].abs().max() > 1e-4
         for name in ("energy", "forces"):
-            self.equal(found[name], expected[name])
-
-    def equal(self, found, expected):
-        if torch.backends.cpu.get_cpu_capability() == "AVX512":
-            assert torch.equal(found, expected)
-        assert_close(found, expected, 1e-4)
+            assert_close(found[name], expected[name], 1e-5)
 
 
 def test_same_seed_gives_the_weights_of_a_model_without_dens():
@@ -183,15 +178,16 @@ def test_every_parameter_has_a_gradient_without_edges():
     assert gradients["backbone.force_embedding.weight"].any()
 
 
-def test_rotations_are_freed():
-    """The host keeps the full Wigner matrices of its last batch; ours are gone before the layers run."""
+def test_keeps_nothing_of_a_batch():
+    """The host's model keeps the full Wigner matrices of its last batch."""
     model = flat()
     predict(model, random_batch())
-    assert len(model.backbone.SO3_edge_rot) == 0
+    assert not hasattr(model.backbone, "SO3_edge_rot")
 
 
-def test_nothing_is_left_of_a_forward_that_failed():
-    model, batch = flat(), random_batch()
+@pytest.mark.parametrize("fast", [True, False])
+def test_nothing_is_left_of_a_forward_that_failed(fast):
+    model, batch = flat(fast=fast), random_batch()
     expected = predict(model, batch)
     broken = copy.copy(batch)
     broken.atomic_numbers = torch.full_like(batch.atomic_numbers, 95)

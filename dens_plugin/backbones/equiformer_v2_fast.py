@@ -1,0 +1,261 @@
+"""EquiformerV2's modules, computing the same numbers with fewer passes over memory.
+
+Every class is one of the host's with another forward: parameters, state dict and random numbers stay the host's, so
+that a run may change from one path to the other at any step. `use_fast_path` puts them in. What stays the host's: what
+needs edges under graph parallelism, whose ranks exchange features within a block, and feed-forward networks with
+gates, which have no grid.
+
+The order of operations is that of `dens_plugin.nn.so2`: one packed rotation per edge and forward pass holds the host's
+permutations and masks; edges go through a block some hundred at a time; linear layers on a grid's channels are folded.
+EquiformerV2: Liao, Wood, Das and Smidt, arXiv:2306.12059.
+"""
+
+from __future__ import annotations
+
+import torch
+from fairchem.core.models.equiformer_v2.drop import GraphDropPath
+from fairchem.core.models.equiformer_v2.input_block import EdgeDegreeEmbedding
+from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding, SO3_Rotation
+from fairchem.core.models.equiformer_v2.transformer_block import FeedForwardNetwork, SO2EquivariantGraphAttention
+from torch import nn
+from torch.nn import functional
+
+from dens_plugin.backbones.equiformer_v2_weights import convolution_weights, degree_linear, radial_of, vector_weights
+from dens_plugin.backbones.forward_pass import Pass
+from dens_plugin.nn.so2.activation import Activation, GateActivation, GridActivation, grid_silu
+from dens_plugin.nn.so2.attention import softmax_by_target, vector_sum, weighted_sum
+from dens_plugin.nn.so2.edges import Edges
+from dens_plugin.nn.so2.feed_forward import DegreeLinear, grid_mlp
+from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.message import messages
+from dens_plugin.nn.so2.rotation import rotate_back
+from dens_plugin.nn.zero_gradients import with_zero_gradients
+
+
+def use_fast_path(model: nn.Module, shared: Pass | None) -> None:
+    """Give the host's modules within ``model`` their fast forward; parameters and state dict stay as they are.
+
+    Args:
+        model: a backbone or one of its heads.
+        shared: by the modules of both, or None where only those that need no edges are to be fast.
+    """
+    fast = _OF_NODES if shared is None else _OF_NODES | _OF_EDGES
+    for module in model.modules():
+        if type(module) in fast:
+            # The host builds these deep inside its constructors, which offer no hook; the subclasses add no state.
+            module.__class__ = fast[type(module)]
+            module.shared = shared
+
+
+class FastRotation(SO3_Rotation):
+    """The host's rotation, packed: rows of |m| <= mmax in the order of `Layout`."""
+
+    shared: Pass
+
+    def set_wigner(self, rot_mat3x3: torch.Tensor) -> None:
+        """Set the edges of the pass from their frames (E, 3, 3)."""
+        self.device, self.dtype = rot_mat3x3.device, rot_mat3x3.dtype
+        positions = self.shared.layout.positions
+        if len(rot_mat3x3) == 0:
+            self.shared.rotate(rot_mat3x3.new_zeros(0, len(positions), (self.lmax + 1) ** 2))
+            return
+        matrices = self.RotationToWignerDMatrix(rot_mat3x3, 0, self.lmax)
+        self.shared.rotate(matrices[:, positions.to(matrices.device)])
+
+    def rotate(self, embedding: torch.Tensor, out_lmax: int, out_mmax: int) -> torch.Tensor:
+        """(E, S, C) of (E, L, C), into the edges' frames in the host's order: for a head of the host's."""
+        return torch.bmm(self._by_degree(out_lmax, out_mmax), embedding)
+
+    def rotate_inv(self, embedding: torch.Tensor, in_lmax: int, in_mmax: int) -> torch.Tensor:
+        """(E, L, C) of (E, S, C), and back."""
+        rotation = self._by_degree(in_lmax, in_mmax)
+        scale = self.shared.edges.scale[self._order(rotation.device)]
+        return torch.bmm(rotation.transpose(1, 2), embedding * scale[:, None])
+
+    def _by_degree(self, lmax: int, mmax: int) -> torch.Tensor:
+        """(E, S, L) rows in the host's order."""
+        if Layout(lmax, mmax) != self.shared.layout:
+            raise ValueError(f"a head needs the backbone's degrees {self.shared.layout}, got {Layout(lmax, mmax)}")
+        rotation = self.shared.edges.rotation
+        return rotation[:, self._order(rotation.device)]
+
+    def _order(self, device: torch.device) -> torch.Tensor:
+        return self.shared.layout.positions_by_degree.argsort().to(device)
+
+
+class FastEdgeDegreeEmbedding(EdgeDegreeEmbedding):
+    """Radial features of m = 0 alone are rotated back: those of the other orders are zero."""
+
+    shared: Pass
+
+    def forward(
+        self,
+        atomic_numbers: torch.Tensor,
+        edge_distance: torch.Tensor,
+        edge_index: torch.Tensor,
+        num_nodes: int,
+        node_offset: int = 0,
+    ) -> SO3_Embedding:
+        """(N, L, C)."""
+        edges = self.shared.edges.of_order_zero()
+        radial = radial_of(self.rad_func, self, atomic_numbers, edge_distance, edge_index)
+        features = functional.linear(radial.hidden, radial.weight, radial.bias)
+        features = features.view(len(features), len(edges.layout), self.sphere_channels)
+        scale = self.shared.edges.scale[: len(edges.layout), None] / self.rescale_factor
+        return _embedding(rotate_back(features * scale, edges), self.lmax_list)
+
+
+class FastGraphAttention(SO2EquivariantGraphAttention):
+    """Graph attention over the pieces of a batch's edges."""
+
+    shared: Pass
+
+    def forward(
+        self,
+        x: SO3_Embedding,
+        atomic_numbers: torch.Tensor,
+        edge_distance: torch.Tensor,
+        edge_index: torch.Tensor,
+        node_offset: int = 0,
+    ) -> SO3_Embedding:
+        """(N, L, C')."""
+        edges = self.shared.edges
+        convolved, attention = self._convolve(x.embedding, atomic_numbers, edge_distance, edges)
+        weights = convolution_weights(self.so2_conv_2)
+        values = weighted_sum(convolved, attention, self._activation(edges.layout), weights, edges)
+        return self.proj(_embedding(values, self.lmax_list))
+
+    def vectors(
+        self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: Edges
+    ) -> torch.Tensor:
+        """(M, 3) the coefficients of degree 1 of one output channel at the targets of ``edges``.
+
+        Args:
+            nodes: (N, L, C) features of all atoms.
+            atomic_numbers: (N,).
+            edge_distance: (E, K) features of the distances of ``edges``.
+            edges: E of them.
+        """
+        convolved, attention = self._convolve(nodes, atomic_numbers, edge_distance, edges)
+        weights = vector_weights(self, edges.layout)
+        vectors = vector_sum(convolved, attention, self._activation(edges.layout), weights, edges)
+        unused = [self.proj.bias, *(order.fc.weight for order in self.so2_conv_2.so2_m_conv[1:])]
+        return with_zero_gradients(vectors, unused)
+
+    def _convolve(
+        self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: Edges
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gates and features (E, ...) of the first convolution, and attention weights (E, H)."""
+        function = self.rad_func if self.use_m_share_rad else self.so2_conv_1.rad_func
+        edge_index = torch.stack([edges.source, edges.target])
+        radial = radial_of(function, self, atomic_numbers, edge_distance, edge_index)
+        dtype = self.shared.edge_dtype(nodes)
+        with torch.autocast(nodes.device.type, enabled=False):
+            convolved = messages(nodes, radial, convolution_weights(self.so2_conv_1), edges, dtype)
+            width = self.num_heads * self.attn_alpha_channels
+            scalars, features = convolved.split([width, convolved.shape[1] - width], dim=1)
+            return features, self._attention(scalars.to(nodes.dtype), edges)
+
+    def _attention(self, scalars: torch.Tensor, edges: Edges) -> torch.Tensor:
+        """(E, H) attention weights of (E, H A) scalars."""
+        scalars = self.alpha_norm(scalars.unflatten(1, (self.num_heads, self.attn_alpha_channels)))
+        slope = self.alpha_act.alpha
+        scalars = slope * scalars + (1 - slope) * functional.silu(scalars)  # the host's SmoothLeakyReLU
+        logits = (scalars * self.alpha_dot).sum(2)
+        attention = softmax_by_target(logits, edges)
+        if self.alpha_dropout is not None:
+            attention = self.alpha_dropout(attention.view(-1, 1, self.num_heads, 1)).view_as(attention)
+        return attention
+
+    def _activation(self, layout: Layout) -> Activation:
+        if self.use_gate_act:
+            return GateActivation(layout)
+        grid = self.SO3_grid[layout.lmax][layout.mmax]
+        order = layout.positions_by_degree.to(grid.to_grid_mat.device)
+        to_grid, from_grid = (matrix.flatten(0, 1)[:, order] for matrix in (grid.to_grid_mat, grid.from_grid_mat))
+        return GridActivation(to_grid, from_grid, self.use_sep_s2_act)
+
+
+class FastFeedForward(FeedForwardNetwork):
+    """Folds its linear layers around the grid; networks with gates go the host's way."""
+
+    def forward(self, input_embedding: SO3_Embedding) -> SO3_Embedding:
+        """(N, L, C')."""
+        if self._has_gates():
+            return super().forward(input_embedding)
+        features = input_embedding.embedding
+        hidden, last = self._on_grid(features)
+        if self.use_sep_s2_act:
+            hidden = torch.cat([self._scalars(features), hidden], dim=1)
+        return _embedding(last(hidden), input_embedding.lmax_list)
+
+    def scalars(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, C') of degree 0 alone, from node features (N, L, C): an energy head."""
+        if self._has_gates() or not self.use_sep_s2_act:
+            return self.forward(_embedding(features, self.lmax_list)).embedding[:, 0]
+        second = self.so3_linear_2
+        scalars = functional.linear(self._scalars(features)[:, 0], second.weight[0], second.bias)
+        unused = [*self.so3_linear_1.parameters()]
+        if self.use_grid_mlp:
+            unused += self.grid_mlp.parameters()
+        return with_zero_gradients(scalars, unused)
+
+    def _has_gates(self) -> bool:
+        return self.use_gate_act and not self.use_grid_mlp
+
+    def _on_grid(self, features: torch.Tensor) -> tuple[torch.Tensor, DegreeLinear]:
+        """Hidden features (N, L, H), without degree 0 if that is separate, and the layer that they still need."""
+        grid = self.SO3_grid[self.max_lmax][self.max_lmax]
+        to_grid, from_grid = grid.to_grid_mat.flatten(0, 1), grid.from_grid_mat.flatten(0, 1)
+        if self.use_sep_s2_act:
+            from_grid = from_grid[:, 1:]
+        first, second = degree_linear(self.so3_linear_1), degree_linear(self.so3_linear_2)
+        if not self.use_grid_mlp:
+            return grid_silu(first(features), to_grid, from_grid), second
+        before, middle, after = (self.grid_mlp[place].weight for place in (0, 2, 4))
+        hidden = grid_mlp(first.before(before)(features), middle, to_grid, from_grid)
+        folded = second.after(after)
+        if self.use_sep_s2_act:  # whose scalars come from a network of their own
+            folded = folded._replace(weight=torch.cat([second.weight[:1], folded.weight[1:]]))
+        return hidden, folded
+
+    def _scalars(self, features: torch.Tensor) -> torch.Tensor:
+        """(N, 1, H) activated features of degree 0."""
+        if self.use_grid_mlp:
+            return self.scalar_mlp(features[:, :1])
+        return functional.silu(self.gating_linear(features[:, :1]))
+
+
+class FastDropPath(GraphDropPath):
+    """Draws the host's number for each structure without asking the device how many there are."""
+
+    shared: Pass
+
+    def forward(self, x: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """``x`` (N, ...) with whole structures dropped.
+
+        Args:
+            x: (N, ...).
+            batch: (N,) structure of each atom.
+        """
+        if not self.training or self.drop_prob == 0:
+            return x
+        keep = 1 - self.drop_prob
+        draws = torch.rand((self.shared.num_graphs, *(1 for _ in x.shape[1:])), dtype=x.dtype, device=x.device)
+        return x * ((keep + draws).floor() / keep)[batch]
+
+
+_OF_NODES = {FeedForwardNetwork: FastFeedForward}
+_OF_EDGES = {
+    SO3_Rotation: FastRotation,
+    EdgeDegreeEmbedding: FastEdgeDegreeEmbedding,
+    SO2EquivariantGraphAttention: FastGraphAttention,
+    GraphDropPath: FastDropPath,
+}
+
+
+def _embedding(features: torch.Tensor, lmax_list: list[int]) -> SO3_Embedding:
+    """The host's record of features (N, L, C)."""
+    out = SO3_Embedding(0, list(lmax_list), features.shape[2], features.device, features.dtype)
+    out.set_embedding(features)
+    return out

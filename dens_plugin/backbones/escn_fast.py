@@ -1,0 +1,144 @@
+"""eSCN's layers, computing the host's numbers with fewer multiplications and passes over memory.
+
+These functions read the parameters of the host's modules, so that state dict and random numbers stay the host's and a
+run may change from one path to the other at any step. What they do otherwise:
+
+- the first layer of a convolution acts on nodes, before the rotation (`dens_plugin.nn.so2.coupling`);
+- edges go through a layer some hundred at a time (`dens_plugin.nn.so2.two_layer`);
+- linear layers next to a grid are applied to coefficients, of which there are fewer than points.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from e3nn import o3
+from fairchem.core.models.equiformer_v2.wigner import wigner_D
+from torch.nn import functional
+
+from dens_plugin.nn.so2.coupling import Group, first_layer, group_edges
+from dens_plugin.nn.so2.edges import Edges
+from dens_plugin.nn.so2.feed_forward import grid_mlp
+from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.two_layer import Factors, Grid, message_sum
+
+if TYPE_CHECKING:
+    from fairchem.core.models.base import GraphData
+    from fairchem.core.models.escn.escn import EdgeBlock, LayerBlock, MessageBlock, SO2Block
+    from fairchem.core.models.escn.so3 import SO3_Grid
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What all layers of a forward pass share.
+
+    Attributes:
+        edges: with their rotations, by target.
+        ends: the same edges by source, and by target.
+        elements: (2, E) atomic numbers of sources and targets.
+        distances: (E, K) distance basis.
+    """
+
+    edges: Edges
+    ends: tuple[tuple[Group, ...], tuple[Group, ...]]
+    elements: torch.Tensor
+    distances: torch.Tensor
+
+    @classmethod
+    def build(cls, graph: GraphData, frames: torch.Tensor, layout: Layout, basis: torch.nn.Module) -> Geometry:
+        """From a graph, the frames (E, 3, 3) of its edges, and the functions of the distance."""
+        rotation = rotations(frames, layout)
+        count = len(graph.atomic_numbers_full)
+        edges = Edges.build(graph.edge_index, rotation, layout, num_atoms=count)
+        elements = graph.atomic_numbers_full.long()[graph.edge_index]
+        return cls(edges, group_edges(edges), elements, basis(graph.edge_distance))
+
+
+def rotations(frames: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(E, S, (lmax + 1)^2) rows of the Wigner matrices, of the host's angles, in the precision of the frames.
+
+    Args:
+        frames: (E, 3, 3) rotations to the frames of the edges.
+        layout: of the rows.
+    """
+    with torch.autocast(frames.device.type, enabled=False):
+        alpha, beta = o3.xyz_to_angles(frames[:, :, 1])
+        rest = o3.angles_to_matrix(alpha, beta, torch.zeros_like(alpha)).transpose(1, 2) @ frames
+        gamma = torch.atan2(rest[:, 0, 2], rest[:, 0, 0])
+        out = frames.new_zeros(len(frames), len(layout), (layout.lmax + 1) ** 2)
+        for degree in range(layout.lmax + 1):
+            rows = [row for row, (of_row, _) in enumerate(layout.coefficients) if of_row == degree]
+            kept = [degree + layout.coefficients[row][1] for row in rows]
+            out[:, rows, degree * degree : (degree + 1) ** 2] = wigner_D(degree, alpha, beta, gamma)[:, kept]
+    return out
+
+
+def layer(block: LayerBlock, nodes: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """(N, (lmax + 1)^2, C) output of a layer for its input.
+
+    Args:
+        block: the host's layer.
+        nodes: (N, (lmax + 1)^2, C).
+        geometry: of the batch.
+    """
+    received = _messages(block.message_block, nodes, geometry)
+    lmax = geometry.edges.layout.lmax
+    grid = _grid(block.SO3_grid[lmax][lmax], nodes)
+    before = functional.linear(torch.cat([nodes, received], dim=2), block.fc1_sphere.weight)
+    return functional.linear(grid_mlp(before, block.fc2_sphere.weight, *grid), block.fc3_sphere.weight).to(nodes.dtype)
+
+
+def _messages(block: MessageBlock, nodes: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """(N, (lmax + 1)^2, C) sum of the messages to every atom."""
+    layout, edges = geometry.edges.layout, geometry.edges
+    convolutions = [block.so2_block_source, block.so2_block_target]
+    factors = [layer for convolution in convolutions for layer in _factor_layers(convolution)]
+    inputs = _edge_features(block.edge_block, geometry)
+    order = layout.positions_by_degree.to(nodes.device)
+    grid = Grid(*(matrix[:, order] for matrix in _grid(block.SO3_grid[layout.lmax][layout.mmax], nodes)))
+    dtype = _edge_dtype(nodes)
+    with torch.autocast(nodes.device.type, enabled=False):
+        hidden = [
+            part
+            for convolution, groups in zip(convolutions, geometry.ends, strict=True)
+            for part in first_layer(nodes.to(dtype), _first_weights(convolution), groups, len(inputs))
+        ]
+        weight, bias = (torch.cat([getattr(layer, name) for layer in factors]) for name in ("weight", "bias"))
+        return message_sum(hidden, Factors(inputs, weight, bias), _second_weights(convolutions), grid, edges)
+
+
+def _edge_features(block: EdgeBlock, geometry: Geometry) -> torch.Tensor:
+    """(E, K) features of distance and elements; the host's `EdgeBlock` makes the distance basis for each layer anew."""
+    source, target = geometry.elements
+    elements = block.source_embedding(source) + block.target_embedding(target)
+    return block.act(block.fc1_edge_attr(block.act(elements + block.fc1_dist(geometry.distances))))
+
+
+def _factor_layers(convolution: SO2Block) -> list[torch.nn.Linear]:
+    return [convolution.fc1_dist0, *(of_order.fc1_dist for of_order in convolution.so2_conv)]
+
+
+def _first_weights(convolution: SO2Block) -> list[torch.Tensor]:
+    pairs = [layer for of_order in convolution.so2_conv for layer in (of_order.fc1_r, of_order.fc1_i)]
+    return [layer.weight for layer in (convolution.fc1_m0, *pairs)]
+
+
+def _second_weights(convolutions: list[SO2Block]) -> list[torch.Tensor]:
+    """For every order (n C, 2 H or 4 H), of both ends."""
+    pairs = zip(*(convolution.so2_conv for convolution in convolutions), strict=True)
+    of_orders = [[layer for of_order in pair for layer in (of_order.fc2_r, of_order.fc2_i)] for pair in pairs]
+    of_zero = [convolution.fc2_m0 for convolution in convolutions]
+    return [torch.cat([layer.weight for layer in layers], dim=1) for layers in (of_zero, *of_orders)]
+
+
+def _grid(grid: SO3_Grid, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Matrices (G, L) to the points of a grid and back."""
+    matrices = grid.get_to_grid_mat(nodes.device), grid.get_from_grid_mat(nodes.device)
+    return matrices[0].flatten(0, 1).to(nodes.dtype), matrices[1].flatten(0, 1).to(nodes.dtype)
+
+
+def _edge_dtype(nodes: torch.Tensor) -> torch.dtype:
+    device = nodes.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else nodes.dtype

@@ -1,0 +1,84 @@
+"""What the modules of a model on the fast path share during a forward pass and its backward pass: the batch's edges."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from fairchem.core.common import gp_utils
+
+from dens_plugin.nn.so2.edges import Edges
+from dens_plugin.nn.so2.layout import Layout
+
+
+class Pass:
+    """The current batch's graph, and its edges as soon as their rotations are known.
+
+    Args:
+        layout: of an edge's features.
+        dtype: precision of an edge's features, None for that of the nodes.
+    """
+
+    def __init__(self, layout: Layout, dtype: torch.dtype | None = None) -> None:
+        self.layout = layout
+        self._dtype = dtype
+        self._edge_index: torch.Tensor | None = None
+        self._edges: Edges | None = None
+        self._num_atoms = self._num_graphs = 0
+
+    @classmethod
+    def unless_graph_parallel(cls, layout: Layout, dtype: torch.dtype | None = None) -> Pass | None:
+        """A pass, or None, and a line in the log, where ranks share a graph: they exchange features within a block."""
+        if not gp_utils.initialized():
+            return cls(layout, dtype)
+        logging.info(
+            "Graph parallelism leaves the fast path (`model.backbone.fast`, `precision`): fairchem's own code computes "
+            "whatever needs edges, in the precision of the nodes."
+        )
+        return None
+
+    def begin(self, edge_index: torch.Tensor, *, num_atoms: int, num_graphs: int) -> None:
+        """Take the graph of a batch and forget the one before.
+
+        Args:
+            edge_index: (2, E) sources and targets, sorted by target.
+            num_atoms: N.
+            num_graphs: B.
+
+        Raises:
+            ValueError: if ranks share a graph since the model was built.
+        """
+        if gp_utils.initialized():
+            raise ValueError(
+                "graph parallelism must be set up before the model is built, or the model with fast: false"
+            )
+        self._edge_index, self._edges = edge_index, None
+        self._num_atoms, self._num_graphs = num_atoms, num_graphs
+
+    def rotate(self, rotation: torch.Tensor) -> None:
+        """Make the edges from their rotations (E, S, L), in the order of `layout`."""
+        assert self._edge_index is not None, "the backbone begins a pass before it rotates"
+        self._edges = Edges.build(self._edge_index, rotation, self.layout, num_atoms=self._num_atoms)
+
+    @property
+    def edges(self) -> Edges:
+        """With their rotations.
+
+        Raises:
+            RuntimeError: before the backbone has seen a batch.
+        """
+        if self._edges is None:
+            raise RuntimeError("no forward pass is under way: call the backbone before its modules and heads")
+        return self._edges
+
+    @property
+    def num_graphs(self) -> int:
+        """B."""
+        return self._num_graphs
+
+    def edge_dtype(self, nodes: torch.Tensor) -> torch.dtype:
+        """Precision of an edge's features: autocast's, else the one asked for, else that of ``nodes``."""
+        device = nodes.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self._dtype or nodes.dtype

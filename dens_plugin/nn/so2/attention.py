@@ -1,0 +1,146 @@
+"""From the first convolution of the edges to their sum at the nodes: activate, convolve, weigh, rotate back, add.
+
+    x_n = sum over edges e of n:  D_e^T ( a_e * conv( act(y_e) ) )        (M, L, H V)  from  (E, X + S C)
+
+with attention weights a (E, H), a head's for its V channels. EquiformerV2, arXiv:2306.12059; convolution of eSCN,
+arXiv:2302.03655.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from dens_plugin.nn.kernels import softmax_by_target as kernels
+from dens_plugin.nn.kernels.availability import uses_triton
+from dens_plugin.nn.so2.activation import Activation, activate
+from dens_plugin.nn.so2.convolution import Weights, convolve, convolve_backward
+from dens_plugin.nn.so2.edges import Edges
+from dens_plugin.nn.so2.fused import fused_weighted_sum
+from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.rotation import collect, expand
+
+
+def softmax_by_target(logits: torch.Tensor, edges: Edges) -> torch.Tensor:
+    """(E, H) softmax of (E, H) over the edges of every target."""
+    degrees = {piece.degree for piece in edges.pieces}
+    if len(degrees) != 1 or None in degrees:
+        return kernels.softmax_by_target(logits, edges.offsets)
+    grouped = logits.view(len(edges.targets), -1, logits.shape[1])
+    return grouped.softmax(1).view_as(logits)
+
+
+def weighted_sum(
+    convolved: torch.Tensor, attention: torch.Tensor, activation: Activation, weights: Weights, edges: Edges
+) -> torch.Tensor:
+    """Sum of the values of the edges of every target, in the nodes' frame.
+
+    Args:
+        convolved: (E, num_gates C + S C) gates and features of the first convolution.
+        attention: (E, H) weights of the heads.
+        activation: of gates and features.
+        weights: of the second convolution, to H V channels.
+        edges: E of them, to M targets.
+
+    Returns:
+        (M, (lmax + 1)^2, H V), float32 or better.
+    """
+    weights = weights.to(convolved.dtype)
+    activated = activate(convolved, activation, len(edges.layout))
+    if uses_triton(activated):
+        return fused_weighted_sum(activated, attention, weights, edges)
+    keep = torch.is_grad_enabled()  # within a function it is off, and parameters want gradients even where it is
+    out: torch.Tensor = _WeightedSum.apply(edges, keep, activated, attention, weights.bias, *weights.orders)
+    return out
+
+
+def vector_sum(
+    convolved: torch.Tensor, attention: torch.Tensor, activation: Activation, weights: Weights, edges: Edges
+) -> torch.Tensor:
+    """Degree 1 of a sum with one channel: a vector head, whose last projection is folded into ``weights``.
+
+    Args:
+        convolved: (E, num_gates C + S C), as for `weighted_sum`.
+        attention: (E, H) weights of the heads.
+        activation: of gates and features.
+        weights: of the second convolution's outputs of degree 1, a channel for each head: (H, (lmax + 1) C) of m = 0,
+            and (2 H, lmax C) of m = 1 unless mmax is 0.
+        edges: E of them, to M targets.
+
+    Returns:
+        (M, 3) coefficients of degree 1.
+    """
+    activated = activate(convolved, activation, len(edges.layout))
+    values, rows = _vector_values(activated, weights.to(convolved.dtype), edges.layout)
+    messages = (values * attention[:, None]).sum(2) * edges.scale[rows]  # (E, 1 or 3)
+    rotation = edges.rotation[:, rows, 1:4]
+    vectors = torch.einsum("ei,eij->ej", messages.to(rotation.dtype), rotation)
+    return vectors.new_zeros(len(edges.targets), 3).index_add(0, edges.row, vectors)
+
+
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        edges: Edges,
+        keep: bool,
+        activated: torch.Tensor,
+        attention: torch.Tensor,
+        bias: torch.Tensor,
+        *orders: torch.Tensor,
+    ) -> torch.Tensor:
+        weights, layout = Weights(bias, orders), edges.layout
+        values = activated.new_empty(len(activated) if keep else 0, weights.width)
+        out = attention.new_zeros(len(edges.targets), edges.rotation.shape[2], weights.width // len(layout))
+        for piece in edges.pieces:
+            inputs = activated[piece.edges]
+            of_piece = values[piece.edges] if keep else inputs.new_empty(len(inputs), weights.width)
+            convolve(inputs, weights, layout, of_piece)
+            collect(_weigh(of_piece, attention[piece.edges], edges.scale), edges, piece, out)
+        ctx.save_for_backward(activated, attention, values, bias, *orders)
+        ctx.edges = edges
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        activated, attention, values, bias, *orders = ctx.saved_tensors
+        edges, weights = ctx.edges, Weights(bias, orders)
+        sums = weights.zeros()
+        grad_activated, grad_attention = torch.empty_like(activated), torch.empty_like(attention)
+        for piece in edges.pieces:
+            of_piece, weight = piece.edges, attention[piece.edges]
+            grad_messages = expand(grad, edges, piece).to(activated.dtype)
+            grad_attention[of_piece] = _attention_backward(
+                grad_messages, values[of_piece], edges.scale, attention.shape[1]
+            )
+            grad_values = _weigh(grad_messages, weight, edges.scale).flatten(1)
+            grad_activated[of_piece] = convolve_backward(grad_values, activated[of_piece], weights, edges.layout, sums)
+        return None, None, grad_activated, grad_attention, sums.bias, *sums.orders
+
+
+def _weigh(values: torch.Tensor, attention: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """(e, S, H V) values times the attention (e, H) of their head and the scale (S,) of their degree."""
+    factors = (attention[:, None] * scale[:, None]).to(values.dtype)  # (e, S, H)
+    heads = values.view(*factors.shape, -1)
+    return (heads * factors[..., None]).flatten(2)
+
+
+def _attention_backward(grad: torch.Tensor, values: torch.Tensor, scale: torch.Tensor, heads: int) -> torch.Tensor:
+    """(e, H) from the gradient (e, S, H V) of the weighed values."""
+    of_heads = (grad * values.view_as(grad)).unflatten(2, (heads, -1)).sum(3)
+    return (of_heads * scale[:, None]).sum(1)
+
+
+def _vector_values(activated: torch.Tensor, weights: Weights, layout: Layout) -> tuple[torch.Tensor, list[int]]:
+    """(E, 1 or 3, H) values of degree 1, and which of the S coefficients they are: m = 0, 1 and -1."""
+    zero = functional.linear(activated[:, : layout.degrees_of(0)].flatten(1), weights.orders[0], weights.bias)
+    if layout.mmax == 0:
+        return zero[:, None], [1]
+    first, size = layout.start_of(1), layout.degrees_of(1)
+    pairs = activated[:, first : first + 2 * size].unflatten(1, (2, size)).flatten(2) @ weights.orders[1].t()
+    (a, b), (c, d) = (pair.chunk(2, dim=1) for pair in pairs.unbind(1))  # (a + i b) + i (c + i d)
+    return torch.stack([zero, a - d, c + b], dim=1), [1, first, first + size]

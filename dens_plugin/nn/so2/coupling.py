@@ -1,0 +1,210 @@
+"""The first layer of eSCN's convolution (arXiv:2302.03655, equation 13), applied to nodes before they are rotated.
+
+The layer is linear: for every end of an edge, every order m and both parts (real, imaginary) of its weight,
+
+    h_+-m = sum over l of  W_l z_l,+-m,      z_l,k = sum over j of  D_l,kj x_l,j
+
+with D the rotation of the edge and x the features of the node. The two sums commute. Node features times the weight
+are shared by all edges at a node, and an edge takes one row of its rotation to each value of h: with 20 edges at an
+atom and the published size (lmax 6, mmax 2) that is a quarter of the multiplications of rotating first. With fewer than
+five edges it is more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from dens_plugin.nn.so2.edges import Edges
+from dens_plugin.nn.so2.layout import Layout
+
+_CPU_EDGES = 640  # a group's projected features, some megabytes for each part, stay in a last-level cache
+_GPU_EDGES = 16384
+
+
+class Part(NamedTuple):
+    """A part of the weight of an order; of the order 0 there is only the real one.
+
+    Attributes:
+        m: the order.
+        is_imaginary: whether the part multiplies with i.
+    """
+
+    m: int
+    is_imaginary: bool
+
+
+class Group(NamedTuple):
+    """Atoms with about as many edges each, n of them, and a matrix of up to k edges for each.
+
+    Attributes:
+        atoms: (n,) which atoms.
+        edges: (e,) the edges at them.
+        slots: (e,) their places among the n k, or a slice of all of them.
+        rows: for every part (n, k signs, (lmax + 1)^2 - m^2) rows of rotations, for the degrees from m.
+    """
+
+    atoms: torch.Tensor
+    edges: torch.Tensor
+    slots: torch.Tensor | slice
+    rows: tuple[torch.Tensor, ...]
+
+
+def parts_of(layout: Layout) -> list[Part]:
+    """The parts of a convolution's weights, in the order in which this module takes them."""
+    return [Part(0, False), *(Part(m, part) for m in range(1, layout.mmax + 1) for part in (False, True))]
+
+
+def group_edges(edges: Edges) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+    """All edges grouped by their sources, and by their targets.
+
+    Args:
+        edges: to all atoms.
+    """
+    rows, num_atoms = _rows(edges.rotation, edges.layout), len(edges.targets)
+    return _groups(edges.source, rows, num_atoms), _groups(edges.target, rows, num_atoms)
+
+
+def first_layer(
+    nodes: torch.Tensor, weights: Sequence[torch.Tensor], groups: tuple[Group, ...], num_edges: int
+) -> tuple[torch.Tensor, ...]:
+    """The first layer for one end of all edges.
+
+    Args:
+        nodes: (N, (lmax + 1)^2, C).
+        weights: for every part (H, (lmax + 1 - m) C).
+        groups: of the edges.
+        num_edges: E.
+
+    Returns:
+        For every part (E, signs, H): what it adds to the coefficients of +m and of -m, before the second layer.
+    """
+    return _FirstLayer.apply(groups, num_edges, nodes, *(weight.to(nodes.dtype) for weight in weights))
+
+
+class _FirstLayer(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, groups: tuple[Group, ...], num_edges: int, nodes: torch.Tensor, *weights: torch.Tensor
+    ) -> Any:
+        ctx.save_for_backward(nodes, *weights)
+        ctx.groups = groups
+        signs = [1 if part == 0 else 2 for part in range(len(weights))]
+        out = [nodes.new_empty(num_edges, s, w.shape[0]) for s, w in zip(signs, weights, strict=True)]
+        for group in groups:
+            features = _by_coefficient(nodes, group)
+            for rows, weight, hidden in zip(group.rows, weights, out, strict=True):
+                projected = _project(features, weight)
+                values = torch.bmm(rows.to(nodes.dtype), projected.transpose(0, 1)).view(-1, *hidden.shape[1:])
+                hidden.index_copy_(0, group.edges, values[group.slots])
+        return tuple(out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> Any:
+        nodes, *weights = ctx.saved_tensors
+        sums = [torch.zeros_like(weight) for weight in weights]
+        out = torch.zeros_like(nodes)
+        for group in ctx.groups:
+            features = _by_coefficient(nodes, group)
+            grad_features = torch.zeros_like(features)
+            for rows, weight, total, grad in zip(group.rows, weights, sums, grads, strict=True):
+                values = grad.new_zeros(rows.shape[0] * rows.shape[1] // grad.shape[1], *grad.shape[1:])
+                values[group.slots] = grad.index_select(0, group.edges)
+                projected = values.new_empty(rows.shape[2], len(rows), values.shape[2])
+                transposed = rows.to(grad.dtype).transpose(1, 2)
+                torch.bmm(transposed, values.view(*rows.shape[:2], -1), out=projected.transpose(0, 1))
+                _project_backward(projected, features, weight, grad_features, total)
+            out.index_copy_(0, group.atoms, grad_features.transpose(0, 1))
+        return None, None, out, *sums
+
+
+def _by_coefficient(nodes: torch.Tensor, group: Group) -> torch.Tensor:
+    """((lmax + 1)^2, n, C) features of the atoms of a group."""
+    return nodes.transpose(0, 1).index_select(1, group.atoms)
+
+
+def _project(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """((lmax + 1)^2 - m^2, n, H) features (..., n, C) times the weight (H, (lmax + 1 - m) C) of their degree."""
+    matrices = _of_degrees(features, weight)
+    out = features.new_empty(len(features) - matrices[0][0].start, features.shape[1], len(weight))
+    for of_all, of_kept, matrix in matrices:
+        torch.mm(features[of_all].flatten(0, 1), matrix.t(), out=out[of_kept].flatten(0, 1))
+    return out
+
+
+def _project_backward(
+    grad: torch.Tensor,
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    grad_features: torch.Tensor,
+    grad_weight: torch.Tensor,
+) -> None:
+    """Add the gradients of both factors of `_project`."""
+    sums = _of_degrees(features, grad_weight)
+    for (of_all, of_kept, matrix), (_, _, total) in zip(_of_degrees(features, weight), sums, strict=True):
+        flat = grad[of_kept].flatten(0, 1)
+        grad_features[of_all].flatten(0, 1).addmm_(flat, matrix)
+        total.addmm_(flat.t(), features[of_all].flatten(0, 1))
+
+
+def _of_degrees(features: torch.Tensor, weight: torch.Tensor) -> list[tuple[slice, slice, torch.Tensor]]:
+    """For every degree from m: its place among all coefficients and among those kept, its part (H, C) of the weight."""
+    matrices = weight.unflatten(1, (-1, features.shape[2])).unbind(1)
+    count = round(len(features) ** 0.5)
+    m = count - len(matrices)
+    return [
+        (slice(n * n, (n + 1) ** 2), slice(n * n - m * m, (n + 1) ** 2 - m * m), matrix)
+        for n, matrix in zip(range(m, count), matrices, strict=True)
+    ]
+
+
+def _rows(rotation: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+    """For every part (E, signs, (lmax + 1)^2 - m^2): the rows that give +m and -m, for the imaginary part times i."""
+    position = {pair: number for number, pair in enumerate(layout.coefficients)}
+    degrees = [degree for degree in range(layout.lmax + 1) for _ in range(2 * degree + 1)]
+    out = []
+    for m, is_imaginary in parts_of(layout):
+        signs = [0] if m == 0 else [m, -m]
+        index = torch.tensor([[position[degree, sign] for degree in degrees[m * m :]] for sign in signs])
+        columns = torch.arange(m * m, len(degrees))
+        rows = rotation[:, index.to(rotation.device), columns.to(rotation.device)]
+        out.append(torch.stack([-rows[:, 1], rows[:, 0]], dim=1) if is_imaginary else rows)
+    return out
+
+
+def _groups(ends: torch.Tensor, rows: list[torch.Tensor], num_atoms: int) -> tuple[Group, ...]:
+    order = ends.argsort(stable=True)
+    counts = torch.bincount(ends, minlength=num_atoms)
+    first = counts.cumsum(0) - counts
+    atoms = counts.argsort(descending=True, stable=True)
+    return tuple(
+        _group(atoms[group], size, (order, counts, first), rows)
+        for group, size in _shares(counts[atoms].tolist(), _GPU_EDGES if ends.is_cuda else _CPU_EDGES)
+    )
+
+
+def _shares(counts: list[int], limit: int) -> Iterator[tuple[slice, int]]:
+    """A few atoms at a time, and their largest number of edges; atoms come in descending order of it."""
+    start = 0
+    while start < len(counts) and counts[start] > 0:
+        end = start + max(1, limit // counts[start])
+        yield slice(start, end), counts[start]
+        start = end
+
+
+def _group(atoms: torch.Tensor, size: int, edges_of_atoms: tuple[torch.Tensor, ...], rows: list[torch.Tensor]) -> Group:
+    order, counts, first = edges_of_atoms
+    numbers = torch.arange(size, device=atoms.device)
+    is_edge = numbers < counts[atoms, None]  # (n, k)
+    slots = is_edge.view(-1).nonzero().view(-1)
+    edges = order[(first[atoms, None] + numbers).view(-1)[slots]]
+    padded = []
+    for of_part in rows:
+        of_group = of_part.new_zeros(len(atoms) * size, *of_part.shape[1:])
+        of_group[slots] = of_part[edges]
+        padded.append(of_group.view(len(atoms), -1, of_part.shape[2]))
+    return Group(atoms, edges, slice(None) if len(slots) == len(atoms) * size else slots, tuple(padded))

@@ -1,0 +1,137 @@
+"""The edges of a batch: sorted by target, with their rotations, in pieces that fit a cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+
+from dens_plugin.nn.kernels import edges as kernels
+from dens_plugin.nn.so2.layout import Layout
+
+_CPU_EDGES = 320  # a piece's features, some ten megabytes, stay in a last-level cache
+
+
+class Piece(NamedTuple):
+    """Consecutive targets and the edges that end at them.
+
+    Attributes:
+        targets: which of `Edges.targets`.
+        edges: which edges.
+        degree: the number of edges of every target, or None if they differ.
+    """
+
+    targets: slice
+    edges: slice
+    degree: int | None
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Edges sorted by target.
+
+    Attributes:
+        source: (E,) atoms that messages come from.
+        targets: (M,) atoms that messages go to, in ascending order.
+        offsets: (M + 1,) first edge of every target, and E.
+        rotation: (E, S, (lmax + 1)^2) from a node's frame to the edge's, in the order of `layout`.
+        layout: of the rotated features.
+        num_atoms: N.
+        pieces: the targets, a few at a time; those without an edge may be missing.
+    """
+
+    source: torch.Tensor
+    targets: torch.Tensor
+    offsets: torch.Tensor
+    rotation: torch.Tensor
+    layout: Layout
+    num_atoms: int
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def build(cls, edge_index: torch.Tensor, rotation: torch.Tensor, layout: Layout, *, num_atoms: int) -> Edges:
+        """All atoms are targets.
+
+        Args:
+            edge_index: (2, E) sources and targets, sorted by target.
+            rotation: (E, S, L).
+            layout: of the rows of ``rotation``.
+            num_atoms: N.
+        """
+        targets = torch.arange(num_atoms, device=edge_index.device)
+        return cls._of(edge_index, targets, rotation, layout, num_atoms)
+
+    def ending_at(self, mask: torch.Tensor) -> tuple[Edges, torch.Tensor]:
+        """The edges that end at the atoms of a mask, and their numbers.
+
+        Args:
+            mask: (N,) bool, over the atoms of an `Edges` of all atoms.
+        """
+        target = self.target
+        chosen = mask[target].nonzero().view(-1)
+        edge_index = torch.stack([self.source[chosen], target[chosen]])
+        return self._of(edge_index, mask.nonzero().view(-1), self.rotation[chosen], self.layout, self.num_atoms), chosen
+
+    def of_order_zero(self) -> Edges:
+        """The same edges with the coefficients of m = 0 only."""
+        count = self.layout.degrees_of(0)
+        layout = dataclasses.replace(self.layout, mmax=0)
+        return dataclasses.replace(self, rotation=self.rotation[:, :count].contiguous(), layout=layout)
+
+    @cached_property
+    def target(self) -> torch.Tensor:
+        """(E,) atom that each message goes to."""
+        return self.targets.repeat_interleave(self.offsets.diff(), output_size=len(self.source))
+
+    @cached_property
+    def row(self) -> torch.Tensor:
+        """(E,) number among ``targets`` of the atom that each message goes to."""
+        numbers = torch.arange(len(self.targets), device=self.source.device)
+        return numbers.repeat_interleave(self.offsets.diff(), output_size=len(self.source))
+
+    @cached_property
+    def in_both_orders(self) -> kernels.Edges:
+        """By target and by source, for the kernels."""
+        return kernels.edges_of(self.source, self.target, self.num_atoms)
+
+    @cached_property
+    def scale(self) -> torch.Tensor:
+        """(S,) `Layout.scale`, where the edges are."""
+        return self.layout.scale.to(self.rotation)
+
+    @classmethod
+    def _of(
+        cls,
+        edge_index: torch.Tensor,
+        targets: torch.Tensor,
+        rotation: torch.Tensor,
+        layout: Layout,
+        num_atoms: int,
+    ) -> Edges:
+        source, target = edge_index
+        first = torch.searchsorted(target.contiguous(), targets)
+        offsets = torch.cat([first, first.new_full((1,), len(source))])
+        pieces = tuple(_pieces(offsets)) if len(source) else ()
+        return cls(source, targets, offsets, rotation, layout, num_atoms, pieces)
+
+
+def _pieces(offsets: torch.Tensor) -> Iterator[Piece]:
+    """As many targets at a time as have few enough edges; all at once on a GPU."""
+    if offsets.is_cuda:  # to ask it how many each has would mean to wait for it
+        yield Piece(slice(None), slice(None), None)
+        return
+    bounds = offsets.tolist()
+    start = 0
+    for end in range(1, len(bounds)):
+        is_last = end == len(bounds) - 1
+        if not is_last and bounds[end + 1] - bounds[start] <= _CPU_EDGES:
+            continue
+        if bounds[end] > bounds[start]:
+            degrees = {bounds[row + 1] - bounds[row] for row in range(start, end)}
+            degree = degrees.pop() if len(degrees) == 1 else None
+            yield Piece(slice(start, end), slice(bounds[start], bounds[end]), degree)
+        start = end

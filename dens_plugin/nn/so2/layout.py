@@ -1,0 +1,59 @@
+"""The coefficients of an edge's features, sorted by order m so that every SO(2) convolution reads one block.
+
+m = 0:  l = 0 ... lmax        then for m = 1 ... mmax:  +m with l = m ... lmax,  -m with l = m ... lmax
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The order of the S coefficients (l, m) of an edge.
+
+    Attributes:
+        lmax: largest degree.
+        mmax: largest order; the rotated features of an edge have no coefficients beyond it (eSCN, arXiv:2302.03655).
+    """
+
+    lmax: int
+    mmax: int
+
+    @cached_property
+    def coefficients(self) -> tuple[tuple[int, int], ...]:
+        """(l, m) of all S coefficients."""
+        signed = [0, *(sign * m for m in range(1, self.mmax + 1) for sign in (1, -1))]
+        return tuple((degree, m) for m in signed for degree in range(abs(m), self.lmax + 1))
+
+    def __len__(self) -> int:
+        return len(self.coefficients)
+
+    def degrees_of(self, m: int) -> int:
+        """The number of degrees that have the order m."""
+        return self.lmax + 1 - m
+
+    def start_of(self, m: int) -> int:
+        """Where the coefficients of the orders m and -m begin."""
+        return self.degrees_of(0) + sum(2 * self.degrees_of(k) for k in range(1, m)) if m else 0
+
+    @cached_property
+    def positions(self) -> torch.Tensor:
+        """(S,) position of every coefficient among the (lmax + 1)^2 of a node, which are sorted by degree."""
+        return torch.tensor([degree * degree + degree + m for degree, m in self.coefficients])
+
+    @cached_property
+    def positions_by_degree(self) -> torch.Tensor:
+        """(S,) position of every coefficient among the S sorted by degree."""
+        by_degree = {pair: number for number, pair in enumerate(sorted(self.coefficients))}
+        return torch.tensor([by_degree[pair] for pair in self.coefficients])
+
+    @cached_property
+    def scale(self) -> torch.Tensor:
+        """(S,) factor that makes up for the orders left out when features are rotated back."""
+        kept = 2 * self.mmax + 1
+        return torch.tensor([math.sqrt(max(2 * degree + 1, kept) / kept) for degree, _ in self.coefficients])

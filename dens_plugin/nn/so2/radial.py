@@ -1,0 +1,91 @@
+"""Factors of a message that depend on its edge's length and elements: the last layer of a radial function.
+
+y_lmc = r_lc x_lmc     or, with a factor for every |m|,     y_lmc = r_l|m|c x_lmc
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from dens_plugin.nn.so2.layout import Layout
+
+
+class Radial(NamedTuple):
+    """The last layer of a radial function: factors for every channel and degree, or every channel, degree and |m|.
+
+    Attributes:
+        hidden: (E, K) its input.
+        weight: (R C, K), with R = lmax + 1 or the number of pairs (degree, |m|), those of m = 0 first.
+        bias: (R C,).
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def to(self, dtype: torch.dtype) -> Radial:
+        """In another precision."""
+        return Radial(*(part.to(dtype) for part in self))
+
+    def zeros(self) -> Radial:
+        """For the sums of gradients."""
+        return Radial(*(torch.zeros_like(part) for part in self))
+
+    def factors(self, edges: slice, channels: int) -> torch.Tensor:
+        """(e, R, C) of some edges."""
+        return torch.addmm(self.bias, self.hidden[edges], self.weight.t()).unflatten(1, (-1, channels))
+
+    def add_gradients(self, grad_factors: torch.Tensor, edges: slice, sums: Radial) -> None:
+        """Add to ``sums`` what the gradient (e, R, C) of the factors of some edges says."""
+        flat = grad_factors.flatten(1)
+        torch.mm(flat, self.weight, out=sums.hidden[edges])
+        sums.weight.addmm_(flat.t(), self.hidden[edges])
+        sums.bias.add_(flat.sum(0))
+
+
+class _Order(NamedTuple):
+    """Where an order m is: among the S coefficients, as 1 or 2 signs of so many degrees, and among the R factors."""
+
+    start: int
+    signs: int
+    degrees: int
+    rows: slice
+
+    def of(self, features: torch.Tensor) -> torch.Tensor:
+        """(e, signs, degrees, C) view of its coefficients."""
+        both = features[:, self.start : self.start + self.signs * self.degrees]
+        return both.unflatten(1, (self.signs, self.degrees))
+
+
+def multiply(features: torch.Tensor, factors: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(e, S, C) features times the factors (e, R, C) of their degree and order."""
+    out = torch.empty_like(features)
+    for order in _orders(layout, factors.shape[1]):
+        torch.mul(order.of(features), factors[:, None, order.rows], out=order.of(out))
+    return out
+
+
+def multiply_backward(
+    grad: torch.Tensor, features: torch.Tensor, factors: torch.Tensor, layout: Layout
+) -> torch.Tensor:
+    """Gradient (e, R, C) of the factors; ``grad`` (e, S, C) of the product becomes that of the features, in place."""
+    grad_factors = torch.zeros_like(factors)
+    for order in _orders(layout, factors.shape[1]):
+        of_order = order.of(grad)
+        grad_factors[:, order.rows] += (of_order * order.of(features)).sum(1)
+        of_order *= factors[:, None, order.rows]
+    return grad_factors
+
+
+def _orders(layout: Layout, num_factors: int) -> Iterator[_Order]:
+    """For every m from 0 on."""
+    shares_orders = num_factors == layout.lmax + 1 and layout.mmax > 0
+    first = 0
+    for m in range(layout.mmax + 1):
+        count = layout.degrees_of(m)
+        rows = slice(m, m + count) if shares_orders else slice(first, first + count)
+        yield _Order(layout.start_of(m), 1 if m == 0 else 2, count, rows)
+        first += count

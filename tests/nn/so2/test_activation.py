@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from so2_samples import LAYOUT, check
+from torch.nn.functional import silu
+
+from dens_plugin.nn.so2.activation import GateActivation, GridActivation, activate, grid_silu
+
+pytestmark = pytest.mark.usefixtures("exact")
+SIZE = len(LAYOUT)
+
+
+@pytest.mark.parametrize("num_edges", [5, 0])
+def test_grid_silu(num_edges):
+    to_grid, from_grid = torch.randn(12, 9), torch.randn(12, 8)
+    features = torch.randn(num_edges, 9, 3, requires_grad=True)
+    check(lambda f: grid_silu(f, to_grid, from_grid), lambda f: from_grid.T @ silu(to_grid @ f), features)
+
+
+@pytest.mark.parametrize("is_separable", [True, False])
+def test_grid_activation(is_separable):
+    activation = GridActivation(torch.randn(10, SIZE), torch.randn(10, SIZE), is_separable)
+    gates, features = torch.randn(5, activation.num_gates * 3), torch.randn(5, SIZE, 3)
+    expected = activation.from_grid.T @ silu(activation.to_grid @ features)
+    if is_separable:
+        expected[:, 0] = silu(gates)
+    assert torch.allclose(activation(gates, features), expected)
+
+
+def test_gate_activation():
+    gates, features = torch.randn(5, 2 * 3), torch.randn(5, SIZE, 3)
+    found = GateActivation(LAYOUT)(gates, features)
+    for row, (degree, _) in enumerate(LAYOUT.coefficients):
+        of_row = features[:, row]
+        gate = gates[:, 3 * (degree - 1) : 3 * degree]
+        assert torch.allclose(found[:, row], silu(of_row) if degree == 0 else of_row * gate.sigmoid())
+
+
+@pytest.mark.parametrize("activation", [GateActivation(LAYOUT), GridActivation(None, None, False)])
+def test_gates_come_before_features(activation, monkeypatch):
+    monkeypatch.setattr(type(activation), "__call__", lambda _, gates, features: (gates, features))
+    width = activation.num_gates * 3
+    gates, features = activate(torch.arange(width + SIZE * 3)[None], activation, SIZE)
+    assert gates.tolist() == [list(range(width))]
+    assert torch.equal(features, width + torch.arange(SIZE * 3).view(1, SIZE, 3))

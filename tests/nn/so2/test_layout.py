@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from fairchem.core.models.equiformer_v2.so3 import CoefficientMappingModule
+
+from dens_plugin.nn.so2.layout import Layout
+
+
+@pytest.mark.parametrize(("lmax", "mmax"), [(6, 2), (6, 3), (2, 0), (3, 3)])
+def test_is_the_hosts(lmax, mmax):
+    layout, host = Layout(lmax, mmax), CoefficientMappingModule([lmax], [mmax])
+    order = host.to_m.argmax(1)
+    assert torch.equal(layout.positions_by_degree, order)
+    assert [degree for degree, _ in layout.coefficients] == host.l_harmonic[order].tolist()
+    assert [abs(m) for _, m in layout.coefficients] == host.m_harmonic[order].tolist()
+    full = CoefficientMappingModule([lmax], [lmax])
+    assert torch.equal(layout.positions, full.coefficient_idx(lmax, mmax)[order])
+    rescale = full.get_rotate_inv_rescale(lmax, mmax)[0].amax(0)
+    assert torch.allclose(layout.scale, rescale[order])
+
+
+@pytest.mark.parametrize(("lmax", "mmax", "size"), [(6, 2, 29), (4, 2, 19), (2, 0, 3), (3, 3, 16)])
+def test_orders_are_blocks(lmax, mmax, size):
+    layout = Layout(lmax, mmax)
+    assert len(layout) == size
+    for m in range(mmax + 1):
+        start, count = layout.start_of(m), layout.degrees_of(m)
+        degrees = list(range(m, lmax + 1))
+        assert layout.coefficients[start : start + count] == tuple((degree, m) for degree in degrees)
+        if m > 0:
+            assert layout.coefficients[start + count : start + 2 * count] == tuple((degree, -m) for degree in degrees)

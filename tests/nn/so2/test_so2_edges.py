@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import torch
+from so2_samples import GRAPHS, LAYOUT, graph, on_all_graphs
+
+from dens_plugin.nn.so2 import edges as edges_module
+
+
+@on_all_graphs
+def test_targets_and_rows(targets):
+    edges = graph(targets)
+    assert edges.target.tolist() == targets
+    assert torch.equal(edges.targets[edges.row], edges.target)
+
+
+@on_all_graphs
+def test_pieces_hold_every_edge_once(targets, monkeypatch):
+    for limit in (1, 3, 100):
+        monkeypatch.setattr(edges_module, "_CPU_EDGES", limit)
+        edges = graph(targets)
+        numbers = torch.arange(len(targets))
+        assert [number for piece in edges.pieces for number in numbers[piece.edges].tolist()] == numbers.tolist()
+        for piece in edges.pieces:
+            counts = edges.offsets.diff()[piece.targets]
+            assert counts.sum() == len(numbers[piece.edges])
+            assert len(counts) == 1 or counts.sum() <= limit
+            assert set(counts.tolist()) == {piece.degree} if piece.degree else len(set(counts.tolist())) > 1
+
+
+def test_ending_at_some_atoms():
+    edges = graph(GRAPHS["unequal degrees"])
+    some, chosen = edges.ending_at(torch.tensor([True, False, True, True]))
+    assert chosen.tolist() == [0, 4]
+    assert some.target.tolist() == [0, 3]
+    assert some.targets.tolist() == [0, 2, 3]
+    assert torch.equal(some.rotation, edges.rotation[[0, 4]])
+    assert torch.equal(some.source, edges.source[[0, 4]])
+
+
+def test_of_order_zero():
+    edges = graph(GRAPHS["equal degrees"])
+    zero = edges.of_order_zero()
+    assert zero.layout.coefficients == ((0, 0), (1, 0), (2, 0))
+    assert torch.equal(zero.rotation, edges.rotation[:, : LAYOUT.degrees_of(0)])
+    assert zero.pieces == edges.pieces
