@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from dens_plugin.backbones.equiformer_v2_weights import convolution_weights, degree_linear, radial_of, vector_weights
 from dens_plugin.backbones.forward_pass import Pass
+from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.so2.activation import Activation, GateActivation, GridActivation, grid_silu
 from dens_plugin.nn.so2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.so2.edges import Edges
@@ -55,12 +56,7 @@ class FastRotation(SO3_Rotation):
     def set_wigner(self, rot_mat3x3: torch.Tensor) -> None:
         """Set the edges of the pass from their frames (E, 3, 3)."""
         self.device, self.dtype = rot_mat3x3.device, rot_mat3x3.dtype
-        positions = self.shared.layout.positions
-        if len(rot_mat3x3) == 0:
-            self.shared.rotate(rot_mat3x3.new_zeros(0, len(positions), (self.lmax + 1) ** 2))
-            return
-        matrices = self.RotationToWignerDMatrix(rot_mat3x3, 0, self.lmax)
-        self.shared.rotate(matrices[:, positions.to(matrices.device)])
+        self.shared.rotate(rotations(rot_mat3x3, self.shared.layout))
 
     def rotate(self, embedding: torch.Tensor, out_lmax: int, out_mmax: int) -> torch.Tensor:
         """(E, S, C) of (E, L, C), into the edges' frames in the host's order: for a head of the host's."""

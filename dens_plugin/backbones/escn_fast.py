@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from e3nn import o3
-from fairchem.core.models.equiformer_v2.wigner import wigner_D
 from torch.nn import functional
 
+from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.so2.coupling import Group, first_layer, group_edges
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.feed_forward import grid_mlp
@@ -54,25 +53,6 @@ class Geometry:
         edges = Edges.build(graph.edge_index, rotation, layout, num_atoms=count)
         elements = graph.atomic_numbers_full.long()[graph.edge_index]
         return cls(edges, group_edges(edges), elements, basis(graph.edge_distance))
-
-
-def rotations(frames: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """(E, S, (lmax + 1)^2) rows of the Wigner matrices, of the host's angles, in the precision of the frames.
-
-    Args:
-        frames: (E, 3, 3) rotations to the frames of the edges.
-        layout: of the rows.
-    """
-    with torch.autocast(frames.device.type, enabled=False):
-        alpha, beta = o3.xyz_to_angles(frames[:, :, 1])
-        rest = o3.angles_to_matrix(alpha, beta, torch.zeros_like(alpha)).transpose(1, 2) @ frames
-        gamma = torch.atan2(rest[:, 0, 2], rest[:, 0, 0])
-        out = frames.new_zeros(len(frames), len(layout), (layout.lmax + 1) ** 2)
-        for degree in range(layout.lmax + 1):
-            rows = [row for row, (of_row, _) in enumerate(layout.coefficients) if of_row == degree]
-            kept = [degree + layout.coefficients[row][1] for row in rows]
-            out[:, rows, degree * degree : (degree + 1) ** 2] = wigner_D(degree, alpha, beta, gamma)[:, kept]
-    return out
 
 
 def layer(block: LayerBlock, nodes: torch.Tensor, geometry: Geometry) -> torch.Tensor:

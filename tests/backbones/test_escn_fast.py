@@ -9,8 +9,8 @@ import torch
 from fairchem.core.models.base import HydraModel
 from test_escn import PLAIN_HEADS, SMALL, fairchem_escn, lively
 
-from dens_plugin.backbones.escn_fast import rotations
 from dens_plugin.backbones.key_map import to_plain_keys
+from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.fields import rows_of
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.testing import cast, corrupted_batch, default_dtype, predict, random_batch

@@ -42,11 +42,6 @@ class Layout:
         return self.degrees_of(0) + sum(2 * self.degrees_of(k) for k in range(1, m)) if m else 0
 
     @cached_property
-    def positions(self) -> torch.Tensor:
-        """(S,) position of every coefficient among the (lmax + 1)^2 of a node, which are sorted by degree."""
-        return torch.tensor([degree * degree + degree + m for degree, m in self.coefficients])
-
-    @cached_property
     def positions_by_degree(self) -> torch.Tensor:
         """(S,) position of every coefficient among the S sorted by degree."""
         by_degree = {pair: number for number, pair in enumerate(sorted(self.coefficients))}
