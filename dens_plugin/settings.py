@@ -63,8 +63,13 @@ def with_numbers(value: Any) -> Any:
     return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
 
 
+_SWITCHES = {"true": True, "false": False}
+
+
 def switch(value: Any, where: str) -> bool:
-    """True or False, and nothing that merely looks like one of them."""
+    """True or False, or a word for it: the host's command line leaves ``true`` and ``false`` as text."""
+    if isinstance(value, str) and value.lower() in _SWITCHES:
+        return _SWITCHES[value.lower()]
     if not isinstance(value, bool):
         raise ValueError(f"{where} must be true or false, got {value!r}")
     return value

@@ -11,7 +11,7 @@ Example::
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -26,6 +26,7 @@ from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
 
 EPOCH = StructureRandom(seed=3, epoch=1)
+_ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}  # of sums over other numbers of edges, relative
 
 
 def random_structure(natoms: int, *, seed: int = 0, sid: int = 0) -> Data:
@@ -68,6 +69,13 @@ def corrupted_batch(batch: Batch, mask: torch.Tensor, *, seed: int = 0) -> Batch
     corrupted[CORRUPTION] = Corruption(mask, noise, noise.new_full((batch.num_graphs,), 0.1), encoded)
     corrupted[ROWS] = {"forces": Rows(~mask, (~mask).sum()), NOISE: Rows(mask, mask.sum())}
     return corrupted
+
+
+def mixed_batch() -> tuple[Batch, Batch]:
+    """Three structures in the default dtype: clean ones, and the same with half of the last one's atoms corrupted."""
+    batch = cast(random_batch(), torch.get_default_dtype())
+    mask = (batch.batch == 2) & (torch.arange(batch.num_nodes) % 2 == 0)
+    return batch, corrupted_batch(batch, mask)
 
 
 class ObjectiveContract:
@@ -202,6 +210,18 @@ class BackboneContract:
         assert not trimmed["forces"][mask].any()
         assert not trimmed[NOISE][~mask].any()
 
+    def test_clean_structures_do_not_notice_corrupted_ones(self) -> None:
+        """Of a mixed batch they get what they get in a clean one, in training too."""
+        for dtype in self.tolerance:
+            with default_dtype(dtype):
+                torch.manual_seed(0)
+                model, (batch, corrupted) = self.build().train(), mixed_batch()
+                plain, mixed = predict(model, batch), predict(model, corrupted)
+            clean, rounding = batch.batch < 2, _ROUNDING[dtype]
+            assert_close(mixed["energy"][:2], plain["energy"][:2], rounding / 10)
+            assert_close(mixed["forces"][clean], plain["forces"][clean], rounding)
+            assert (mixed["energy"][2] - plain["energy"][2]).abs() > 1e-6
+
     @pytest.mark.parametrize("corrupted", ["some", "none", "all"])
     def test_every_parameter_has_a_gradient(self, model: nn.Module, corrupted: str) -> None:
         """Zero rather than none where nothing was asked for, as distributed training needs."""
@@ -229,6 +249,40 @@ class BackboneContract:
         assert not any(value.requires_grad for value in out.values())
 
 
+class GradientForceContract(BackboneContract):
+    """What a model keeps besides whose forces are the gradient of its energy, in float64, which it must know."""
+
+    parts: ClassVar[tuple[str, ...]]
+    """Names of parameters, one in every part of the model."""
+
+    def test_forces_are_minus_the_gradient_of_the_energy(self) -> None:
+        """By finite differences, at the positions of a mixed batch, the encoded forces staying as they are."""
+        with default_dtype(torch.float64):
+            torch.manual_seed(0)
+            model, (_, batch) = self.build(), mixed_batch()
+            batch[ROWS] = {NOISE: rows_of(batch)[NOISE]}  # forces of all atoms, also of the corrupted
+            forces = predict(model, batch)["forces"].flatten()
+            assert forces.abs().min() > 0
+            for index in (0, 25, 38, 39):  # of atoms in the first two structures, and corrupted or not in the last
+                assert forces[index].abs() > 1e-6
+                slope = _slope(lambda: predict(model, batch)["energy"].sum(), batch.pos, index)
+                assert slope == pytest.approx(-forces[index].item(), abs=1e-9)
+
+    def test_parameter_gradients_through_the_forces(self) -> None:
+        """Double backward against finite differences of the loss, in every part of the model."""
+        with default_dtype(torch.float64):
+            torch.manual_seed(0)
+            model, (_, batch) = self.build().train(), mixed_batch()
+            mixed_loss(model, batch).backward()
+            for name in self.parts:
+                parameter = model.get_parameter(name)
+                index = int(parameter.grad.abs().argmax())
+                expected = parameter.grad.view(-1)[index].item()
+                assert abs(expected) > 1e-4, name
+                slope = _slope(lambda: mixed_loss(model, batch), parameter, index)
+                assert slope == pytest.approx(expected, rel=1e-5), name
+
+
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Within the context, new tensors have this floating-point type, which host modules rely on."""
@@ -244,6 +298,25 @@ def predict(model: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
     """One forward pass with the same random edge frames every time."""
     torch.manual_seed(0)
     return model(copy.copy(batch))
+
+
+def mixed_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
+    """Of the shape of the trainer's: energies of all, forces and noise where they count, no zeros among them."""
+    out, labels, rows = predict(model, batch), batch[CORRUPTION].noise * 10, rows_of(batch)
+    forces = (out["forces"] - batch.forces)[rows["forces"].mask].norm(dim=-1).sum()
+    noise = (out[NOISE] - labels)[rows[NOISE].mask].norm(dim=-1).sum()
+    return (out["energy"] - batch.energy).abs().sum() + forces + noise
+
+
+def _slope(function: Callable[[], torch.Tensor], tensor: torch.Tensor, index: int, step: float = 1e-5) -> float:
+    """Derivative of the function by one element of a tensor that it reads, by central differences."""
+    element, values = tensor.detach().view(-1)[index], []
+    middle = element.clone()
+    for sign in (1, -1):
+        element.copy_(middle + sign * step)
+        values.append(function().item())
+    element.copy_(middle)
+    return (values[0] - values[1]) / (2 * step)
 
 
 def cast(batch: Batch, dtype: torch.dtype) -> Batch:

@@ -8,12 +8,17 @@ those of the others are already freed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbone
 from fairchem.core.models.equiformer_v2.transformer_block import TransBlockV2
 from torch.utils.checkpoint import checkpoint
+
+from dens_plugin.backbones.forward_pass import Pass
+from dens_plugin.nn.so2.edges import Edges
 
 
 class RecomputedBlock(TransBlockV2):
@@ -23,8 +28,19 @@ class RecomputedBlock(TransBlockV2):
         """As the host's."""
         if not torch.is_grad_enabled():
             return super().forward(*inputs, **options)
+        forward = super().forward
+        shared: Pass | None = getattr(self.ga, "shared", None)
+        if shared is not None:
+            forward = partial(_in_pass, forward, shared, shared.edges, shared.num_graphs)
         # Not reentrant: that form finds no tensors in the host's embeddings, and then has no gradients.
-        return checkpoint(super().forward, *inputs, use_reentrant=False, **options)
+        return checkpoint(forward, *inputs, use_reentrant=False, **options)
+
+
+def _in_pass(
+    forward: Callable[..., Any], shared: Pass, edges: Edges, num_graphs: int, *inputs: Any, **options: Any
+) -> Any:
+    with shared.again(edges, num_graphs):
+        return forward(*inputs, **options)
 
 
 def checkpoint_blocks(backbone: EquiformerV2Backbone) -> None:

@@ -21,11 +21,12 @@ from torch import nn
 from dens_plugin.backbones.checkpointing import checkpoint_blocks
 from dens_plugin.backbones.empty_graph import allow_empty_graphs
 from dens_plugin.backbones.equiformer_v2_fast import use_fast_path
-from dens_plugin.backbones.forward_pass import Pass
+from dens_plugin.backbones.forward_pass import Pass, require_sorted
 from dens_plugin.backbones.inject import added_to_embedding
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.nn.force_encoding import ForceEncoding
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.settings import switch
 
 if TYPE_CHECKING:
     from fairchem.core.models.base import GraphData
@@ -58,6 +59,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
     """
 
     def __init__(self, *args: Any, fast: bool = True, precision: str = "fp32", **kwargs: Any) -> None:
+        fast = switch(fast, "model.backbone.fast")
         _require_precision(precision, fast)
         super().__init__(*args, **kwargs)
         if self.num_resolutions != 1:
@@ -90,6 +92,8 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
     ) -> torch.Tensor:
         """(E, 3, 3) edge frames; for a graph without edges one frame where `allow_empty_graphs` needs it."""
         if self.shared is not None:
+            if not (self.otf_graph and edge_index.is_cuda):  # the host's search sorts, and asking a GPU is waiting
+                require_sorted(edge_index)
             self.shared.begin(edge_index, num_atoms=len(data.pos), num_graphs=len(data.natoms))
         if edge_index.shape[1] == 0:
             frames = 1 if self.shared is None else 0

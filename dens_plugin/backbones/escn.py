@@ -19,9 +19,11 @@ from torch.nn import functional
 
 from dens_plugin.backbones.escn_fast import Geometry, layer
 from dens_plugin.backbones.escn_no_edges import allow_no_edges
+from dens_plugin.backbones.forward_pass import require_sorted
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.nn.force_encoding import ForceEncoding
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.settings import switch
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -52,7 +54,7 @@ class ESCNDeNS(eSCNBackbone):
             raise ValueError("fairchem's eSCN backbone ignores activation_checkpoint; leave it out, or lower the batch")
         self.direct_forces = True  # tells the host's `conditional_grad` that no position gradient will be taken
         self.force_embedding = ForceEncoding(self.lmax_list[0], self.sphere_channels)
-        self.fast = fast
+        self.fast = switch(fast, "model.backbone.fast")
         allow_no_edges(self)
 
     def forward(self, data: Batch) -> dict[str, Any]:
@@ -69,6 +71,8 @@ class ESCNDeNS(eSCNBackbone):
 
     def _fast_forward(self, data: Batch) -> dict[str, Any]:
         graph = self.generate_graph(data)
+        if not (self.otf_graph and graph.edge_index.is_cuda):  # as in `EquiformerV2DeNS`
+            require_sorted(graph.edge_index)
         frames = self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec)
         layout = Layout(self.lmax_list[0], self.mmax_list[0])
         geometry = Geometry.build(graph, frames, layout, self.distance_expansion)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from fairchem.core.common import gp_utils
@@ -60,6 +62,16 @@ class Pass:
         assert self._edge_index is not None, "the backbone begins a pass before it rotates"
         self._edges = Edges.build(self._edge_index, rotation, self.layout, num_atoms=self._num_atoms)
 
+    @contextmanager
+    def again(self, edges: Edges, num_graphs: int) -> Iterator[None]:
+        """Within the context, be the pass that these are of: a block computed again may come after another batch."""
+        current = self._edges, self._num_graphs
+        self._edges, self._num_graphs = edges, num_graphs
+        try:
+            yield
+        finally:
+            self._edges, self._num_graphs = current
+
     @property
     def edges(self) -> Edges:
         """With their rotations.
@@ -82,3 +94,12 @@ class Pass:
         if torch.is_autocast_enabled(device):
             return torch.get_autocast_dtype(device)
         return self._dtype or nodes.dtype
+
+
+def require_sorted(edge_index: torch.Tensor) -> None:
+    """Raise ValueError unless edges (2, E) come sorted by target, as fairchem's own search leaves them."""
+    if bool((edge_index[1].diff() < 0).any()):
+        raise ValueError(
+            "the edges of a batch (edge_index) are not sorted by their targets; sort them where they are made, leave "
+            "them to the model (otf_graph: true), or set model.backbone.fast: false"
+        )

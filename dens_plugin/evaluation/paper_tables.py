@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dens_plugin.data.molecule_manifest import origin_of
-from dens_plugin.evaluation.runs import Run, find_runs
+from dens_plugin.evaluation.runs import Run, only_run
 from dens_plugin.evaluation.splits import PaperRow
 from dens_plugin.evaluation.tables import MILLI, Table
 from dens_plugin.settings import suggestion
@@ -107,7 +107,7 @@ def read_molecule_errors(folders: Mapping[str, str | Path]) -> MoleculeErrors:
     for name in folders:
         if name not in MOLECULES:
             raise ValueError(f"unknown molecule '{name}' in --molecules; {suggestion(name, MOLECULES)}")
-    runs = {name: _only_run(Path(folders[name]), name) for name in MOLECULES if name in folders}
+    runs = {name: only_run(folders[name], f"--molecules {name}") for name in MOLECULES if name in folders}
     errors = {name: _last_errors(run, name) for name, run in runs.items()}
     _require_different(errors.items())
     name, run = next(iter(runs.items()))
@@ -135,13 +135,6 @@ def molecule_table(models: Sequence[MoleculeErrors], *, paper: str | None = None
             rows += _rows(f"{row.model} (paper)", {name: row.errors[name] for name in MOLECULES if name in measured})
         title += f"; arXiv:2403.09549, {_TABLES[paper]}, below"
     return Table(title, _HEADER, rows)
-
-
-def _only_run(folder: Path, molecule: str) -> Run:
-    runs = find_runs([folder])
-    if len(runs) > 1:
-        raise ValueError(f"--molecules {molecule}={folder} holds {len(runs)} runs: give the checkpoint folder of one")
-    return runs[0]
 
 
 def _last_errors(run: Run, molecule: str) -> tuple[float, float]:

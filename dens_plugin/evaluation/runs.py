@@ -95,6 +95,23 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
     return sorted(runs, key=lambda run: (groups.index(run.group), run.label))
 
 
+def only_run(folder: str | Path, option: str) -> Run:
+    """Read the run of a folder that must not hold several.
+
+    Args:
+        folder: as for `find_runs`.
+        option: what the folder was given for, such as ``--splits val_id``.
+
+    Raises:
+        FileNotFoundError: as `find_runs`.
+        ValueError: as `find_runs`, and for a folder of several runs.
+    """
+    runs = find_runs([folder])
+    if len(runs) > 1:
+        raise ValueError(f"{option}={Path(folder)} holds {len(runs)} runs: give the checkpoint folder of one")
+    return runs[0]
+
+
 def _folders(path: Path) -> list[Path]:
     """The checkpoint folders that a path stands for."""
     if not path.is_dir():

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dens_plugin.evaluation.runs import Run, find_runs
+from dens_plugin.evaluation.runs import Run, only_run
 from dens_plugin.evaluation.submission_layout import OC20_SPLITS, OC22_SPLITS
 from dens_plugin.evaluation.tables import MILLI, NONE, Table
 from dens_plugin.settings import suggestion
@@ -105,7 +105,7 @@ def read_split_errors(folders: Mapping[str, str | Path]) -> SplitErrors:
             not of one checkpoint on different data.
     """
     order = _complete(folders)
-    runs = {split: _only_run(Path(folders[split]), split) for split in order}
+    runs = {split: only_run(folders[split], f"--splits {split}") for split in order}
     errors = {split: _last_validation(run, split) for split, run in runs.items()}
     _require_one_checkpoint(errors)
     _require_different_data(errors)
@@ -147,13 +147,6 @@ def _complete(folders: Mapping[str, object]) -> tuple[str, ...]:
     if missing:
         raise ValueError(f"--splits lacks {', '.join(missing)}: validate on each, by `{_HOW}`, and give their folders")
     return order
-
-
-def _only_run(folder: Path, split: str) -> Run:
-    runs = find_runs([folder])
-    if len(runs) > 1:
-        raise ValueError(f"--splits {split}={folder} holds {len(runs)} runs: give the checkpoint folder of one")
-    return runs[0]
 
 
 def _last_validation(run: Run, split: str) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 
 import dens_plugin
-from dens_plugin.settings import mapping, reject_unknown, suggestion
+from dens_plugin.settings import mapping, number, reject_unknown, suggestion
 from dens_plugin.training.config import without_switches
 
+_RATES = {"alpha_drop", "drop_path_rate", "proj_drop"}
 # Names of our networks' sizes; other networks of the host may have a number of something that may be zero.
 _SIZE = re.compile(
     r"num_(layers|heads|distance_basis|radial_basis|sphere_samples)|(\w+_)?channels|max_(radius|neighbors|num_elements)"
@@ -73,6 +74,9 @@ def _require_sizes(settings: Mapping[str, Any], where: str) -> None:
             continue
         if isinstance(value, (bool, str)) or not 0 < value < math.inf:
             raise ValueError(f"{where}.{key} must be a number above 0, got {value!r}")
+    for key in _RATES & settings.keys():
+        if not 0 <= number(settings[key], f"{where}.{key}") < 1:
+            raise ValueError(f"{where}.{key} must be at least 0 and below 1, got {settings[key]!r}")
 
 
 def _arguments(constructor: Any) -> list[str]:

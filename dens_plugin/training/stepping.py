@@ -121,6 +121,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
 
     def _agree(self, loss: torch.Tensor, batch: Batch) -> None:
         """Let all ranks know whether one of them has a bad loss, or received a signal."""
+        self._batch = batch
         if not self._running:
             return
         finite = torch.isfinite(loss.detach())
@@ -128,7 +129,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         if distutils.initialized():
             torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
         bad, self._signal = told.tolist()
-        self._bad_loss, self._batch = bool(bad), batch
+        self._bad_loss = bool(bad)
         self._complaint = "another rank's loss is not finite" if finite else f"the loss is {loss.item()}"
 
     def _backward(self, loss: torch.Tensor) -> None:

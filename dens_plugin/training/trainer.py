@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -101,13 +102,18 @@ class DeNSTrainer(DurableTrainer):
         """The host's, warm-started where asked.
 
         Raises:
-            ValueError: if a head is one of another network.
+            ValueError: if a head is one of another network, or the settings contradict each other.
         """
         try:
             super().load_model()
         except AttributeError as error:
             raise ValueError(
                 f"a head does not fit the backbone ({error}); README.md has a table of which belong together"
+            ) from error
+        except (AssertionError, TypeError, ZeroDivisionError, IndexError) as error:
+            where = traceback.extract_tb(error.__traceback__)[-1].line
+            raise ValueError(
+                f"no model can be built from the settings under `model`: {error or type(error).__name__}, at {where!r}"
             ) from error
         if "warm_start" in self.config["task"]:
             warm_start(self._unwrapped_model, self.config["task"]["warm_start"])

@@ -90,3 +90,18 @@ def test_leaves_the_state_dict():
 def test_refuses_what_is_no_number_of_blocks(wanted):
     with pytest.raises(ValueError, match=r"true, false or a number of blocks from 0 to 4, got"):
         build(wanted)
+
+
+def test_another_batch_may_come_before_the_backward_pass():
+    """What is computed again belongs to its own batch, as without checkpointing."""
+
+    def after_another(model):
+        loss = sum(value.square().sum() for value in predict(model, corrupted()).values())
+        torch.manual_seed(5)
+        with torch.no_grad():
+            model(random_batch([3, 4]))
+        loss.backward()
+        return {name: value.grad for name, value in model.named_parameters() if value.requires_grad}
+
+    plain, recomputed = after_another(build(0)), after_another(build(LAYERS))
+    assert all(torch.equal(recomputed[name], value) for name, value in plain.items())

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 import importlib
 from pathlib import Path
 from typing import ClassVar
@@ -14,13 +13,15 @@ from torch_geometric.data import Batch
 import dens_plugin.backbones.equiformer  # noqa: F401  (registers its names)
 from dens_plugin.backbones.equiformer_flat import FlatEquiformerDeNS, backbone_settings
 from dens_plugin.backbones.equiformer_keys import to_plugin_keys
-from dens_plugin.fields import CORRUPTION, NOISE, ROWS
+from dens_plugin.fields import NOISE, ROWS
 from dens_plugin.testing import (
     BackboneContract,
+    GradientForceContract,
     assert_close,
-    cast,
     corrupted_batch,
     default_dtype,
+    mixed_batch,
+    mixed_loss,
     predict,
     random_batch,
     random_structure,
@@ -52,6 +53,16 @@ L3 = {
 }
 ENERGY = {"energy": {"module": "equiformer_gradient_head"}}
 NOISE_HEAD = {"noise": {"module": "equiformer_noise_head"}}
+PARTS = (
+    "backbone.atom_embedding.weight",
+    "backbone.edge_embedding.radial.out.weight",
+    "backbone.force_embedding.weight",
+    "backbone.blocks.0.attention.radial.hidden.0.weight",
+    "backbone.blocks.1.feed_forward.contract.weight",
+    "backbone.norm.weight",
+    "output_heads.energy.out.weight",
+    "output_heads.noise.block.project.weight",
+)
 PLAIN, DENS = "equiformer_plugin_backbone", "equiformer_dens_plugin_backbone"
 
 
@@ -64,15 +75,15 @@ def ours(backbone=DENS, **changes):
     ).eval()
 
 
-def mixed_batch(dtype=torch.float32):
-    """Three structures, of which the last has half of its atoms corrupted."""
-    batch = cast(random_batch(), dtype)
-    mask = (batch.batch == 2) & (torch.arange(batch.num_nodes) % 2 == 0)
-    return batch, corrupted_batch(batch, mask)
-
-
-class TestMolecules(BackboneContract):
+class TestMolecules(GradientForceContract):
     """Open boundaries."""
+
+    parts: ClassVar = (
+        *PARTS,
+        "backbone.blocks.0.attention.merge_source.weight",
+        "backbone.blocks.0.attention.score_dot",
+        "backbone.blocks.1.attention.value.weight",
+    )
 
     def build(self):
         return ours()
@@ -94,8 +105,10 @@ class TestPeriodicStructures(BackboneContract):
         return ours(use_pbc=True, max_neighbors=30)
 
 
-class TestWithoutAttention(BackboneContract):
+class TestWithoutAttention(GradientForceContract):
     """Table 5, index 3 and 4."""
+
+    parts: ClassVar = PARTS
 
     def build(self):
         return ours(interaction="convolution")
@@ -108,89 +121,6 @@ class TestWithoutAttentionAndNorm(BackboneContract):
 
     def build(self):
         return ours(interaction="convolution", norm="none", weight_init="uniform")
-
-
-@pytest.mark.parametrize("interaction", ["attention", "convolution"])
-def test_forces_are_the_gradient_of_the_energy(interaction):
-    """By finite differences, at the positions of a mixed batch, the encoded forces staying as they are."""
-    with default_dtype(torch.float64):
-        model = ours(interaction=interaction)
-        _, corrupted = mixed_batch(torch.float64)
-        corrupted[ROWS] = {NOISE: corrupted[ROWS][NOISE]}  # forces of all atoms, also of the corrupted
-        forces = predict(model, corrupted)["forces"]
-        for atom, axis in ((0, 0), (8, 1), (12, 2), (13, 0)):
-            assert abs(forces[atom, axis]) > 1e-6
-            assert slope(model, corrupted, atom, axis) == pytest.approx(-forces[atom, axis].item(), rel=1e-6, abs=1e-9)
-
-
-def slope(model, batch, atom, axis, step=1e-5):
-    """dE/dx by central differences."""
-    energies = []
-    for sign in (1, -1):
-        moved = copy.copy(batch)
-        moved.pos = batch.pos.detach().clone()
-        moved.pos[atom, axis] += sign * step
-        energies.append(predict(model, moved)["energy"].sum().item())
-    return (energies[0] - energies[1]) / (2 * step)
-
-
-def loss_of(model, batch):
-    """Of the shape of the trainer's: energies of all, forces and noise where they count, no zeros among them."""
-    out, labels = predict(model, batch), batch[CORRUPTION].noise * 10
-    rows = batch[ROWS]
-    forces = (out["forces"] - batch.forces)[rows["forces"].mask].norm(dim=-1).sum()
-    noise = (out[NOISE] - labels)[rows[NOISE].mask].norm(dim=-1).sum()
-    return (out["energy"] - batch.energy).abs().sum() + forces + noise
-
-
-def test_parameter_gradients_through_the_forces():
-    """Double backward against finite differences of the loss, in every part of the model."""
-    with default_dtype(torch.float64):
-        model = ours().train()
-        _, corrupted = mixed_batch(torch.float64)
-        loss_of(model, corrupted).backward()
-        parameters = dict(model.named_parameters())
-        for name in (
-            "backbone.atom_embedding.weight",
-            "backbone.edge_embedding.radial.out.weight",
-            "backbone.force_embedding.weight",
-            "backbone.blocks.0.attention.merge_source.weight",
-            "backbone.blocks.0.attention.radial.hidden.0.weight",
-            "backbone.blocks.0.attention.score_dot",
-            "backbone.blocks.1.attention.value.weight",
-            "backbone.blocks.1.feed_forward.contract.weight",
-            "backbone.norm.weight",
-            "output_heads.energy.out.weight",
-            "output_heads.noise.block.project.weight",
-        ):
-            parameter = parameters[name]
-            index = parameter.grad.abs().argmax()
-            expected = parameter.grad.view(-1)[index].item()
-            assert abs(expected) > 1e-4, name
-            assert slope_of_loss(model, corrupted, parameter, index) == pytest.approx(expected, rel=1e-5), name
-
-
-def slope_of_loss(model, batch, parameter, index, step=1e-5):
-    losses = []
-    for sign in (1, -2):
-        with torch.no_grad():
-            parameter.view(-1)[index] += sign * step
-        losses.append(loss_of(model, batch).item())
-    with torch.no_grad():
-        parameter.view(-1)[index] += step
-    return (losses[0] - losses[1]) / (2 * step)
-
-
-def test_clean_structures_do_not_notice_corrupted_ones():
-    """Of a mixed batch they get what they get in a clean one, in training too."""
-    with default_dtype(torch.float64):
-        model = ours().train()
-        batch, corrupted = mixed_batch(torch.float64)
-        clean = batch.batch < 2
-        plain, mixed = predict(model, batch), predict(model, corrupted)
-    assert_close(mixed["energy"][:2], plain["energy"][:2], 1e-13)
-    assert_close(mixed["forces"][clean], plain["forces"][clean], 1e-12)
-    assert (mixed["energy"][2] - plain["energy"][2]).abs() > 1e-6
 
 
 def test_inference_is_the_plain_network():
@@ -302,9 +232,9 @@ def test_is_the_straightforward_network(twins, lmax, layers):
     """Outputs and gradients, of a mixed batch."""
     with default_dtype(torch.float64):
         reference, model = twins(lmax, layers)
-        _, batch = mixed_batch(torch.float64)
+        _, batch = mixed_batch()
         for one in (reference, model):
-            loss_of(one, batch).backward()
+            mixed_loss(one, batch).backward()
         expected, out = reference(batch), predict(model, batch)
     assert_close(out["energy"], expected["energy"], 1e-10)
     for name in ("forces", NOISE):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from typing import ClassVar
 
 import fairchem.core.models.equiformer_v2.equiformer_v2_dens  # noqa: F401  (registers the rival)
@@ -8,6 +7,7 @@ import pytest
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
+from fairchems_dens import assert_same_numbers
 from torch_geometric.data import Batch, Data
 
 import dens_plugin
@@ -116,18 +116,7 @@ def test_same_seed_gives_the_weights_of_a_model_without_dens():
 
 def test_fairchems_dens_gets_the_same_numbers():
     ours = flat()
-    host = fairchem_dens()
-    missing = host.load_state_dict(with_fairchems_names(ours.state_dict()), strict=False).missing_keys
-    assert set(missing) == {"backbone.force_embedding.bias", "backbone.force_embedding.expand_index"}
-    torch.nn.init.zeros_(host.backbone.force_embedding.bias)
-    batch = random_batch()
-    mask = torch.arange(batch.num_nodes) % 3 == 0
-    corrupted = corrupted_batch(batch, mask)
-    theirs = copy.copy(corrupted)
-    theirs.denoising_pos_forward, theirs.noise_mask = True, mask
-    found, expected = predict(ours, corrupted), predict(host, theirs)
-    assert torch.allclose(found["energy"], expected["energy"], atol=1e-5)
-    assert torch.allclose(torch.where(mask[:, None], found[NOISE], found["forces"]), expected["forces"], atol=1e-5)
+    assert_same_numbers(ours, fairchem_dens(), with_fairchems_names(ours.state_dict()))
 
 
 def with_fairchems_names(state):

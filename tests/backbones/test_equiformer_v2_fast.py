@@ -13,6 +13,7 @@ from fairchem.core.models.equiformer_v2.so3 import SO3_Rotation
 from fairchem.core.models.equiformer_v2.transformer_block import SO2EquivariantGraphAttention
 from test_equiformer_v2 import PLAIN_HEADS, SMALL, flat
 from torch import nn
+from two_paths import a_corrupted_batch, assert_same_step, largest, step
 
 from dens_plugin.backbones.equiformer_v2_fast import (
     FastDropPath,
@@ -23,9 +24,8 @@ from dens_plugin.backbones.equiformer_v2_fast import (
 )
 from dens_plugin.backbones.forward_pass import Pass
 from dens_plugin.backbones.key_map import to_plain_keys
-from dens_plugin.fields import rows_of
 from dens_plugin.nn.so2.layout import Layout
-from dens_plugin.testing import corrupted_batch, predict, random_batch
+from dens_plugin.testing import predict, random_batch
 
 PAPER = {**SMALL, "lmax_list": [3], "mmax_list": [2], "alpha_drop": 0.1, "drop_path_rate": 0.3, "proj_drop": 0.1}
 OPTIONS = {
@@ -62,40 +62,11 @@ def both(**changes):
     return models
 
 
-def a_corrupted_batch():
-    batch = random_batch()
-    return corrupted_batch(batch, torch.arange(batch.num_nodes) % 3 == 0)
-
-
-def step(model, batch, seed=3):
-    """Predictions where they count, and gradients of a sum of their squares."""
-    torch.manual_seed(seed)
-    rows = rows_of(batch)
-    outputs = {name: out[rows[name].mask] if name in rows else out for name, out in model.train()(batch).items()}
-    model.zero_grad()
-    sum((out**2).sum() for out in outputs.values()).backward()
-    return outputs, {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-def largest(found, expected):
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-
-
 @pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
 def test_gives_the_hosts_numbers(changes):
     host, fast = both(**changes)
     batch = a_corrupted_batch()
-    expected, expected_grads = step(host, batch)
-    found, found_grads = step(fast, batch)
-    assert found.keys() == expected.keys() == {"energy", "forces", "noise"}
-    assert all(largest(found[name], expected[name]) < 1e-5 for name in expected)
-    scale = max(grad.norm() for grad in expected_grads.values() if grad is not None)
-    for name, grad in expected_grads.items():
-        if grad is None:
-            assert found_grads[name] is None, name
-        else:
-            difference = (found_grads[name] - grad).norm()
-            assert difference <= 1e-4 * grad.norm() + 1e-7 * scale, name
+    assert_same_step(step(fast, batch), step(host, batch), outputs=1e-5, gradients=1e-4)
 
 
 def test_a_run_may_change_its_path():
@@ -159,6 +130,14 @@ def test_reduced_precision_errs_no_more_than_the_hosts(precision):
     for name in expected:
         assert 1e-5 < largest(found[name].float(), expected[name]) < 2 * largest(rounded[name].float(), expected[name])
     assert all(grad.isfinite().all() for grad in step(fast, a_corrupted_batch())[1].values() if grad is not None)
+
+
+@pytest.mark.parametrize(("text", "is_fast"), [("false", False), ("True", True)])
+def test_the_command_line_may_switch_it(text, is_fast):
+    """The host's parser leaves these words as text."""
+    assert (flat(fast=text).backbone.shared is not None) == is_fast
+    with pytest.raises(ValueError, match=r"model.backbone.fast must be true or false, got 'no'"):
+        flat(fast="no")
 
 
 def test_refuses_precisions():

@@ -8,14 +8,15 @@ import pytest
 import torch
 from fairchem.core.models.base import HydraModel
 from test_escn import PLAIN_HEADS, SMALL, fairchem_escn, lively
+from two_paths import a_corrupted_batch, assert_same_step, largest, step
 
 from dens_plugin.backbones.key_map import to_plain_keys
 from dens_plugin.backbones.packed_rotation import rotations
-from dens_plugin.fields import rows_of
 from dens_plugin.nn.so2.layout import Layout
-from dens_plugin.testing import cast, corrupted_batch, default_dtype, predict, random_batch
+from dens_plugin.testing import cast, default_dtype, predict, random_batch
 
 PAPER = {**SMALL, "lmax_list": [3], "mmax_list": [2], "num_sphere_samples": 32}
+LONE_ATOMS = 1e-3  # their forces are rounding
 OPTIONS = {
     "paper": {},
     "neighbour limit": {"max_neighbors": 4, "cutoff": 12.0},
@@ -39,45 +40,11 @@ def both(**changes):
     return host, fast
 
 
-def a_corrupted_batch():
-    batch = random_batch()
-    return corrupted_batch(batch, torch.arange(batch.num_nodes) % 3 == 0)
-
-
-def step(model, batch, seed=3):
-    """Predictions where they count, and gradients of a sum of their squares."""
-    torch.manual_seed(seed)
-    rows = rows_of(batch)
-    outputs = {name: out[rows[name].mask] if name in rows else out for name, out in model.train()(batch).items()}
-    model.zero_grad()
-    sum((out**2).sum() for out in outputs.values()).backward()
-    return outputs, {name: parameter.grad for name, parameter in model.named_parameters()}
-
-
-def largest(found, expected):
-    return float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
-
-
-def assert_same_step(found, expected, *, outputs, gradients):
-    """Two results of `step` agree to these relative errors."""
-    assert found[0].keys() == expected[0].keys() == {"energy", "forces", "noise"}
-    for name, value in expected[0].items():
-        difference = (found[0][name] - value).abs().max()
-        assert difference <= outputs * (value.abs().max() + 1e-3), name  # forces of lone atoms are rounding
-    scale = max(grad.norm() for grad in expected[1].values() if grad is not None)
-    for name, grad in expected[1].items():
-        if grad is None:
-            assert found[1][name] is None, name
-        else:
-            difference = (found[1][name] - grad).norm()
-            assert difference <= gradients * (grad.norm() + 1e-3 * scale), name
-
-
 @pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
 def test_gives_the_hosts_numbers(changes):
     host, fast = both(**changes)
     batch = a_corrupted_batch()
-    assert_same_step(step(fast, batch), step(host, batch), outputs=1e-5, gradients=1e-4)
+    assert_same_step(step(fast, batch), step(host, batch), outputs=1e-5, gradients=1e-4, rounding=LONE_ATOMS)
 
 
 def test_in_double_precision():
@@ -94,7 +61,7 @@ def test_in_double_precision():
             model.load_state_dict(models[0].state_dict())
             model.double().backbone.generate_graph = lambda _: edges
         host, fast = (step(model, cast(batch, torch.float64)) for model in models)
-    assert_same_step(fast, host, outputs=1e-12, gradients=1e-11)
+    assert_same_step(fast, host, outputs=1e-12, gradients=1e-11, rounding=LONE_ATOMS)
 
 
 def test_does_not_depend_on_the_size_of_its_pieces(monkeypatch):
@@ -103,7 +70,7 @@ def test_does_not_depend_on_the_size_of_its_pieces(monkeypatch):
     expected = step(fast, batch)
     for name in ("coupling._CPU_EDGES", "edges._CPU_EDGES", "two_layer._GRID_BYTES", "activation._GRID_BYTES"):
         monkeypatch.setattr(f"dens_plugin.nn.so2.{name}", 3)
-    assert_same_step(step(fast, batch), expected, outputs=1e-5, gradients=1e-4)
+    assert_same_step(step(fast, batch), expected, outputs=1e-5, gradients=1e-4, rounding=LONE_ATOMS)
 
 
 def test_a_run_may_change_its_path():

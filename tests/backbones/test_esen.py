@@ -10,12 +10,13 @@ from e3nn import o3
 from experiments import CONFIGS, model_of, read
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
+from fairchems_dens import assert_same_numbers
 from torch_geometric.data import Batch
 
 import dens_plugin
-from dens_plugin.fields import CORRUPTION, NOISE, ROWS
 from dens_plugin.testing import (
     BackboneContract,
+    GradientForceContract,
     assert_close,
     cast,
     corrupted_batch,
@@ -73,13 +74,6 @@ def precise(form, **changes):
     return ours(form, use_pbc=False, **changes)
 
 
-def mixed_batch(dtype=torch.float32):
-    """Three structures, of which the last has half of its atoms corrupted."""
-    batch = cast(random_batch(), dtype)
-    mask = (batch.batch == 2) & (torch.arange(batch.num_nodes) % 2 == 0)
-    return batch, corrupted_batch(batch, mask)
-
-
 class TestDirect(BackboneContract):
     """Direct forces; with gates nothing is sampled on a grid, and equivariance is exact."""
 
@@ -96,8 +90,19 @@ class TestDirectOnGrid(BackboneContract):
         return ours("direct", act_type="s2", mlp_type="grid", grid_resolution=14, use_envelope=False)
 
 
-class TestGradient(BackboneContract):
+class TestGradient(GradientForceContract):
     """Forces as gradients."""
+
+    parts: ClassVar = (
+        "backbone.sphere_embedding.weight",
+        "backbone.force_embedding.weight",
+        "backbone.edge_degree_embedding.rad_func.net.0.weight",
+        "backbone.blocks.0.edge_wise.so2_conv_1.fc_m0.weight",
+        "backbone.blocks.1.atom_wise.so3_linear_1.weight",
+        "backbone.norm.affine_weight",
+        "output_heads.energy_forces.energy_block.2.weight",
+        "output_heads.noise.linear.weight",
+    )
 
     def build(self):
         return precise("gradient")
@@ -152,40 +157,7 @@ def test_fairchems_dens_gets_the_same_numbers():
         pass_through_head_outputs=True,
     ).eval()
     theirs = {key.replace("noise.linear", "forces.denoising_linear"): v for key, v in model.state_dict().items()}
-    missing = rival.load_state_dict(theirs, strict=False).missing_keys
-    assert set(missing) == {"backbone.force_embedding.bias", "backbone.force_embedding.expand_index"}
-    torch.nn.init.zeros_(rival.backbone.force_embedding.bias)
-    batch = random_batch()
-    mask = torch.arange(batch.num_nodes) % 3 == 0
-    corrupted = corrupted_batch(batch, mask)
-    flagged = copy.copy(corrupted)
-    flagged.denoising_pos_forward, flagged.noise_mask = True, mask
-    found, expected = predict(model, corrupted), predict(rival, flagged)
-    assert_close(found["energy"], expected["energy"], 1e-5)
-    assert_close(torch.where(mask[:, None], found[NOISE], found["forces"]), expected["forces"], 1e-5)
-
-
-def test_forces_are_minus_the_gradient_of_the_energy():
-    """By finite differences, at the positions of a mixed batch, the encoded forces staying as they are."""
-    with default_dtype(torch.float64):
-        model = precise("gradient")
-        _, corrupted = mixed_batch(torch.float64)
-        del corrupted[ROWS]  # forces of all atoms, also of the corrupted
-        forces = predict(model, corrupted)["forces"]
-        assert forces.abs().min() > 0
-        for atom, axis in ((0, 0), (8, 1), (12, 2), (13, 0)):
-            assert slope(model, corrupted, atom, axis) == pytest.approx(-forces[atom, axis].item(), abs=1e-8)
-
-
-def slope(model, batch, atom, axis, step=1e-5):
-    """dE/dx by central differences."""
-    energies = []
-    for sign in (1, -1):
-        moved = copy.copy(batch)
-        moved.pos = batch.pos.detach().clone()
-        moved.pos[atom, axis] += sign * step
-        energies.append(predict(model, moved)["energy"].sum().item())
-    return (energies[0] - energies[1]) / (2 * step)
+    assert_same_numbers(model, rival, theirs)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -245,19 +217,6 @@ def test_stress_is_the_derivative_by_strain():
     assert (energy(1) - energy(-1)) / 2e-2 / volume == pytest.approx(stress[0, 1].item(), rel=2e-2)
 
 
-def test_clean_structures_do_not_notice_corrupted_ones():
-    """Of a mixed batch they get what they get in a clean one, in both forms, in training too."""
-    with default_dtype(torch.float64):
-        batch, corrupted = mixed_batch(torch.float64)
-        clean = batch.batch < 2
-        for form in OURS:
-            model = precise(form).train()
-            plain, mixed = predict(model, batch), predict(model, corrupted)
-            assert_close(mixed["energy"][:2], plain["energy"][:2], 1e-13)
-            assert_close(mixed["forces"][clean], plain["forces"][clean], 1e-12)
-            assert (mixed["energy"][2] - plain["energy"][2]).abs() > 1e-6
-
-
 @FORMS
 @pytest.mark.parametrize("regress_stress", [False, True])
 def test_leaves_the_batch_as_it_found_it(form, regress_stress):
@@ -271,50 +230,6 @@ def test_leaves_the_batch_as_it_found_it(form, regress_stress):
         assert not tensor.requires_grad
     second = model(batch)
     assert_close(second["forces"], first["forces"], 1e-4)  # the edge frames are others
-
-
-def loss_of(model, batch):
-    """Of the shape of the trainer's: energies of all, forces and noise where they count, no zeros among them."""
-    out, labels = predict(model, batch), batch[CORRUPTION].noise * 10
-    rows = batch[ROWS]
-    forces = (out["forces"] - batch.forces)[rows["forces"].mask].norm(dim=-1).sum()
-    noise = (out[NOISE] - labels)[rows[NOISE].mask].norm(dim=-1).sum()
-    return (out["energy"] - batch.energy).abs().sum() + forces + noise
-
-
-def test_parameter_gradients_through_the_forces():
-    """Double backward against finite differences of the loss, in every part of the model."""
-    with default_dtype(torch.float64):
-        model = precise("gradient").train()
-        _, corrupted = mixed_batch(torch.float64)
-        loss_of(model, corrupted).backward()
-        parameters = dict(model.named_parameters())
-        for name in (
-            "backbone.sphere_embedding.weight",
-            "backbone.force_embedding.weight",
-            "backbone.edge_degree_embedding.rad_func.net.0.weight",
-            "backbone.blocks.0.edge_wise.so2_conv_1.fc_m0.weight",
-            "backbone.blocks.1.atom_wise.so3_linear_1.weight",
-            "backbone.norm.affine_weight",
-            "output_heads.energy_forces.energy_block.2.weight",
-            "output_heads.noise.linear.weight",
-        ):
-            parameter = parameters[name]
-            index = parameter.grad.abs().argmax()
-            expected = parameter.grad.view(-1)[index].item()
-            assert abs(expected) > 1e-4, name
-            assert slope_of_loss(model, corrupted, parameter, index) == pytest.approx(expected, rel=1e-5), name
-
-
-def slope_of_loss(model, batch, parameter, index, step=1e-5):
-    losses = []
-    for sign in (1, -2):
-        with torch.no_grad():
-            parameter.view(-1)[index] += sign * step
-        losses.append(loss_of(model, batch).item())
-    with torch.no_grad():
-        parameter.view(-1)[index] += step
-    return (losses[0] - losses[1]) / (2 * step)
 
 
 @FORMS

@@ -14,6 +14,7 @@ from fairchem.core import OCPCalculator
 from fairchem.core.common import distutils
 from fairchem.core.models.base import HydraModel
 from samples import base_config, trainer_arguments, write_lmdb
+from test_esen import SMALL
 from torch_geometric.data import Batch, Data
 
 import dens_plugin
@@ -21,18 +22,8 @@ from dens_plugin.training.history import FILE_NAME, read_history
 
 BACKBONE = {
     "model": "dens_plugin.ESENDeNS",
-    "max_num_elements": 90,
-    "sphere_channels": 8,
-    "lmax": 2,
-    "mmax": 2,
+    **SMALL,
     "cutoff": 3.5,
-    "edge_channels": 8,
-    "num_distance_basis": 8,
-    "num_layers": 2,
-    "hidden_channels": 8,
-    "act_type": "gate",
-    "mlp_type": "spectral",
-    "use_envelope": True,
 }
 SCALE = 2.0  # eV and eV/Å, one for both: forces are gradients of the normalised energy
 HEADS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fairchem.core.common import gp_utils
 
-from dens_plugin.backbones.forward_pass import Pass
+from dens_plugin.backbones.forward_pass import Pass, require_sorted
 from dens_plugin.nn.so2.layout import Layout
 
 LAYOUT = Layout(lmax=1, mmax=1)
@@ -52,3 +52,9 @@ def test_graph_parallelism_comes_before_the_model(monkeypatch):
     monkeypatch.setattr(gp_utils, "initialized", lambda: True)
     with pytest.raises(ValueError, match="set up before the model is built"):
         shared.begin(EDGES, num_atoms=2, num_graphs=1)
+
+
+def test_edges_must_be_sorted_by_target():
+    require_sorted(EDGES)
+    with pytest.raises(ValueError, match=r"edge_index.* are not sorted by their targets; sort them"):
+        require_sorted(EDGES.flip(1))

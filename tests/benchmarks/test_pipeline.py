@@ -1,23 +1,14 @@
-import importlib
 import json
-from pathlib import Path
 
 import pytest
-import torch
 from samples import write_lmdb
 
 from dens_plugin.testing import random_structure
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
 
 @pytest.fixture
-def pipeline(monkeypatch):
-    """The script, imported as running it does; it sets the number of threads of this process."""
-    threads = torch.get_num_threads()
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("pipeline")
-    torch.set_num_threads(threads)
+def pipeline(load):
+    return load("pipeline")
 
 
 @pytest.fixture

@@ -1,26 +1,15 @@
-import importlib
 import json
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 from samples import write_lmdb
 
 from dens_plugin.testing import random_structure
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OPTIONS = ["--lmax=1", "--layers=1", "--channels=8", "--threads=1", "--batch=2", "--data=synthetic"]
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a file of the folder as running a script there does; `main` sets the number of threads of this process."""
-    threads = torch.get_num_threads()
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module
-    torch.set_num_threads(threads)
 
 
 def test_errors_are_those_of_the_precision(load, tmp_path, capsys):
@@ -59,8 +48,9 @@ def test_curves_read_a_history(load, tmp_path):
 
 @pytest.mark.slow
 def test_training_runs_differ_in_precision_and_seed(load, tmp_path):
-    data = write_lmdb(tmp_path / "data", [random_structure(5, seed=index, sid=index) for index in range(12)])
-    options = [f"--dataset.{split}.src={data}" for split in ("train", "val", "test")]
+    structures = [random_structure(5, seed=index, sid=index) for index in range(12)]
+    folders = {split: write_lmdb(tmp_path / split, structures) for split in ("train", "val", "test")}
+    options = [f"--dataset.{split}.src={folder}" for split, folder in folders.items()]
     runs = load("curves").train_all(tmp_path / "runs", ["fp32", "bf16"], steps=6, device="cpu", options=options)
     assert list(runs) == ["fp32, seed 0", "bf16, seed 0", "fp32, seed 1"]
     losses = [dict(curves["training loss"]) for curves in runs.values()]

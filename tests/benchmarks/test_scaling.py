@@ -1,21 +1,12 @@
-import importlib
 import json
 import math
-from pathlib import Path
 
 import pytest
-import torch
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
-def scaling(monkeypatch):
-    """The script, imported as running it does; it sets the number of threads of this process."""
-    threads = torch.get_num_threads()
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("scaling")
-    torch.set_num_threads(threads)
+def scaling(load):
+    return load("scaling")
 
 
 def test_table_plot_and_file_hold_every_point(scaling, tmp_path, capsys, monkeypatch):

@@ -1,32 +1,14 @@
 import functools
-import importlib
 import json
 import math
 import os
 import signal
-from pathlib import Path
 
 import pytest
 import torch
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 OPTIONS = {"lmax": 1, "layers": 2, "channels": 8, "batch": 1, "steps": 1, "threads": 1, "data": "synthetic"}
 TINY = [f"--{name}={value}" for name, value in OPTIONS.items()]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """`main` sets the number of threads of this process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def load(monkeypatch):
-    """Import a file of the folder as running a script there does."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 @pytest.fixture
@@ -167,8 +149,9 @@ def test_warm_up_sees_every_batch_and_is_not_counted(load):
     assert len(seconds["a"]) == 2
 
 
-def build_toys(contestants, model):
-    return contestants.build_all(model, contestants.paper_settings(model, lmax=1, layers=1, channels=8), "cpu")
+def build_toys(load, model):
+    settings = load("sizes").paper_settings(model, lmax=1, layers=1, channels=8)
+    return load("contestants").build_all(model, settings, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +170,7 @@ def build_toys(contestants, model):
 )
 def test_check_refuses_other_weights(load, samples, model, name, part):
     contestants = load("contestants")
-    networks = build_toys(contestants, model)
+    networks = build_toys(load, model)
     sample = max(samples, key=load("structures").corrupted_atoms)
     assert max(contestants.require_equal(model, networks, sample).values()) < 1e-4
     with torch.no_grad():
@@ -199,7 +182,7 @@ def test_check_refuses_other_weights(load, samples, model, name, part):
 
 def test_check_refuses_another_noise_head(load, samples):
     contestants = load("contestants")
-    networks = build_toys(contestants, "equiformer_v2")
+    networks = build_toys(load, "equiformer_v2")
     sample = max(samples, key=load("structures").corrupted_atoms)
     with torch.no_grad():
         for parameter in networks["fairchem_dens"].output_heads["forces"].denoising_pos_block.parameters():

@@ -21,3 +21,11 @@ def test_a_slip_in_a_heads_name(module, hint):
     model = {"name": "hydra", "heads": {"energy": {"module": module}}}
     with pytest.raises(ValueError, match=rf"unknown model '{module}' in model.heads.energy.module; .*{hint}"):
         require_known_model(model)
+
+
+@pytest.mark.parametrize(("key", "value"), [("drop_path_rate", 1.0), ("alpha_drop", -0.1)])
+def test_a_rate_that_drops_everything(key, value):
+    setup_imports()
+    backbone = {"model": "dens_plugin.EquiformerV2DeNS", key: value}
+    with pytest.raises(ValueError, match=f"model.backbone.{key} must be at least 0 and below 1, got {value}"):
+        require_known_model({"name": "hydra", "backbone": backbone})

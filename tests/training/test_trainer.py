@@ -333,6 +333,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             build({**config, "task": task})
 
+    @pytest.mark.parametrize(("key", "value"), [("use_s2_act_attn", True), ("mmax_list", [9]), ("lmax_list", 2)])
+    def test_settings_that_make_no_model(self, config, build, key, value):
+        config["model"] = copy.deepcopy(config["model"])
+        config["model"].get("backbone", config["model"])[key] = value
+        with pytest.raises(ValueError, match="no model can be built from the settings under `model`: "):
+            build(config)
+
     def test_model_without_noise_head(self, config, build):
         with pytest.raises(ValueError, match="no head for it"):
             build({**config, "model": copy.deepcopy(PLAIN_MODEL)})

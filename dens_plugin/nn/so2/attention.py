@@ -17,7 +17,7 @@ from torch.nn import functional
 from dens_plugin.nn.kernels import softmax_by_target as kernels
 from dens_plugin.nn.kernels.availability import uses_triton
 from dens_plugin.nn.so2.activation import Activation, activate
-from dens_plugin.nn.so2.convolution import Weights, convolve, convolve_backward
+from dens_plugin.nn.so2.convolution import Gradient, Product, Weights
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.fused import fused_weighted_sum
 from dens_plugin.nn.so2.layout import Layout
@@ -95,10 +95,11 @@ class _WeightedSum(torch.autograd.Function):
         weights, layout = Weights(bias, orders), edges.layout
         values = activated.new_empty(len(activated) if keep else 0, weights.width)
         out = attention.new_zeros(len(edges.targets), edges.rotation.shape[2], weights.width // len(layout))
+        product = Product(weights, layout)
         for piece in edges.pieces:
             inputs = activated[piece.edges]
             of_piece = values[piece.edges] if keep else inputs.new_empty(len(inputs), weights.width)
-            convolve(inputs, weights, layout, of_piece)
+            product.write(inputs, of_piece)
             collect(_weigh(of_piece, attention[piece.edges], edges.scale), edges, piece, out)
         ctx.save_for_backward(activated, attention, values, bias, *orders)
         ctx.edges = edges
@@ -108,8 +109,8 @@ class _WeightedSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         activated, attention, values, bias, *orders = ctx.saved_tensors
-        edges, weights = ctx.edges, Weights(bias, orders)
-        sums = weights.zeros()
+        edges = ctx.edges
+        gradient = Gradient(Weights(bias, orders), edges.layout)
         grad_activated, grad_attention = torch.empty_like(activated), torch.empty_like(attention)
         for piece in edges.pieces:
             of_piece, weight = piece.edges, attention[piece.edges]
@@ -118,8 +119,8 @@ class _WeightedSum(torch.autograd.Function):
                 grad_messages, values[of_piece], edges.scale, attention.shape[1]
             )
             grad_values = _weigh(grad_messages, weight, edges.scale).flatten(1)
-            grad_activated[of_piece] = convolve_backward(grad_values, activated[of_piece], weights, edges.layout, sums)
-        return None, None, grad_activated, grad_attention, sums.bias, *sums.orders
+            grad_activated[of_piece] = gradient.of_features(grad_values, activated[of_piece])
+        return None, None, grad_activated, grad_attention, *gradient.of_weights()
 
 
 def _weigh(values: torch.Tensor, attention: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -39,14 +39,22 @@ class Weights(NamedTuple):
         """In another precision."""
         return Weights(self.bias.to(dtype), tuple(weight.to(dtype) for weight in self.orders))
 
-    def zeros(self) -> Weights:
-        """For the sums of gradients."""
-        return Weights(torch.zeros_like(self.bias), tuple(torch.zeros_like(weight) for weight in self.orders))
-
 
 class _Complex(NamedTuple):
     real: torch.Tensor
     imaginary: torch.Tensor
+
+
+class _Factor(NamedTuple):
+    """A complex weight, and the sum of its parts."""
+
+    real: torch.Tensor
+    imaginary: torch.Tensor
+    total: torch.Tensor
+
+    @classmethod
+    def of(cls, real: torch.Tensor, imaginary: torch.Tensor) -> _Factor:
+        return cls(real, imaginary, real + imaginary)
 
 
 class _Columns(NamedTuple):
@@ -71,48 +79,64 @@ def convolution(features: torch.Tensor, weights: Weights, layout: Layout) -> tor
     return out
 
 
-def convolve(features: torch.Tensor, weights: Weights, layout: Layout, out: torch.Tensor) -> None:
-    """Write the convolution of ``features`` into ``out``; autograd does not see it.
+class Product:
+    """A convolution for edges that come a piece at a time; autograd does not see it.
 
     Args:
-        features: (E, S, C).
         weights: of the convolution.
         layout: of the S coefficients.
-        out: (E, X + S C').
     """
-    flat = features.flatten(1)
-    zero, *others = _columns(weights, layout, features.shape[2])
-    torch.addmm(weights.bias, flat[:, zero.inputs], weights.orders[0].t(), out=out[:, zero.outputs])
-    for (inputs, outputs), weight in zip(others, weights.orders[1:], strict=True):
-        _multiply(_halves(flat[:, inputs]), _halves(weight.t()), out=_halves(out[:, outputs]))
+
+    def __init__(self, weights: Weights, layout: Layout) -> None:
+        self._weights, self._layout = weights, layout
+        self._factors = [_Factor.of(*weight.t().chunk(2, dim=1)) for weight in weights.orders[1:]]
+
+    def write(self, features: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the convolution of ``features`` (e, S, C) into ``out`` (e, X + S C')."""
+        flat = features.flatten(1)
+        zero, *others = _columns(self._weights, self._layout, features.shape[2])
+        torch.addmm(self._weights.bias, flat[:, zero.inputs], self._weights.orders[0].t(), out=out[:, zero.outputs])
+        for (inputs, outputs), factor in zip(others, self._factors, strict=True):
+            _multiply(_halves(flat[:, inputs]), factor, out=_halves(out[:, outputs]))
 
 
-def convolve_backward(
-    grad: torch.Tensor, features: torch.Tensor, weights: Weights, layout: Layout, sums: Weights
-) -> torch.Tensor:
-    """Gradient of the features; those of the weights are added to ``sums``.
+class Gradient:
+    """The gradients of a convolution, those of the weights summed over the pieces.
 
     Args:
-        grad: (E, X + S C') of the output.
-        features: (E, S, C) the input.
         weights: of the convolution.
         layout: of the S coefficients.
-        sums: as ``weights``.
-
-    Returns:
-        (E, S, C).
     """
-    flat = features.flatten(1)
-    out = torch.empty_like(flat)
-    zero, *others = _columns(weights, layout, features.shape[2])
-    torch.mm(grad[:, zero.outputs], weights.orders[0], out=out[:, zero.inputs])
-    sums.orders[0].addmm_(grad[:, zero.outputs].t(), flat[:, zero.inputs])
-    sums.bias.add_(grad[:, zero.outputs].sum(0))
-    for (inputs, outputs), weight, total in zip(others, weights.orders[1:], sums.orders[1:], strict=True):
-        of_output, (real, imaginary) = _halves(grad[:, outputs]), weight.chunk(2)
-        _multiply(of_output, _Complex(real, -imaginary), out=_halves(out[:, inputs]))
-        _add_outer(of_output, _halves(flat[:, inputs]), _Complex(*total.chunk(2)))
-    return out.view_as(features)
+
+    def __init__(self, weights: Weights, layout: Layout) -> None:
+        self._weights, self._layout = weights, layout
+        parts = [weight.chunk(2) for weight in weights.orders[1:]]
+        self._conjugates = [_Factor.of(real, -imaginary) for real, imaginary in parts]
+        self._sums = [_OuterProduct(real) for real, _ in parts]
+        self._of_bias, self._of_zero = torch.zeros_like(weights.bias), torch.zeros_like(weights.orders[0])
+
+    def of_features(self, grad: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+        """(e, S, C) gradient of the features of a piece, whose share of the weights' gradients is added to the sums.
+
+        Args:
+            grad: (e, X + S C') of the output.
+            features: (e, S, C) the input.
+        """
+        flat = features.flatten(1)
+        out = torch.empty_like(flat)
+        zero, *others = _columns(self._weights, self._layout, features.shape[2])
+        torch.mm(grad[:, zero.outputs], self._weights.orders[0], out=out[:, zero.inputs])
+        self._of_zero.addmm_(grad[:, zero.outputs].t(), flat[:, zero.inputs])
+        self._of_bias.add_(grad[:, zero.outputs].sum(0))
+        for (inputs, outputs), conjugate, total in zip(others, self._conjugates, self._sums, strict=True):
+            of_output = _halves(grad[:, outputs])
+            _multiply(of_output, conjugate, out=_halves(out[:, inputs]))
+            total.add(of_output, _halves(flat[:, inputs]))
+        return out.view_as(features)
+
+    def of_weights(self) -> tuple[torch.Tensor, ...]:
+        """Of the bias, and of every order."""
+        return self._of_bias, self._of_zero, *(total.result() for total in self._sums)
 
 
 def _columns(weights: Weights, layout: Layout, channels: int) -> Iterator[_Columns]:
@@ -130,7 +154,7 @@ def _halves(both: torch.Tensor) -> _Complex:
     return _Complex(*both.chunk(2, dim=1))
 
 
-def _multiply(x: _Complex, weight: _Complex, *, out: _Complex) -> None:
+def _multiply(x: _Complex, weight: _Factor, *, out: _Complex) -> None:
     """``out`` = x @ weight in complex numbers."""
     p = torch.mm(x.real, weight.real)
     q = torch.mm(x.imaginary, weight.imaginary)
@@ -138,19 +162,32 @@ def _multiply(x: _Complex, weight: _Complex, *, out: _Complex) -> None:
     if _is_reduced(x.real.dtype):
         torch.mm(x.real, weight.imaginary, out=out.imaginary).addmm_(x.imaginary, weight.real)
         return
-    torch.mm(x.real + x.imaginary, weight.real + weight.imaginary, out=out.imaginary)
+    torch.mm(x.real + x.imaginary, weight.total, out=out.imaginary)
     out.imaginary.sub_(p.add_(q))
 
 
-def _add_outer(grad: _Complex, x: _Complex, total: _Complex) -> None:
-    """``total`` += grad^T @ conj(x) in complex numbers."""
-    p = torch.mm(grad.real.t(), x.real)
-    q = torch.mm(grad.imaginary.t(), x.imaginary)
-    total.real.add_(p).add_(q)
-    if _is_reduced(x.real.dtype):
-        total.imaginary.addmm_(grad.imaginary.t(), x.real).addmm_(grad.real.t(), x.imaginary, alpha=-1)
-        return
-    total.imaginary.addmm_((grad.real + grad.imaginary).t(), x.real - x.imaginary).sub_(p).add_(q)
+class _OuterProduct:
+    """Sum of grad^T @ conj(x) in complex numbers, its three or four real products summed apart."""
+
+    def __init__(self, real: torch.Tensor) -> None:
+        self._is_reduced = _is_reduced(real.dtype)
+        self._products = [torch.zeros_like(real) for _ in range(4 if self._is_reduced else 3)]
+
+    def add(self, grad: _Complex, x: _Complex) -> None:
+        real, imaginary, *others = self._products
+        real.addmm_(grad.real.t(), x.real)
+        imaginary.addmm_(grad.imaginary.t(), x.imaginary)
+        if self._is_reduced:
+            others[0].addmm_(grad.imaginary.t(), x.real)
+            others[1].addmm_(grad.real.t(), x.imaginary)
+            return
+        others[0].addmm_((grad.real + grad.imaginary).t(), x.real - x.imaginary)
+
+    def result(self) -> torch.Tensor:
+        """The real part above the imaginary one."""
+        p, q, *others = self._products
+        imaginary = others[0] - others[1] if self._is_reduced else others[0] - p + q
+        return torch.cat([p + q, imaginary])
 
 
 def _is_reduced(dtype: torch.dtype) -> bool:
@@ -164,7 +201,7 @@ class _Convolution(torch.autograd.Function):
     ) -> torch.Tensor:
         weights = Weights(bias, orders)
         out = features.new_empty(len(features), weights.width)
-        convolve(features, weights, layout, out)
+        Product(weights, layout).write(features, out)
         ctx.save_for_backward(features, bias, *orders)
         ctx.layout = layout
         return out
@@ -173,7 +210,5 @@ class _Convolution(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         features, bias, *orders = ctx.saved_tensors
-        weights = Weights(bias, orders)
-        sums = weights.zeros()
-        grad_features = convolve_backward(grad, features, weights, ctx.layout, sums)
-        return grad_features, None, sums.bias, *sums.orders
+        gradient = Gradient(Weights(bias, orders), ctx.layout)
+        return gradient.of_features(grad, features), None, *gradient.of_weights()

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from dens_plugin.nn.kernels.availability import uses_triton
-from dens_plugin.nn.so2.convolution import Weights, convolve, convolve_backward
+from dens_plugin.nn.so2.convolution import Gradient, Product, Weights
 from dens_plugin.nn.so2.edges import Edges, Piece
 from dens_plugin.nn.so2.fused import fused_messages
 from dens_plugin.nn.so2.radial import Radial, multiply, multiply_backward
@@ -54,12 +54,12 @@ class _Messages(torch.autograd.Function):
     ) -> torch.Tensor:
         weights, radial = _parse(bias, rest, num_orders)
         out = nodes.new_empty(len(edges.source), weights.width)
-        targets = nodes[edges.targets]
+        product, targets = Product(weights, edges.layout), nodes[edges.targets]
         for piece in edges.pieces:
             inputs = _rotated(nodes, targets, edges, piece)
             if radial is not None:
                 inputs = multiply(inputs, radial.factors(piece.edges, inputs.shape[2]), edges.layout)
-            convolve(inputs, weights, edges.layout, out[piece.edges])
+            product.write(inputs, out[piece.edges])
         ctx.save_for_backward(nodes, bias, *rest)
         ctx.edges, ctx.num_orders = edges, num_orders
         return out
@@ -70,22 +70,22 @@ class _Messages(torch.autograd.Function):
         nodes, bias, *rest = ctx.saved_tensors
         edges = ctx.edges
         weights, radial = _parse(bias, rest, ctx.num_orders)
-        sums, radial_sums = weights.zeros(), None if radial is None else radial.zeros()
+        gradient, radial_sums = Gradient(weights, edges.layout), None if radial is None else radial.zeros()
         targets = nodes[edges.targets]
         grad_nodes, grad_targets = torch.zeros_like(nodes), torch.zeros_like(targets)
         for piece in edges.pieces:
             rotated = _rotated(nodes, targets, edges, piece)
             if radial is None or radial_sums is None:
-                grad_rotated = convolve_backward(grad[piece.edges], rotated, weights, edges.layout, sums)
+                grad_rotated = gradient.of_features(grad[piece.edges], rotated)
             else:
                 factors = radial.factors(piece.edges, rotated.shape[2])
                 inputs = multiply(rotated, factors, edges.layout)
-                grad_rotated = convolve_backward(grad[piece.edges], inputs, weights, edges.layout, sums)
+                grad_rotated = gradient.of_features(grad[piece.edges], inputs)
                 grad_factors = multiply_backward(grad_rotated, rotated, factors, edges.layout)
                 radial.add_gradients(grad_factors, piece.edges, radial_sums)
             _collect_both(grad_rotated, edges, piece, grad_nodes, grad_targets)
         grad_nodes.index_add_(0, edges.targets, grad_targets)
-        return None, None, grad_nodes, sums.bias, *sums.orders, *(radial_sums or ())
+        return None, None, grad_nodes, *gradient.of_weights(), *(radial_sums or ())
 
 
 def _parse(bias: torch.Tensor, rest: Sequence[torch.Tensor], num_orders: int) -> tuple[Weights, Radial | None]:

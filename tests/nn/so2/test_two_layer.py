@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from so2_samples import LAYOUT, check, collected, on_all_graphs
 
 from dens_plugin.nn.so2 import coupling
 from dens_plugin.nn.so2 import edges as edges_module
 from dens_plugin.nn.so2.coupling import Part, first_layer, group_edges, parts_of
 from dens_plugin.nn.so2.edges import Edges
-from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.two_layer import Factors, Grid, message_sum
 from dens_plugin.testing import default_dtype
 
-LAYOUT = Layout(lmax=2, mmax=1)
 CHANNELS, HIDDEN = 2, 3
-GRAPHS = {
-    "equal degrees": [0, 0, 1, 1, 2, 2],
-    "unequal degrees": [0, 1, 1, 1, 3],
-    "no edges": [],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -39,15 +33,6 @@ def graph(targets, num_atoms=4):
     is_block = torch.tensor([degree for degree, _ in LAYOUT.coefficients])[:, None] == degrees
     rotation = torch.randn(len(targets), *is_block.shape) * is_block
     return Edges.build(edge_index, rotation, LAYOUT, num_atoms=num_atoms)
-
-
-def check(function, formula, *inputs):
-    """The same values and first derivatives as the formula's."""
-    found, expected = function(*inputs), formula(*inputs)
-    assert torch.allclose(found, expected)
-    seed = torch.randn_like(expected)
-    pairs = zip(torch.autograd.grad(found, inputs, seed), torch.autograd.grad(expected, inputs, seed), strict=True)
-    assert all(torch.allclose(a, b) for a, b in pairs)
 
 
 def random_weights(shapes):
@@ -74,7 +59,7 @@ def test_parts():
 
 
 @pytest.mark.parametrize("end", [0, 1])
-@pytest.mark.parametrize("targets", GRAPHS.values(), ids=GRAPHS)
+@on_all_graphs
 def test_first_layer_commutes_with_the_rotation(targets, end):
     edges, weights = graph(targets), first_weights()
     nodes = torch.randn(4, 9, CHANNELS, requires_grad=True)
@@ -90,7 +75,7 @@ def test_first_layer_commutes_with_the_rotation(targets, end):
     check(found, formula, nodes, *weights)
 
 
-@pytest.mark.parametrize("targets", GRAPHS.values(), ids=GRAPHS)
+@on_all_graphs
 def test_message_sum(targets):
     edges, size = graph(targets), len(LAYOUT)
     hidden = random_weights((len(targets), min(part.m, 1) + 1, HIDDEN) for _ in range(2) for part in parts_of(LAYOUT))
@@ -107,8 +92,7 @@ def test_message_sum(targets):
         features = torch.cat([zero.flatten(1), one.flatten(1)], dim=1).unflatten(1, (size, CHANNELS))
         messages = torch.einsum("gs,esc->egc", grid.to_grid, features)
         messages = torch.einsum("gs,egc->esc", grid.from_grid, torch.nn.functional.silu(messages))
-        back = edges.rotation.transpose(1, 2) @ messages
-        return back.new_zeros(4, 9, CHANNELS).index_add(0, edges.target, back)
+        return collected(messages, edges)
 
     def found(*tensors):
         return message_sum(tensors[5:], Factors(*tensors[:3]), tensors[3:5], grid, edges)
