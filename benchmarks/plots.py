@@ -51,7 +51,7 @@ def plot_ratios(rows: Sequence[Mapping[str, Any]], path: Path, caption: str) -> 
     for axes, (title, chosen) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         _draw_ratios(axes, chosen)
         axes.set(title=f"{title}: how many times less `ours` costs", xlabel="times less than the one of the colour")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3 * len(panels), fontsize=8)
     figure.supxlabel(textwrap.fill(caption, 95 * len(panels)), fontsize=7, color="0.35")
     _save(figure, path)
 

@@ -48,7 +48,7 @@ def test_curves_read_a_history(load, tmp_path):
 
 @pytest.mark.slow
 def test_training_runs_differ_in_precision_and_seed(load, tmp_path):
-    structures = [random_structure(5, seed=index, sid=index) for index in range(12)]
+    structures = [random_structure(5, seed=index, sid=index) for index in range(40)]
     folders = {split: write_lmdb(tmp_path / split, structures) for split in ("train", "val", "test")}
     options = [f"--dataset.{split}.src={folder}" for split, folder in folders.items()]
     runs = load("curves").train_all(tmp_path / "runs", ["fp32", "bf16"], steps=6, device="cpu", options=options)
