@@ -2,7 +2,7 @@
 # What needs a GPU, each part in one call of at most ten minutes; without arguments all of them, one after the other.
 #
 #   sh benchmarks/gpu.sh                       # or: sh benchmarks/gpu.sh kernels training inference
-#   OUT=/tmp/results PYTHON=python3 sh benchmarks/gpu.sh training
+#   OUT=results PYTHON=python3 sh benchmarks/gpu.sh training
 #
 # kernels    the Triton kernels against their twins, compiled
 # training   a step of the 83M network: float32, TF32, AMP, our bf16 against fairchem's AMP

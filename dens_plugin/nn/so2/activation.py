@@ -116,6 +116,18 @@ def grid_silu(features: torch.Tensor, to_grid: torch.Tensor, from_grid: torch.Te
     return out
 
 
+def grid_silu_backward(
+    grad: torch.Tensor, features: torch.Tensor, to_grid: torch.Tensor, from_grid: torch.Tensor
+) -> torch.Tensor:
+    """(E, S, C) gradient of the features of `grid_silu` from that of its result, (E, S', C)."""
+    out = torch.empty_like(features)
+    for part in grid_parts(features, len(to_grid), _GRID_BYTES):
+        grid = torch.matmul(to_grid, features[part])
+        of_grid = torch.ops.aten.silu_backward(torch.matmul(from_grid, grad[part]), grid)
+        out[part] = torch.matmul(to_grid.t(), of_grid)
+    return out
+
+
 class _GridSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, to_grid: torch.Tensor, from_grid: torch.Tensor) -> torch.Tensor:
@@ -130,9 +142,4 @@ class _GridSiLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         features, to_grid, from_grid = ctx.saved_tensors
-        out = torch.empty_like(features)
-        for part in grid_parts(features, len(to_grid), _GRID_BYTES):
-            grid = torch.matmul(to_grid, features[part])
-            grad_grid = torch.ops.aten.silu_backward(torch.matmul(from_grid, grad[part]), grid)
-            out[part] = torch.matmul(to_grid.t(), grad_grid)
-        return out, None, None
+        return grid_silu_backward(grad, features, to_grid, from_grid), None, None

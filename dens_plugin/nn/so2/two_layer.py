@@ -16,14 +16,12 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from dens_plugin.nn.so2.activation import grid_silu
+from dens_plugin.nn.so2.activation import grid_silu, grid_silu_backward
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.rotation import collect, expand
 
 Tensors = Sequence[torch.Tensor]
-
-_GRID_BYTES = 1 << 20  # of the values on the grid at a time, of which the backward pass holds three
 
 
 class Factors(NamedTuple):
@@ -103,7 +101,7 @@ class _MessageSum(torch.autograd.Function):
         out = [torch.empty_like(part) for part in hidden]
         for piece in edges.pieces:
             of_messages = expand(grad, edges, piece).to(convolved.dtype)
-            of_convolved = _grid_backward(of_messages, convolved[piece.edges], grid)
+            of_convolved = grid_silu_backward(of_messages, convolved[piece.edges], *grid)
             before, values = _factors(factors, piece.edges, hidden[0].shape[2])
             of_values = torch.zeros_like(values)
             parts = _parts(hidden, edges.layout)
@@ -164,15 +162,3 @@ def _scale_backward(
         of_part = grad[:, :, slot * width : (slot + 1) * width]
         torch.sum(of_part * hidden[part][edges], 1, out=of_values[:, part])
         torch.mul(of_part, values[:, part, None], out=of_hidden[part][edges])
-
-
-def _grid_backward(grad: torch.Tensor, features: torch.Tensor, grid: Grid) -> torch.Tensor:
-    """Gradient of the features (e, S, C) of `grid_silu`."""
-    out = torch.empty_like(features)
-    bytes_per_edge = len(grid.to_grid) * features.shape[2] * features.element_size()
-    size = max(1, len(features) if features.is_cuda else _GRID_BYTES // bytes_per_edge)
-    for of_grad, of_features, of_out in zip(*(part.split(size) for part in (grad, features, out)), strict=True):
-        values = torch.matmul(grid.to_grid, of_features)
-        of_values = torch.ops.aten.silu_backward(torch.matmul(grid.from_grid, of_grad), values)
-        torch.matmul(grid.to_grid.t(), of_values, out=of_out)
-    return out
