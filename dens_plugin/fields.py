@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 CORRUPTION = "corruption"  # Corruption, set by the training loader alone
 ROWS = "rows"  # dict: target -> Rows, set by the training loader alone
+NEIGHBOURS = "neighbours"  # the record of `backbones.neighbours`, set by loaders alone
 MD = "md"  # (B,) bool, structures from molecular dynamics, which are never corrupted
 _IDENTIFIERS = ("id", "sid", "fid")  # what data sets call a structure
 NOISE = "noise"  # the name of the noise output, (N, 3), in units of its scale

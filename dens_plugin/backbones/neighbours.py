@@ -16,12 +16,12 @@ import torch
 from fairchem.core.models.base import GraphModelMixin
 
 from dens_plugin.backbones.periodic_edges import periodic_edges
+from dens_plugin.fields import NEIGHBOURS
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
 Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # the last three of Neighbours
-_FIELD = "neighbours"  # of a batch: Neighbours, set by the loader alone
 
 
 class Search(NamedTuple):
@@ -62,7 +62,7 @@ def with_neighbours(batch: Batch, search: Search) -> Batch:
     """The batch with the record of its neighbours, those of the host in the same order."""
     prepared = copy.copy(batch)
     with torch.no_grad():
-        prepared[_FIELD] = Neighbours(search, *(_periodic(batch, search) or _by_host(batch, search)))
+        prepared[NEIGHBOURS] = Neighbours(search, *(_periodic(batch, search) or _by_host(batch, search)))
     return prepared
 
 
@@ -81,8 +81,8 @@ def _by_host(batch: Batch, search: Search) -> Found:
 def without_neighbours(batch: Batch) -> Batch:
     """The batch without the record, for a model that is to find its neighbours itself."""
     bare = copy.copy(batch)
-    if _FIELD in bare:
-        del bare[_FIELD]
+    if NEIGHBOURS in bare:
+        del bare[NEIGHBOURS]
     return bare
 
 
@@ -114,7 +114,7 @@ def read_or_find(backbone: Any, find: Callable[..., Any], data: Batch, **options
         data: the batch.
         **options: of ``generate_graph`` that say what the backbone's attributes say.
     """
-    found: Neighbours | None = data.get(_FIELD)
+    found: Neighbours | None = data.get(NEIGHBOURS)
     if found is None or found.search != search_of(backbone):
         return find(data, **options)
     read = copy.copy(data)

@@ -7,7 +7,15 @@ from typing import Any, NamedTuple
 
 RUN = "run"  # the block of a checkpoint's config that holds the record
 _PARTS = ("optim", "loss_functions", "outputs", "dataset")
-_MEANINGLESS = ("checkpoint_every", "eval_every", "num_workers", "eval_batch_size", "max_bad_steps", "keep_checkpoints")
+_MEANINGLESS = (
+    "checkpoint_every",
+    "eval_every",
+    "num_workers",
+    "loader_graph",
+    "eval_batch_size",
+    "max_bad_steps",
+    "keep_checkpoints",
+)
 
 
 class RunRecord(NamedTuple):
