@@ -92,8 +92,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
     ) -> torch.Tensor:
         """(E, 3, 3) edge frames; for a graph without edges one frame where `allow_empty_graphs` needs it."""
         if self.shared is not None:
-            if not (self.otf_graph and edge_index.is_cuda):  # the host's search sorts, and asking a GPU is waiting
-                require_sorted(edge_index)
+            require_sorted(edge_index, searched_by_host=self.otf_graph)
             self.shared.begin(edge_index, num_atoms=len(data.pos), num_graphs=len(data.natoms))
         if edge_index.shape[1] == 0:
             frames = 1 if self.shared is None else 0

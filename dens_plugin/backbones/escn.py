@@ -71,8 +71,7 @@ class ESCNDeNS(eSCNBackbone):
 
     def _fast_forward(self, data: Batch) -> dict[str, Any]:
         graph = self.generate_graph(data)
-        if not (self.otf_graph and graph.edge_index.is_cuda):  # as in `EquiformerV2DeNS`
-            require_sorted(graph.edge_index)
+        require_sorted(graph.edge_index, searched_by_host=self.otf_graph)
         frames = self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec)
         layout = Layout(self.lmax_list[0], self.mmax_list[0])
         geometry = Geometry.build(graph, frames, layout, self.distance_expansion)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from dens_plugin.backbones.forward_pass import edge_dtype
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.so2.coupling import Group, first_layer, group_edges
 from dens_plugin.nn.so2.edges import Edges
@@ -78,7 +79,7 @@ def _messages(block: MessageBlock, nodes: torch.Tensor, geometry: Geometry) -> t
     inputs = _edge_features(block.edge_block, geometry)
     order = layout.positions_by_degree.to(nodes.device)
     grid = Grid(*(matrix[:, order] for matrix in _grid(block.SO3_grid[layout.lmax][layout.mmax], nodes)))
-    dtype = _edge_dtype(nodes)
+    dtype = edge_dtype(nodes)
     with torch.autocast(nodes.device.type, enabled=False):
         hidden = [
             part
@@ -117,8 +118,3 @@ def _grid(grid: SO3_Grid, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     """Matrices (G, L) to the points of a grid and back."""
     matrices = grid.get_to_grid_mat(nodes.device), grid.get_from_grid_mat(nodes.device)
     return matrices[0].flatten(0, 1).to(nodes.dtype), matrices[1].flatten(0, 1).to(nodes.dtype)
-
-
-def _edge_dtype(nodes: torch.Tensor) -> torch.dtype:
-    device = nodes.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else nodes.dtype

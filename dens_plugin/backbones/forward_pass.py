@@ -90,14 +90,24 @@ class Pass:
 
     def edge_dtype(self, nodes: torch.Tensor) -> torch.dtype:
         """Precision of an edge's features: autocast's, else the one asked for, else that of ``nodes``."""
-        device = nodes.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return self._dtype or nodes.dtype
+        return edge_dtype(nodes, self._dtype)
 
 
-def require_sorted(edge_index: torch.Tensor) -> None:
-    """Raise ValueError unless edges (2, E) come sorted by target, as fairchem's own search leaves them."""
+def edge_dtype(nodes: torch.Tensor, wanted: torch.dtype | None = None) -> torch.dtype:
+    """Precision of an edge's features: autocast's, else the one asked for, else that of ``nodes``."""
+    device = nodes.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return wanted or nodes.dtype
+
+
+def require_sorted(edge_index: torch.Tensor, *, searched_by_host: bool = False) -> None:
+    """Raise ValueError unless edges (2, E) come sorted by target, as fairchem's own search leaves them.
+
+    On a GPU what the host searched is taken on trust: looking would wait for the device.
+    """
+    if searched_by_host and edge_index.is_cuda:
+        return
     if bool((edge_index[1].diff() < 0).any()):
         raise ValueError(
             "the edges of a batch (edge_index) are not sorted by their targets; sort them where they are made, leave "
