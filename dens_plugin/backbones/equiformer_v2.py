@@ -17,13 +17,15 @@ from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbon
 from fairchem.core.models.equiformer_v2.heads import EqV2ScalarHead, EqV2VectorHead
 from fairchem.core.models.equiformer_v2.so3 import SO3_Rotation
 from torch import nn
+from torch.nn import functional
 
 from dens_plugin.backbones.checkpointing import checkpoint_blocks
 from dens_plugin.backbones.empty_graph import allow_empty_graphs
 from dens_plugin.backbones.equiformer_v2_fast import use_fast_path
-from dens_plugin.backbones.forward_pass import Pass, require_sorted
+from dens_plugin.backbones.forward_pass import Pass, require_directions, require_known_elements, require_sorted
 from dens_plugin.backbones.inject import added_to_embedding
 from dens_plugin.fields import NOISE, corruption_of, rows_of
+from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.force_encoding import ForceEncoding
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.settings import switch
@@ -79,24 +81,50 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
     def forward(self, data: Batch) -> dict[str, Any]:
         """Node embeddings (N, L, C) and graph of a batch, as the host's."""
         corruption = corruption_of(data)
+        forward = super().forward if self.shared is None else self._fast_forward
         if corruption is None:
-            return super().forward(data)
+            return forward(data)
         encoding = self.force_embedding(corruption.forces.to(data.pos.dtype))
         if gp_utils.initialized():
             encoding = gp_utils.scatter_to_model_parallel_region(encoding, dim=0)
         with added_to_embedding(self.edge_degree_embedding, encoding):
-            return super().forward(data)
+            return forward(data)
+
+    def _fast_forward(self, data: Batch) -> dict[str, Any]:
+        """The host's, without graph parallelism and without its look at the elements, which waits for a GPU."""
+        require_known_elements(data, self.max_num_elements)
+        graph = self.generate_graph(data, enforce_max_neighbors_strictly=self.enforce_max_neighbors_strictly)
+        self.SO3_rotation[0].set_wigner(self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec))
+        elements = graph.atomic_numbers_full
+        graph.edge_distance = self._edge_features(graph)
+        edges = elements, graph.edge_distance, graph.edge_index
+        x = self.edge_degree_embedding(*edges, len(elements), graph.node_offset)
+        scalars = self.sphere_embedding(elements)[:, None]
+        x.set_embedding(x.embedding + functional.pad(scalars, (0, 0, 0, x.embedding.shape[1] - 1)))
+        for block in self.blocks:
+            x = block(x, *edges, batch=data.batch, node_offset=graph.node_offset)
+        x.set_embedding(self.norm(x.embedding))
+        return {"node_embedding": x, "graph": graph}
+
+    def _edge_features(self, graph: GraphData) -> torch.Tensor:
+        """(E, K) of distances, with elements where all blocks share their embeddings."""
+        distances = self.distance_expansion(graph.edge_distance)
+        if not (self.share_atom_edge_embedding and self.use_atom_edge_embedding):
+            return distances
+        source, target = graph.atomic_numbers_full[graph.edge_index]
+        return torch.cat([distances, self.source_embedding(source), self.target_embedding(target)], dim=1)
 
     def _init_edge_rot_mat(
         self, data: Batch, edge_index: torch.Tensor, edge_distance_vec: torch.Tensor
     ) -> torch.Tensor:
-        """(E, 3, 3) edge frames; for a graph without edges one frame where `allow_empty_graphs` needs it."""
+        """(E, 3, 3) edge frames; for a graph without edges the host's modules get one (`allow_empty_graphs`)."""
         if self.shared is not None:
             require_sorted(edge_index, searched_by_host=self.otf_graph)
             self.shared.begin(edge_index, num_atoms=len(data.pos), num_graphs=len(data.natoms))
+            require_directions(data, edge_index, edge_distance_vec)
+            return edge_frames(edge_distance_vec)
         if edge_index.shape[1] == 0:
-            frames = 1 if self.shared is None else 0
-            return torch.eye(3, dtype=edge_distance_vec.dtype, device=edge_distance_vec.device).expand(frames, 3, 3)
+            return torch.eye(3, dtype=edge_distance_vec.dtype, device=edge_distance_vec.device)[None]
         return super()._init_edge_rot_mat(data, edge_index, edge_distance_vec)
 
 

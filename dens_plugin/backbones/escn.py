@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from dens_plugin.backbones.escn_fast import Geometry, layer
 from dens_plugin.backbones.escn_no_edges import allow_no_edges
-from dens_plugin.backbones.forward_pass import require_sorted
+from dens_plugin.backbones.forward_pass import require_directions, require_known_elements, require_sorted
 from dens_plugin.fields import NOISE, corruption_of, rows_of
+from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.force_encoding import ForceEncoding
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.settings import switch
@@ -70,6 +71,7 @@ class ESCNDeNS(eSCNBackbone):
             handle.remove()
 
     def _fast_forward(self, data: Batch) -> dict[str, Any]:
+        require_known_elements(data, self.max_num_elements)
         graph = self.generate_graph(data)
         require_sorted(graph.edge_index, searched_by_host=self.otf_graph)
         frames = self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec)
@@ -97,6 +99,9 @@ class ESCNDeNS(eSCNBackbone):
         self, data: Batch, edge_index: torch.Tensor, edge_distance_vec: torch.Tensor
     ) -> torch.Tensor:
         """(E, 3, 3) edge frames, also of a graph without edges."""
+        if self.fast:
+            require_directions(data, edge_index, edge_distance_vec)
+            return edge_frames(edge_distance_vec)
         if edge_index.shape[1] == 0:
             return edge_distance_vec.new_zeros(0, 3, 3)
         return super()._init_edge_rot_mat(data, edge_index, edge_distance_vec)

@@ -5,12 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
 from fairchem.core.common import gp_utils
 
+from dens_plugin.fields import structure_names
+from dens_plugin.nn.edge_frames import SHORTEST, has_direction
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.layout import Layout
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
 
 
 class Pass:
@@ -113,3 +119,38 @@ def require_sorted(edge_index: torch.Tensor, *, searched_by_host: bool = False) 
             "the edges of a batch (edge_index) are not sorted by their targets; sort them where they are made, leave "
             "them to the model (otf_graph: true), or set model.backbone.fast: false"
         )
+
+
+def require_known_elements(batch: Batch, count: int) -> None:
+    """Raise ValueError for an atomic number that a model of so many has no embedding of.
+
+    On a GPU, where looking would wait for the device, the embedding itself fails.
+    """
+    if batch.atomic_numbers.is_cuda:
+        return
+    atom = batch.atomic_numbers.argmax()
+    if batch.atomic_numbers[atom] >= count:
+        raise ValueError(
+            f"{structure_names(batch, [int(batch.batch[atom])])} has atomic number {batch.atomic_numbers[atom]}, and "
+            f"model.backbone.max_num_elements is {count}; raise it above the largest number of the data"
+        )
+
+
+def require_directions(batch: Batch, edge_index: torch.Tensor, vectors: torch.Tensor) -> None:
+    """Raise ValueError for an edge (E, 3) without a direction: two atoms in one place, or positions that diverged.
+
+    On a GPU, where looking would wait for the device, the frames of such edges are NaN, and so is what follows.
+    """
+    if vectors.is_cuda:
+        return
+    bad = (~has_direction(vectors)).nonzero().view(-1)
+    if len(bad) == 0:
+        return
+    target, source = edge_index[1, bad[0]], edge_index[0, bad[0]]
+    structure = batch.batch[target]
+    first = (batch.batch < structure).sum()
+    raise ValueError(
+        f"atoms {source - first} and {target - first} of {structure_names(batch, [int(structure)])} are "
+        f"{vectors[bad[0]].norm():.2g} Å apart, and edges need finite lengths of {SHORTEST:g} Å or more; mend the "
+        "positions, or leave the structure out"
+    )

@@ -1,12 +1,57 @@
-"""Wigner matrices of edges, packed: the rows of |m| <= mmax alone, in the order of `Layout`."""
+"""Wigner matrices of edges, packed: the rows of |m| <= mmax alone, in the order of `Layout`.
+
+A matrix of degree l is  Z(alpha) J Z(beta) J Z(gamma)  with the host's constant J and turns Z about the axis, which mix
+m with -m alone. So a turn is two products of numbers, not of matrices, and the rows left out are never computed.
+"""
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
 from e3nn import o3
-from fairchem.core.models.equiformer_v2.wigner import wigner_D
+from fairchem.core.models.equiformer_v2 import wigner
 
 from dens_plugin.nn.so2.layout import Layout
+
+
+class _Degree(NamedTuple):
+    """Constants of a degree l, of which n = 2 min(l, mmax) + 1 orders are kept, from the lowest on.
+
+    Attributes:
+        matrix: (2 l + 1, 2 l + 1), J.
+        places: (n,) rows of the layout.
+    """
+
+    matrix: torch.Tensor
+    places: torch.Tensor
+
+
+class _Turn(NamedTuple):
+    """Cosines and sines (E, 2 l + 1) of the multiples of an angle, from l times it down to -l times."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+    @classmethod
+    def by(cls, angle: torch.Tensor, lmax: int) -> _Turn:
+        multiples = angle[:, None] * torch.arange(lmax, -lmax - 1, -1, dtype=angle.dtype, device=angle.device)
+        return cls(multiples.cos(), multiples.sin())
+
+    def of(self, largest: int) -> _Turn:
+        """The multiples up to a largest one."""
+        middle = self.cos.shape[1] // 2
+        return _Turn(*(part[:, middle - largest : middle + largest + 1] for part in self))
+
+    def times(self, matrix: torch.Tensor) -> torch.Tensor:
+        """Z times a matrix (2 l + 1, k), in the rows that this has: (E, n, k)."""
+        rows = slice((len(matrix) - self.cos.shape[1]) // 2, (len(matrix) + self.cos.shape[1]) // 2)
+        return self.cos[:, :, None] * matrix[rows] + self.sin[:, :, None] * matrix.flip(0)[rows]
+
+    def behind(self, matrices: torch.Tensor) -> torch.Tensor:
+        """Matrices (E, n, 2 l + 1) times Z."""
+        return matrices * self.cos[:, None] - matrices.flip(2) * self.sin[:, None]
 
 
 def rotations(frames: torch.Tensor, layout: Layout) -> torch.Tensor:
@@ -17,12 +62,39 @@ def rotations(frames: torch.Tensor, layout: Layout) -> torch.Tensor:
         layout: of the rows.
     """
     with torch.autocast(frames.device.type, enabled=False):
-        alpha, beta = o3.xyz_to_angles(frames[:, :, 1])
-        rest = o3.angles_to_matrix(alpha, beta, torch.zeros_like(alpha)).transpose(1, 2) @ frames
-        gamma = torch.atan2(rest[:, 0, 2], rest[:, 0, 0])
+        turns = [_Turn.by(angle, layout.lmax) for angle in _angles(frames)]
         out = frames.new_zeros(len(frames), len(layout), (layout.lmax + 1) ** 2)
-        for degree in range(layout.lmax + 1):
-            rows = [row for row, (of_row, _) in enumerate(layout.coefficients) if of_row == degree]
-            kept = [degree + layout.coefficients[row][1] for row in rows]
-            out[:, rows, degree * degree : (degree + 1) ** 2] = wigner_D(degree, alpha, beta, gamma)[:, kept]
+        for degree, (matrix, places) in enumerate(_degrees(layout, frames.device, frames.dtype)):
+            alpha, beta, gamma = (turn.of(degree) for turn in turns)
+            rows = beta.behind(alpha.of(min(degree, layout.mmax)).times(matrix)) @ matrix
+            out[:, :, degree * degree : (degree + 1) ** 2].index_copy_(1, places, gamma.behind(rows))
     return out
+
+
+def _angles(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(E,) each: frames are a turn by gamma, then beta about the first axis, then alpha about the second."""
+    alpha, beta = o3.xyz_to_angles(frames[:, :, 1])
+    cos, sin = alpha.cos(), alpha.sin()
+    x, z = (cos * frames[:, 0, column] - sin * frames[:, 2, column] for column in (0, 2))
+    return alpha, beta, torch.atan2(z, x)
+
+
+@functools.cache
+def _degrees(layout: Layout, device: torch.device, dtype: torch.dtype) -> tuple[_Degree, ...]:
+    """Made once, as a copy to a GPU waits for it.
+
+    Raises:
+        ValueError: for degrees of which the host has no constant.
+    """
+    if layout.lmax >= len(wigner._Jd):
+        raise ValueError(f"lmax must be at most {len(wigner._Jd) - 1}, got {layout.lmax}")
+    place = {pair: number for number, pair in enumerate(layout.coefficients)}
+    orders = [range(-min(degree, layout.mmax), min(degree, layout.mmax) + 1) for degree in range(layout.lmax + 1)]
+    with torch.inference_mode(False):  # whose tensors no later training step could use
+        return tuple(
+            _Degree(
+                wigner._Jd[degree].to(device=device, dtype=dtype),
+                torch.tensor([place[degree, m] for m in of_degree], device=device),
+            )
+            for degree, of_degree in enumerate(orders)
+        )

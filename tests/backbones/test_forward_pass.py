@@ -3,11 +3,14 @@ from __future__ import annotations
 import logging
 
 import pytest
+import test_equiformer_v2
+import test_escn
 import torch
 from fairchem.core.common import gp_utils
 
-from dens_plugin.backbones.forward_pass import Pass, require_sorted
+from dens_plugin.backbones.forward_pass import Pass, require_directions, require_known_elements, require_sorted
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.testing import random_batch
 
 LAYOUT = Layout(lmax=1, mmax=1)
 EDGES = torch.tensor([[1, 0], [0, 1]])
@@ -58,3 +61,34 @@ def test_edges_must_be_sorted_by_target():
     require_sorted(EDGES)
     with pytest.raises(ValueError, match=r"edge_index.* are not sorted by their targets; sort them"):
         require_sorted(EDGES.flip(1))
+
+
+def test_edges_must_have_a_direction():
+    batch = random_batch()
+    first = int(batch.natoms[0])  # atoms of the structure before
+    edge_index = torch.tensor([[0, first + 1], [1, first]])
+    vectors = torch.tensor([[1.0, 2.0, 3.0], [0.0, 0.0, 0.0]])
+    require_directions(batch, edge_index[:, :1], vectors[:1])
+    with pytest.raises(ValueError, match=r"^atoms 1 and 0 of sid 1, fid 0 are 0 Å apart.*mend the positions"):
+        require_directions(batch, edge_index, vectors)
+    with pytest.raises(ValueError, match=r"are nan Å apart"):
+        require_directions(batch, edge_index, vectors + torch.tensor([[0.0], [torch.nan]]))
+
+
+@pytest.mark.parametrize("flat", [test_equiformer_v2.flat, test_escn.flat], ids=["equiformer_v2", "escn"])
+def test_models_ask_for_both(flat):
+    batch, model = random_batch(), flat(fast=True)
+    graph = model.backbone.generate_graph(batch)
+    with pytest.raises(ValueError, match="edges need finite lengths"):
+        model.backbone._init_edge_rot_mat(batch, graph.edge_index, torch.zeros_like(graph.edge_distance_vec))
+    batch.atomic_numbers = torch.full_like(batch.atomic_numbers, 200)
+    with pytest.raises(ValueError, match="has atomic number 200"):
+        model(batch)
+
+
+def test_elements_must_be_known():
+    batch = random_batch()
+    largest = int(batch.atomic_numbers.max())
+    require_known_elements(batch, largest + 1)
+    with pytest.raises(ValueError, match=rf"has atomic number {largest}, and .*max_num_elements is {largest};"):
+        require_known_elements(batch, largest)

@@ -53,6 +53,14 @@ class Group(NamedTuple):
     rows: tuple[torch.Tensor, ...]
 
 
+class _Share(NamedTuple):
+    """What a group takes of the atoms, and of their edges; each atom has room for ``size`` edges."""
+
+    atoms: slice
+    edges: slice
+    size: int
+
+
 def parts_of(layout: Layout) -> list[Part]:
     """The parts of a convolution's weights, in the order in which this module takes them."""
     return [Part(0, False), *(Part(m, part) for m in range(1, layout.mmax + 1) for part in (False, True))]
@@ -64,8 +72,12 @@ def group_edges(edges: Edges) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     Args:
         edges: to all atoms.
     """
-    rows, num_atoms = _rows(edges.rotation, edges.layout), len(edges.targets)
-    return _groups(edges.source, rows, num_atoms), _groups(edges.target, rows, num_atoms)
+    rows, ends = _rows(edges.rotation, edges.layout), torch.stack([edges.source, edges.target])
+    atoms = torch.arange(len(edges.targets) + 1, device=ends.device).expand(2, -1).contiguous()
+    counts = torch.searchsorted(ends.sort(dim=1).values, atoms).diff(dim=1)
+    counts, atoms = counts.sort(dim=1, descending=True, stable=True)
+    of_source, of_target = counts.tolist()  # the one question to a GPU: how large the groups are
+    return _groups(ends[0], atoms[0], of_source, rows), _groups(ends[1], atoms[1], of_target, rows)
 
 
 def first_layer(
@@ -164,47 +176,50 @@ def _of_degrees(features: torch.Tensor, weight: torch.Tensor) -> list[tuple[slic
 
 def _rows(rotation: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
     """For every part (E, signs, (lmax + 1)^2 - m^2): the rows that give +m and -m, for the imaginary part times i."""
-    position = {pair: number for number, pair in enumerate(layout.coefficients)}
-    degrees = [degree for degree in range(layout.lmax + 1) for _ in range(2 * degree + 1)]
     out = []
-    for m, is_imaginary in parts_of(layout):
-        signs = [0] if m == 0 else [m, -m]
-        index = torch.tensor([[position[degree, sign] for degree in degrees[m * m :]] for sign in signs])
-        columns = torch.arange(m * m, len(degrees))
-        rows = rotation[:, index.to(rotation.device), columns.to(rotation.device)]
-        out.append(torch.stack([-rows[:, 1], rows[:, 0]], dim=1) if is_imaginary else rows)
+    for m in range(layout.mmax + 1):
+        start, signs, count = layout.start_of(m), min(m, 1) + 1, layout.degrees_of(m)
+        of_order = rotation[:, start : start + signs * count, m * m :].unflatten(1, (signs, count))
+        real = of_order.sum(2)  # in every column one degree alone is not zero
+        out += [real] if m == 0 else [real, torch.stack([-real[:, 1], real[:, 0]], dim=1)]
     return out
 
 
-def _groups(ends: torch.Tensor, rows: list[torch.Tensor], num_atoms: int) -> tuple[Group, ...]:
-    order = ends.argsort(stable=True)
-    counts = torch.bincount(ends, minlength=num_atoms)
-    first = counts.cumsum(0) - counts
-    atoms = counts.argsort(descending=True, stable=True)
+def _groups(ends: torch.Tensor, atoms: torch.Tensor, counts: list[int], rows: list[torch.Tensor]) -> tuple[Group, ...]:
+    """Groups of atoms (N,) that come in descending order of their numbers of edges."""
+    rank, order = atoms.argsort()[ends].sort(stable=True)  # of the edges' atoms, and the edges in this order
+    numbers = torch.arange(len(ends), device=ends.device)
+    number = numbers - torch.searchsorted(rank, rank)  # of an edge among those of its atom
     return tuple(
-        _group(atoms[group], size, (order, counts, first), rows)
-        for group, size in _shares(counts[atoms].tolist(), _GPU_EDGES if ends.is_cuda else _CPU_EDGES)
+        _group(atoms[share.atoms], order[share.edges], _slots(share, rank, number), share.size, rows)
+        for share in _shares(counts, _GPU_EDGES if ends.is_cuda else _CPU_EDGES)
     )
 
 
-def _shares(counts: list[int], limit: int) -> Iterator[tuple[slice, int]]:
-    """A few atoms at a time, and their largest number of edges; atoms come in descending order of it."""
-    start = 0
+def _shares(counts: list[int], limit: int) -> Iterator[_Share]:
+    """A few atoms at a time, which come in descending order of their numbers of edges."""
+    start = first = 0
     while start < len(counts) and counts[start] > 0:
-        end = start + max(1, limit // counts[start])
-        yield slice(start, end), counts[start]
-        start = end
+        end = min(len(counts), start + max(1, limit // counts[start]))
+        last = first + sum(counts[start:end])
+        yield _Share(slice(start, end), slice(first, last), counts[start])
+        start, first = end, last
 
 
-def _group(atoms: torch.Tensor, size: int, edges_of_atoms: tuple[torch.Tensor, ...], rows: list[torch.Tensor]) -> Group:
-    order, counts, first = edges_of_atoms
-    numbers = torch.arange(size, device=atoms.device)
-    is_edge = numbers < counts[atoms, None]  # (n, k)
-    slots = is_edge.view(-1).nonzero().view(-1)
-    edges = order[(first[atoms, None] + numbers).view(-1)[slots]]
+def _slots(share: _Share, rank: torch.Tensor, number: torch.Tensor) -> torch.Tensor | slice:
+    """Places of a group's edges, from the ranks (E,) of all edges' atoms and the edges' numbers (E,) at them."""
+    atoms, edges = share.atoms, share.edges
+    if (atoms.stop - atoms.start) * share.size == edges.stop - edges.start:
+        return slice(None)
+    return (rank[edges] - atoms.start) * share.size + number[edges]
+
+
+def _group(
+    atoms: torch.Tensor, edges: torch.Tensor, slots: torch.Tensor | slice, size: int, rows: list[torch.Tensor]
+) -> Group:
     padded = []
     for of_part in rows:
         of_group = of_part.new_zeros(len(atoms) * size, *of_part.shape[1:])
         of_group[slots] = of_part[edges]
         padded.append(of_group.view(len(atoms), -1, of_part.shape[2]))
-    return Group(atoms, edges, slice(None) if len(slots) == len(atoms) * size else slots, tuple(padded))
+    return Group(atoms, edges, slots, tuple(padded))

@@ -5,11 +5,27 @@ m = 0:  l = 0 ... lmax        then for m = 1 ... mmax:  +m with l = m ... lmax, 
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
+
+
+class Constants(NamedTuple):
+    """What depends on a layout alone, where it is needed.
+
+    Attributes:
+        positions_by_degree: (S,) position of every coefficient among the S sorted by degree.
+        by_degree: (S,) the coefficients sorted by degree: the inverse.
+        scale: (S,) factor that makes up for the orders left out when features are rotated back.
+    """
+
+    positions_by_degree: torch.Tensor
+    by_degree: torch.Tensor
+    scale: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -41,14 +57,26 @@ class Layout:
         """Where the coefficients of the orders m and -m begin."""
         return self.degrees_of(0) + sum(2 * self.degrees_of(k) for k in range(1, m)) if m else 0
 
-    @cached_property
+    @property
     def positions_by_degree(self) -> torch.Tensor:
-        """(S,) position of every coefficient among the S sorted by degree."""
-        by_degree = {pair: number for number, pair in enumerate(sorted(self.coefficients))}
-        return torch.tensor([by_degree[pair] for pair in self.coefficients])
+        """`Constants.positions_by_degree` on a CPU."""
+        return _constants(self, torch.device("cpu"), torch.get_default_dtype()).positions_by_degree
 
-    @cached_property
+    @property
     def scale(self) -> torch.Tensor:
-        """(S,) factor that makes up for the orders left out when features are rotated back."""
-        kept = 2 * self.mmax + 1
-        return torch.tensor([math.sqrt(max(2 * degree + 1, kept) / kept) for degree, _ in self.coefficients])
+        """`Constants.scale` on a CPU."""
+        return _constants(self, torch.device("cpu"), torch.get_default_dtype()).scale
+
+    def constants_for(self, features: torch.Tensor) -> Constants:
+        """On the device and in the precision of some features, made once for each, as a copy to a GPU waits for it."""
+        return _constants(self, features.device, features.dtype)
+
+
+@functools.cache
+def _constants(layout: Layout, device: torch.device, dtype: torch.dtype) -> Constants:
+    kept = 2 * layout.mmax + 1
+    scale = [math.sqrt(max(2 * degree + 1, kept) / kept) for degree, _ in layout.coefficients]
+    by_degree = sorted(range(len(layout)), key=layout.coefficients.__getitem__)
+    with torch.inference_mode(False):  # whose tensors no later training step could use
+        order = torch.tensor(by_degree, device=device)
+        return Constants(order.argsort(), order, torch.tensor(scale, dtype=dtype, device=device))

@@ -20,6 +20,19 @@ def test_is_the_hosts(lmax, mmax):
     assert torch.allclose(layout.scale, rescale[order])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_constants_are_made_once(dtype):
+    layout, features = Layout(3, 1), torch.zeros(1, dtype=dtype)
+    constants = layout.constants_for(features)
+    assert Layout(3, 1).constants_for(torch.ones(2, dtype=dtype)) is constants
+    assert torch.equal(constants.positions_by_degree, layout.positions_by_degree)
+    by_degree = [layout.coefficients[number] for number in constants.by_degree.tolist()]
+    assert by_degree == sorted(layout.coefficients)
+    assert constants.scale.dtype == dtype
+    kept = torch.tensor([max(2 * degree + 1, 3) / 3 for degree, _ in layout.coefficients], dtype=torch.float64)
+    assert torch.equal(constants.scale, kept.sqrt().to(dtype))
+
+
 @pytest.mark.parametrize(("lmax", "mmax", "size"), [(6, 2, 29), (4, 2, 19), (2, 0, 3), (3, 3, 16)])
 def test_orders_are_blocks(lmax, mmax, size):
     layout = Layout(lmax, mmax)
