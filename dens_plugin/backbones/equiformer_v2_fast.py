@@ -12,6 +12,8 @@ EquiformerV2: Liao, Wood, Das and Smidt, arXiv:2306.12059.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from fairchem.core.models.equiformer_v2.drop import GraphDropPath
 from fairchem.core.models.equiformer_v2.input_block import EdgeDegreeEmbedding
@@ -22,11 +24,13 @@ from torch.nn import functional
 
 from dens_plugin.backbones.equiformer_v2_weights import convolution_weights, degree_linear, radial_of, vector_weights
 from dens_plugin.backbones.forward_pass import Pass
+from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.so2.activation import Activation, GateActivation, GridActivation, grid_silu
 from dens_plugin.nn.so2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.feed_forward import DegreeLinear, grid_mlp
+from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.message import messages
 from dens_plugin.nn.so2.rotation import rotate_back
@@ -65,7 +69,7 @@ class FastRotation(SO3_Rotation):
     def rotate_inv(self, embedding: torch.Tensor, in_lmax: int, in_mmax: int) -> torch.Tensor:
         """(E, L, C) of (E, S, C), and back."""
         rotation = self._by_degree(in_lmax, in_mmax)
-        scale = self.shared.edges.scale[self._order(rotation.device)]
+        scale = self.shared.edges.scale[self._order(rotation)]
         return torch.bmm(rotation.transpose(1, 2), embedding * scale[:, None])
 
     def _by_degree(self, lmax: int, mmax: int) -> torch.Tensor:
@@ -73,10 +77,10 @@ class FastRotation(SO3_Rotation):
         if Layout(lmax, mmax) != self.shared.layout:
             raise ValueError(f"a head needs the backbone's degrees {self.shared.layout}, got {Layout(lmax, mmax)}")
         rotation = self.shared.edges.rotation
-        return rotation[:, self._order(rotation.device)]
+        return rotation[:, self._order(rotation)]
 
-    def _order(self, device: torch.device) -> torch.Tensor:
-        return self.shared.layout.positions_by_degree.argsort().to(device)
+    def _order(self, rotation: torch.Tensor) -> torch.Tensor:
+        return self.shared.layout.constants_for(rotation).by_degree
 
 
 class FastEdgeDegreeEmbedding(EdgeDegreeEmbedding):
@@ -115,11 +119,13 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         node_offset: int = 0,
     ) -> SO3_Embedding:
         """(N, L, C')."""
-        edges = self.shared.edges
-        convolved, attention = self._convolve(x.embedding, atomic_numbers, edge_distance, edges)
         weights = convolution_weights(self.so2_conv_2)
-        values = weighted_sum(convolved, attention, self._activation(edges.layout), weights, edges)
-        return self.proj(_embedding(values, self.lmax_list))
+
+        def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
+            convolved, attention = self._convolve(x.embedding, atomic_numbers, edge_distance, edges)
+            return weighted_sum(convolved, attention, self._activation(edges.layout), weights, edges)
+
+        return self.proj(_embedding(self._at_targets(values, self.shared.edges, edge_distance), self.lmax_list))
 
     def vectors(
         self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: Edges
@@ -132,11 +138,28 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
             edge_distance: (E, K) features of the distances of ``edges``.
             edges: E of them.
         """
-        convolved, attention = self._convolve(nodes, atomic_numbers, edge_distance, edges)
         weights = vector_weights(self, edges.layout)
-        vectors = vector_sum(convolved, attention, self._activation(edges.layout), weights, edges)
+
+        def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
+            convolved, attention = self._convolve(nodes, atomic_numbers, edge_distance, edges)
+            return vector_sum(convolved, attention, self._activation(edges.layout), weights, edges)
+
+        vectors = self._at_targets(values, edges, edge_distance)
         unused = [self.proj.bias, *(order.fc.weight for order in self.so2_conv_2.so2_m_conv[1:])]
         return with_zero_gradients(vectors, unused)
+
+    def _at_targets(
+        self, values: Callable[[Edges, torch.Tensor], torch.Tensor], edges: Edges, edge_distance: torch.Tensor
+    ) -> torch.Tensor:
+        """(M, ...) values at the targets of edges: of a piece at a time where nothing is kept for a backward pass."""
+        if self.training or torch.is_grad_enabled() or len(edges.pieces) < 2:
+            return values(edges, edge_distance)
+        out = None
+        for piece, part in edges.parts():
+            of_part = values(part, edge_distance[piece.edges])
+            out = of_part.new_zeros(len(edges.targets), *of_part.shape[1:]) if out is None else out
+            out[piece.targets] = of_part
+        return out
 
     def _convolve(
         self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: Edges
@@ -167,8 +190,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         if self.use_gate_act:
             return GateActivation(layout)
         grid = self.SO3_grid[layout.lmax][layout.mmax]
-        order = layout.positions_by_degree.to(grid.to_grid_mat.device)
-        to_grid, from_grid = (matrix.flatten(0, 1)[:, order] for matrix in (grid.to_grid_mat, grid.from_grid_mat))
+        to_grid, from_grid = (grid_matrix(matrix, layout) for matrix in (grid.to_grid_mat, grid.from_grid_mat))
         return GridActivation(to_grid, from_grid, self.use_sep_s2_act)
 
 
@@ -207,7 +229,7 @@ class FastFeedForward(FeedForwardNetwork):
             from_grid = from_grid[:, 1:]
         first, second = degree_linear(self.so3_linear_1), degree_linear(self.so3_linear_2)
         if not self.use_grid_mlp:
-            return grid_silu(first(features), to_grid, from_grid), second
+            return grid_silu(first(features), GridMatrix(to_grid), GridMatrix(from_grid)), second
         before, middle, after = (self.grid_mlp[place].weight for place in (0, 2, 4))
         hidden = grid_mlp(first.before(before)(features), middle, to_grid, from_grid)
         folded = second.after(after)

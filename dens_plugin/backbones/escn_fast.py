@@ -17,12 +17,14 @@ import torch
 from torch.nn import functional
 
 from dens_plugin.backbones.forward_pass import edge_dtype
+from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.so2.coupling import Group, first_layer, group_edges
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.feed_forward import grid_mlp
 from dens_plugin.nn.so2.layout import Layout
-from dens_plugin.nn.so2.two_layer import Factors, Grid, message_sum
+from dens_plugin.nn.so2.second_layer import Factors, SecondLayer
+from dens_plugin.nn.so2.two_layer import Grid, message_sum
 
 if TYPE_CHECKING:
     from fairchem.core.models.base import GraphData
@@ -66,7 +68,7 @@ def layer(block: LayerBlock, nodes: torch.Tensor, geometry: Geometry) -> torch.T
     """
     received = _messages(block.message_block, nodes, geometry)
     lmax = geometry.edges.layout.lmax
-    grid = _grid(block.SO3_grid[lmax][lmax], nodes)
+    grid = [matrix.flatten(0, 1) for matrix in _matrices(block.SO3_grid[lmax][lmax], nodes.device)]
     before = functional.linear(torch.cat([nodes, received], dim=2), block.fc1_sphere.weight)
     return functional.linear(grid_mlp(before, block.fc2_sphere.weight, *grid), block.fc3_sphere.weight).to(nodes.dtype)
 
@@ -77,8 +79,8 @@ def _messages(block: MessageBlock, nodes: torch.Tensor, geometry: Geometry) -> t
     convolutions = [block.so2_block_source, block.so2_block_target]
     factors = [layer for convolution in convolutions for layer in _factor_layers(convolution)]
     inputs = _edge_features(block.edge_block, geometry)
-    order = layout.positions_by_degree.to(nodes.device)
-    grid = Grid(*(matrix[:, order] for matrix in _grid(block.SO3_grid[layout.lmax][layout.mmax], nodes)))
+    matrices = _matrices(block.SO3_grid[layout.lmax][layout.mmax], nodes.device)
+    grid = Grid(*(grid_matrix(matrix, layout) for matrix in matrices))
     dtype = edge_dtype(nodes)
     with torch.autocast(nodes.device.type, enabled=False):
         hidden = [
@@ -87,7 +89,8 @@ def _messages(block: MessageBlock, nodes: torch.Tensor, geometry: Geometry) -> t
             for part in first_layer(nodes.to(dtype), _first_weights(convolution), groups, len(inputs))
         ]
         weight, bias = (torch.cat([getattr(layer, name) for layer in factors]) for name in ("weight", "bias"))
-        return message_sum(hidden, Factors(inputs, weight, bias), _second_weights(convolutions), grid, edges)
+        second = SecondLayer(hidden, Factors(inputs, weight, bias), _second_weights(convolutions), layout)
+        return message_sum(second, grid, edges)
 
 
 def _edge_features(block: EdgeBlock, geometry: Geometry) -> torch.Tensor:
@@ -114,7 +117,6 @@ def _second_weights(convolutions: list[SO2Block]) -> list[torch.Tensor]:
     return [torch.cat([layer.weight for layer in layers], dim=1) for layers in (of_zero, *of_orders)]
 
 
-def _grid(grid: SO3_Grid, nodes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Matrices (G, L) to the points of a grid and back."""
-    matrices = grid.get_to_grid_mat(nodes.device), grid.get_from_grid_mat(nodes.device)
-    return matrices[0].flatten(0, 1).to(nodes.dtype), matrices[1].flatten(0, 1).to(nodes.dtype)
+def _matrices(grid: SO3_Grid, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, A, L) to the points of a grid and back."""
+    return grid.get_to_grid_mat(device), grid.get_from_grid_mat(device)

@@ -24,6 +24,7 @@ from dens_plugin.backbones.equiformer_v2_fast import (
 )
 from dens_plugin.backbones.forward_pass import Pass
 from dens_plugin.backbones.key_map import to_plain_keys
+from dens_plugin.nn.so2 import edges
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.testing import predict, random_batch
 
@@ -49,6 +50,13 @@ OPTIONS = {
     "open boundaries": {"use_pbc": False},
     "few edges": {"max_radius": 1.5},
 }
+
+
+@pytest.fixture(autouse=True)
+def _small_pieces(monkeypatch):
+    """Several even of these small graphs."""
+    monkeypatch.setattr(edges, "_CPU_EDGES", 50)
+    monkeypatch.setattr(edges, "_CPU_EDGES_OF_INFERENCE", 20)
 
 
 def both(**changes):
@@ -105,6 +113,19 @@ def test_the_hosts_heads_work_behind_it():
             out[name][name] if isinstance(out[name], dict) else out[name] for out in (found, expected)
         )
         assert largest(found_values, expected_values) < 1e-5
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_without_gradients_the_same(is_training):
+    """Though a few edges at a time go through a whole block."""
+    batch = a_corrupted_batch()
+    model = flat(**PAPER, fast=True).train(is_training)
+    torch.manual_seed(3)
+    expected = model(batch)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        found = model(batch)
+    assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
 
 
 def test_nan_in_is_nan_out():

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from dens_plugin.nn.kernels.availability import uses_triton
 from dens_plugin.nn.kernels.s2_activation import s2_activation
+from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.grid_parts import grid_parts
 from dens_plugin.nn.so2.layout import Layout
 
@@ -41,12 +42,12 @@ class GridActivation:
 
     Attributes:
         to_grid: (G, S) from coefficients to the G points of a grid.
-        from_grid: (G, S) and back.
+        from_grid: (G, S), whose transpose leads back.
         is_separable: whether degree 0 has a gate.
     """
 
-    to_grid: torch.Tensor
-    from_grid: torch.Tensor
+    to_grid: GridMatrix
+    from_grid: GridMatrix
     is_separable: bool
 
     @property
@@ -59,11 +60,12 @@ class GridActivation:
         if uses_triton(features):
             allow_tf32 = torch.backends.cuda.matmul.allow_tf32
             gates_or_none = gates if self.is_separable else None
-            return s2_activation(features, gates_or_none, self.to_grid, self.from_grid, allow_tf32=allow_tf32)
+            dense = self.to_grid.dense, self.from_grid.dense
+            return s2_activation(features, gates_or_none, *dense, allow_tf32=allow_tf32)
         if not self.is_separable:
             return grid_silu(features, self.to_grid, self.from_grid)
-        vectors = grid_silu(features, self.to_grid, self.from_grid[:, 1:])
-        return torch.cat([functional.silu(gates)[:, None], vectors], dim=1)
+        out: torch.Tensor = _SeparableSiLU.apply(gates, features, self.to_grid, self.from_grid)
+        return out
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ class GateActivation:
     def __call__(self, gates: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """As `Activation`'s."""
         factors = torch.sigmoid(gates).view(len(gates), self.num_gates, features.shape[2])
-        rows = [degree - 1 for degree, _ in self.layout.coefficients[1:]]
-        return torch.cat([functional.silu(features[:, :1]), features[:, 1:] * factors[:, rows]], dim=1)
+        orders = [factors[:, m - 1 :] for m in range(1, self.layout.mmax + 1) for _ in "+-"]  # not by a list of rows,
+        factors = torch.cat([factors, *orders], dim=1)  # which would be copied to a GPU
+        return torch.cat([functional.silu(features[:, :1]), features[:, 1:] * factors], dim=1)
 
 
 def activate(convolved: torch.Tensor, activation: Activation, num_coefficients: int) -> torch.Tensor:
@@ -101,7 +104,7 @@ def activate(convolved: torch.Tensor, activation: Activation, num_coefficients: 
     return activation(gates, features.unflatten(1, (num_coefficients, channels)))
 
 
-def grid_silu(features: torch.Tensor, to_grid: torch.Tensor, from_grid: torch.Tensor) -> torch.Tensor:
+def grid_silu(features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix) -> torch.Tensor:
     """from_grid^T silu(to_grid features), without the grid of all edges in memory.
 
     Args:
@@ -112,34 +115,59 @@ def grid_silu(features: torch.Tensor, to_grid: torch.Tensor, from_grid: torch.Te
     Returns:
         (E, S', C).
     """
-    out: torch.Tensor = _GridSiLU.apply(features, to_grid.to(features.dtype), from_grid.to(features.dtype))
+    out: torch.Tensor = _GridSiLU.apply(features, to_grid, from_grid)
     return out
 
 
 def grid_silu_backward(
-    grad: torch.Tensor, features: torch.Tensor, to_grid: torch.Tensor, from_grid: torch.Tensor
+    grad: torch.Tensor, features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix
 ) -> torch.Tensor:
     """(E, S, C) gradient of the features of `grid_silu` from that of its result, (E, S', C)."""
-    out = torch.empty_like(features)
-    for part in grid_parts(features, len(to_grid), _GRID_BYTES):
-        grid = torch.matmul(to_grid, features[part])
-        of_grid = torch.ops.aten.silu_backward(torch.matmul(from_grid, grad[part]), grid)
-        out[part] = torch.matmul(to_grid.t(), of_grid)
+    to_grid, from_grid = to_grid.to(features.dtype), from_grid.to(features.dtype)
+    out = features.new_empty(features.shape)
+    for part in grid_parts(features, len(to_grid.dense), _GRID_BYTES):
+        of_grid = torch.ops.aten.silu_backward(from_grid.values(grad[part]), to_grid.values(features[part]))
+        to_grid.write_coefficients(of_grid, out[part])
+    return out
+
+
+def _grid_silu(features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix) -> torch.Tensor:
+    """`grid_silu`; autograd does not see it."""
+    to_grid, from_grid = to_grid.to(features.dtype), from_grid.to(features.dtype)
+    out = features.new_empty(len(features), from_grid.dense.shape[1], features.shape[2])
+    for part in grid_parts(features, len(to_grid.dense), _GRID_BYTES):
+        from_grid.write_coefficients(functional.silu(to_grid.values(features[part]), inplace=True), out[part])
     return out
 
 
 class _GridSiLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: torch.Tensor, to_grid: torch.Tensor, from_grid: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(features, to_grid, from_grid)
-        out = features.new_empty(len(features), from_grid.shape[1], features.shape[2])
-        for part in grid_parts(features, len(to_grid), _GRID_BYTES):
-            grid = functional.silu(torch.matmul(to_grid, features[part]), inplace=True)
-            out[part] = torch.matmul(from_grid.t(), grid)
+    def forward(ctx: Any, features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix) -> torch.Tensor:
+        ctx.save_for_backward(features)
+        ctx.matrices = to_grid, from_grid
+        return _grid_silu(features, to_grid, from_grid)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (features,) = ctx.saved_tensors
+        return grid_silu_backward(grad, features, *ctx.matrices), None, None
+
+
+class _SeparableSiLU(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, gates: torch.Tensor, features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix
+    ) -> torch.Tensor:
+        ctx.save_for_backward(gates, features)
+        ctx.matrices = to_grid, from_grid.without_scalars()
+        out = _grid_silu(features, to_grid, from_grid)
+        out[:, 0] = functional.silu(gates)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        features, to_grid, from_grid = ctx.saved_tensors
-        return grid_silu_backward(grad, features, to_grid, from_grid), None, None
+        gates, features = ctx.saved_tensors
+        of_gates = torch.ops.aten.silu_backward(grad[:, 0], gates)
+        return of_gates, grid_silu_backward(grad[:, 1:], features, *ctx.matrices), None, None

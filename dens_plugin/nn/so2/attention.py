@@ -27,10 +27,10 @@ from dens_plugin.nn.so2.rotation import collect, expand
 def softmax_by_target(logits: torch.Tensor, edges: Edges) -> torch.Tensor:
     """(E, H) softmax of (E, H) over the edges of every target."""
     degrees = {piece.degree for piece in edges.pieces}
-    if len(degrees) != 1 or None in degrees:
+    degree = degrees.pop() if len(degrees) == 1 else None
+    if degree is None or degree * len(edges.targets) != len(logits):  # pieces leave out targets without an edge
         return kernels.softmax_by_target(logits, edges.offsets)
-    grouped = logits.view(len(edges.targets), -1, logits.shape[1])
-    return grouped.softmax(1).view_as(logits)
+    return logits.view(-1, degree, logits.shape[1]).softmax(1).view_as(logits)
 
 
 def weighted_sum(
@@ -74,9 +74,9 @@ def vector_sum(
         (M, 3) coefficients of degree 1.
     """
     activated = activate(convolved, activation, len(edges.layout))
-    values, rows = _vector_values(activated, weights.to(convolved.dtype), edges.layout)
-    messages = (values * attention[:, None]).sum(2) * edges.scale[rows]  # (E, 1 or 3)
-    rotation = edges.rotation[:, rows, 1:4]
+    values = _vector_values(activated, weights.to(convolved.dtype), edges.layout)
+    messages = (values * attention[:, None]).sum(2) * edges.scale[1]  # (E, 1 or 3)
+    rotation = _of_degree_one(edges.rotation, edges.layout)[:, :, 1:4]
     vectors = torch.einsum("ei,eij->ej", messages.to(rotation.dtype), rotation)
     return vectors.new_zeros(len(edges.targets), 3).index_add(0, edges.row, vectors)
 
@@ -136,12 +136,20 @@ def _attention_backward(grad: torch.Tensor, values: torch.Tensor, scale: torch.T
     return (of_heads * scale[:, None]).sum(1)
 
 
-def _vector_values(activated: torch.Tensor, weights: Weights, layout: Layout) -> tuple[torch.Tensor, list[int]]:
-    """(E, 1 or 3, H) values of degree 1, and which of the S coefficients they are: m = 0, 1 and -1."""
+def _vector_values(activated: torch.Tensor, weights: Weights, layout: Layout) -> torch.Tensor:
+    """(E, 1 or 3, H) values of degree 1: of m = 0, 1 and -1."""
     zero = functional.linear(activated[:, : layout.degrees_of(0)].flatten(1), weights.orders[0], weights.bias)
     if layout.mmax == 0:
-        return zero[:, None], [1]
+        return zero[:, None]
     first, size = layout.start_of(1), layout.degrees_of(1)
     pairs = activated[:, first : first + 2 * size].unflatten(1, (2, size)).flatten(2) @ weights.orders[1].t()
     (a, b), (c, d) = (pair.chunk(2, dim=1) for pair in pairs.unbind(1))  # (a + i b) + i (c + i d)
-    return torch.stack([zero, a - d, c + b], dim=1), [1, first, first + size]
+    return torch.stack([zero, a - d, c + b], dim=1)
+
+
+def _of_degree_one(rotation: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(E, 1 or 3, L) its rows of degree 1, by slices: a list of them would be copied to a GPU."""
+    if layout.mmax == 0:
+        return rotation[:, 1:2]
+    first, size = layout.start_of(1), layout.degrees_of(1)
+    return torch.cat([rotation[:, 1:2], rotation[:, first : first + size + 1 : size]], dim=1)

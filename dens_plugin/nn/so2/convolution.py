@@ -10,6 +10,8 @@ precision the sums would round the operands, so that there the four are taken.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -40,21 +42,15 @@ class Weights(NamedTuple):
         return Weights(self.bias.to(dtype), tuple(weight.to(dtype) for weight in self.orders))
 
 
-class _Complex(NamedTuple):
+@dataclass(frozen=True)
+class _Complex:
     real: torch.Tensor
     imaginary: torch.Tensor
 
-
-class _Factor(NamedTuple):
-    """A complex weight, and the sum of its parts."""
-
-    real: torch.Tensor
-    imaginary: torch.Tensor
-    total: torch.Tensor
-
-    @classmethod
-    def of(cls, real: torch.Tensor, imaginary: torch.Tensor) -> _Factor:
-        return cls(real, imaginary, real + imaginary)
+    @cached_property
+    def total(self) -> torch.Tensor:
+        """The sum of both parts."""
+        return self.real + self.imaginary
 
 
 class _Columns(NamedTuple):
@@ -89,7 +85,7 @@ class Product:
 
     def __init__(self, weights: Weights, layout: Layout) -> None:
         self._weights, self._layout = weights, layout
-        self._factors = [_Factor.of(*weight.t().chunk(2, dim=1)) for weight in weights.orders[1:]]
+        self._factors = [_Complex(*weight.t().chunk(2, dim=1)) for weight in weights.orders[1:]]
 
     def write(self, features: torch.Tensor, out: torch.Tensor) -> None:
         """Write the convolution of ``features`` (e, S, C) into ``out`` (e, X + S C')."""
@@ -111,9 +107,9 @@ class Gradient:
     def __init__(self, weights: Weights, layout: Layout) -> None:
         self._weights, self._layout = weights, layout
         parts = [weight.chunk(2) for weight in weights.orders[1:]]
-        self._conjugates = [_Factor.of(real, -imaginary) for real, imaginary in parts]
-        self._sums = [_OuterProduct(real) for real, _ in parts]
-        self._of_bias, self._of_zero = torch.zeros_like(weights.bias), torch.zeros_like(weights.orders[0])
+        self._conjugates = [_Complex(real, -imaginary) for real, imaginary in parts]
+        self._of_bias, self._of_zero = torch.zeros_like(weights.bias), _Sum(weights.orders[0])
+        self._of_others = [_ComplexSum(real) for real, _ in parts]
 
     def of_features(self, grad: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
         """(e, S, C) gradient of the features of a piece, whose share of the weights' gradients is added to the sums.
@@ -126,9 +122,9 @@ class Gradient:
         out = torch.empty_like(flat)
         zero, *others = _columns(self._weights, self._layout, features.shape[2])
         torch.mm(grad[:, zero.outputs], self._weights.orders[0], out=out[:, zero.inputs])
-        self._of_zero.addmm_(grad[:, zero.outputs].t(), flat[:, zero.inputs])
+        self._of_zero.add(grad[:, zero.outputs].t(), flat[:, zero.inputs])
         self._of_bias.add_(grad[:, zero.outputs].sum(0))
-        for (inputs, outputs), conjugate, total in zip(others, self._conjugates, self._sums, strict=True):
+        for (inputs, outputs), conjugate, total in zip(others, self._conjugates, self._of_others, strict=True):
             of_output = _halves(grad[:, outputs])
             _multiply(of_output, conjugate, out=_halves(out[:, inputs]))
             total.add(of_output, _halves(flat[:, inputs]))
@@ -136,7 +132,7 @@ class Gradient:
 
     def of_weights(self) -> tuple[torch.Tensor, ...]:
         """Of the bias, and of every order."""
-        return self._of_bias, self._of_zero, *(total.result() for total in self._sums)
+        return self._of_bias, self._of_zero.result(), *(total.result() for total in self._of_others)
 
 
 def _columns(weights: Weights, layout: Layout, channels: int) -> Iterator[_Columns]:
@@ -154,7 +150,7 @@ def _halves(both: torch.Tensor) -> _Complex:
     return _Complex(*both.chunk(2, dim=1))
 
 
-def _multiply(x: _Complex, weight: _Factor, *, out: _Complex) -> None:
+def _multiply(x: _Complex, weight: _Complex, *, out: _Complex) -> None:
     """``out`` = x @ weight in complex numbers."""
     p = torch.mm(x.real, weight.real)
     q = torch.mm(x.imaginary, weight.imaginary)
@@ -162,32 +158,48 @@ def _multiply(x: _Complex, weight: _Factor, *, out: _Complex) -> None:
     if _is_reduced(x.real.dtype):
         torch.mm(x.real, weight.imaginary, out=out.imaginary).addmm_(x.imaginary, weight.real)
         return
-    torch.mm(x.real + x.imaginary, weight.total, out=out.imaginary)
+    torch.mm(x.total, weight.total, out=out.imaginary)
     out.imaginary.sub_(p.add_(q))
 
 
-class _OuterProduct:
+class _Sum:
+    """Sum of matrix products, of which the first overwrites what is in memory, so that nothing need be set to zero."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        self._total, self._is_empty = torch.empty_like(like), True
+
+    def add(self, left: torch.Tensor, right: torch.Tensor) -> None:
+        self._total.addmm_(left, right, beta=0 if self._is_empty else 1)
+        self._is_empty = False
+
+    def result(self) -> torch.Tensor:
+        return self._total.zero_() if self._is_empty else self._total
+
+
+class _ComplexSum:
     """Sum of grad^T @ conj(x) in complex numbers, its three or four real products summed apart."""
 
     def __init__(self, real: torch.Tensor) -> None:
         self._is_reduced = _is_reduced(real.dtype)
-        self._products = [torch.zeros_like(real) for _ in range(4 if self._is_reduced else 3)]
+        self._products = [_Sum(real) for _ in range(4 if self._is_reduced else 3)]
 
     def add(self, grad: _Complex, x: _Complex) -> None:
         real, imaginary, *others = self._products
-        real.addmm_(grad.real.t(), x.real)
-        imaginary.addmm_(grad.imaginary.t(), x.imaginary)
+        real.add(grad.real.t(), x.real)
+        imaginary.add(grad.imaginary.t(), x.imaginary)
         if self._is_reduced:
-            others[0].addmm_(grad.imaginary.t(), x.real)
-            others[1].addmm_(grad.real.t(), x.imaginary)
+            others[0].add(grad.imaginary.t(), x.real)
+            others[1].add(grad.real.t(), x.imaginary)
             return
-        others[0].addmm_((grad.real + grad.imaginary).t(), x.real - x.imaginary)
+        others[0].add(grad.total.t(), x.real - x.imaginary)
 
     def result(self) -> torch.Tensor:
         """The real part above the imaginary one."""
-        p, q, *others = self._products
-        imaginary = others[0] - others[1] if self._is_reduced else others[0] - p + q
-        return torch.cat([p + q, imaginary])
+        p, q, *others = (product.result() for product in self._products)
+        out = p.new_empty(2 * len(p), p.shape[1])
+        torch.add(p, q, out=out[: len(p)])
+        torch.sub(others[0], others[1] if self._is_reduced else p.sub_(q), out=out[len(p) :])
+        return out
 
 
 def _is_reduced(dtype: torch.dtype) -> bool:

@@ -1,8 +1,11 @@
-"""The edges of a batch: sorted by target, with their rotations, in pieces that fit a cache."""
+"""The edges of a batch: sorted by target, with their rotations, in pieces."""
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +16,8 @@ import torch
 from dens_plugin.nn.kernels import edges as kernels
 from dens_plugin.nn.so2.layout import Layout
 
-_CPU_EDGES = 320  # a piece's features, some ten megabytes, stay in a last-level cache
+_CPU_EDGES = 768  # enough for a matrix product to run at full speed; more would only take memory
+_CPU_EDGES_OF_INFERENCE = 256  # where a piece's memory is most of all that is not weights
 
 
 class Piece(NamedTuple):
@@ -76,6 +80,23 @@ class Edges:
         edge_index = torch.stack([self.source[chosen], target[chosen]])
         return self._of(edge_index, mask.nonzero().view(-1), self.rotation[chosen], self.layout, self.num_atoms), chosen
 
+    def parts(self) -> Iterator[tuple[Piece, Edges]]:
+        """Every piece, and its edges alone."""
+        for piece in self.pieces:
+            offsets = self.offsets[piece.targets.start : piece.targets.stop + 1]
+            whole = Piece(slice(0, len(offsets) - 1), slice(0, piece.edges.stop - piece.edges.start), piece.degree)
+            yield (
+                piece,
+                dataclasses.replace(
+                    self,
+                    source=self.source[piece.edges],
+                    targets=self.targets[piece.targets],
+                    offsets=offsets - offsets[0],
+                    rotation=self.rotation[piece.edges],
+                    pieces=(whole,),
+                ),
+            )
+
     def of_order_zero(self) -> Edges:
         """The same edges with the coefficients of m = 0 only."""
         count = self.layout.degrees_of(0)
@@ -101,7 +122,7 @@ class Edges:
     @cached_property
     def scale(self) -> torch.Tensor:
         """(S,) `Layout.scale`, where the edges are."""
-        return self.layout.scale.to(self.rotation)
+        return self.layout.constants_for(self.rotation).scale
 
     @classmethod
     def _of(
@@ -120,18 +141,14 @@ class Edges:
 
 
 def _pieces(offsets: torch.Tensor) -> Iterator[Piece]:
-    """As many targets at a time as have few enough edges; all at once on a GPU."""
+    """Targets with about as many edges each time, and few enough; all at once on a GPU."""
     if offsets.is_cuda:  # to ask it how many each has would mean to wait for it
         yield Piece(slice(None), slice(None), None)
         return
     bounds = offsets.tolist()
-    start = 0
-    for end in range(1, len(bounds)):
-        is_last = end == len(bounds) - 1
-        if not is_last and bounds[end + 1] - bounds[start] <= _CPU_EDGES:
-            continue
-        if bounds[end] > bounds[start]:
-            degrees = {bounds[row + 1] - bounds[row] for row in range(start, end)}
-            degree = degrees.pop() if len(degrees) == 1 else None
-            yield Piece(slice(start, end), slice(bounds[start], bounds[end]), degree)
-        start = end
+    count = math.ceil(bounds[-1] / (_CPU_EDGES if torch.is_grad_enabled() else _CPU_EDGES_OF_INFERENCE))
+    ends = sorted({bisect.bisect_left(bounds, bounds[-1] * number / count) for number in range(1, count + 1)})
+    for start, end in itertools.pairwise([0, *ends]):
+        degrees = {bounds[row + 1] - bounds[row] for row in range(start, end)}
+        degree = degrees.pop() if len(degrees) == 1 else None
+        yield Piece(slice(start, end), slice(bounds[start], bounds[end]), degree)

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from dens_plugin.nn.so2.grid_parts import grid_parts
 
-_GRID_BYTES = 8 << 20  # of the values on the grid at a time
+_GRID_BYTES = 4 << 20  # of the values on the grid at a time
 
 
 class DegreeLinear(NamedTuple):

@@ -3,7 +3,7 @@
     y_e = conv( r_e * D_e [x_source ; x_target] )        (E, X + S C')  from nodes  (N, L, C)
 
 The products with the rotation D and the radial function r, 7,424 numbers an edge each at the published size, are made
-for some hundred edges at a time, and again in the backward pass, so that they never leave a processor's cache.
+for some hundred edges at a time, and again in the backward pass, so that they are never in memory for all edges.
 EquiformerV2, arXiv:2306.12059; convolution of eSCN, arXiv:2302.03655.
 """
 
@@ -56,9 +56,7 @@ class _Messages(torch.autograd.Function):
         out = nodes.new_empty(len(edges.source), weights.width)
         product, targets = Product(weights, edges.layout), nodes[edges.targets]
         for piece in edges.pieces:
-            inputs = _rotated(nodes, targets, edges, piece)
-            if radial is not None:
-                inputs = multiply(inputs, radial.factors(piece.edges, inputs.shape[2]), edges.layout)
+            inputs = _inputs(_rotated(nodes, targets, edges, piece), radial, edges, piece)
             product.write(inputs, out[piece.edges])
         ctx.save_for_backward(nodes, bias, *rest)
         ctx.edges, ctx.num_orders = edges, num_orders
@@ -74,14 +72,14 @@ class _Messages(torch.autograd.Function):
         targets = nodes[edges.targets]
         grad_nodes, grad_targets = torch.zeros_like(nodes), torch.zeros_like(targets)
         for piece in edges.pieces:
-            rotated = _rotated(nodes, targets, edges, piece)
+            ends = _rotated(nodes, targets, edges, piece)
             if radial is None or radial_sums is None:
-                grad_rotated = gradient.of_features(grad[piece.edges], rotated)
+                grad_rotated = gradient.of_features(grad[piece.edges], torch.cat(ends, dim=2))
             else:
-                factors = radial.factors(piece.edges, rotated.shape[2])
-                inputs = multiply(rotated, factors, edges.layout)
+                factors = radial.factors(piece.edges, 2 * nodes.shape[2])
+                inputs = multiply(ends, factors, edges.layout)
                 grad_rotated = gradient.of_features(grad[piece.edges], inputs)
-                grad_factors = multiply_backward(grad_rotated, rotated, factors, edges.layout)
+                grad_factors = multiply_backward(grad_rotated, ends, factors, edges.layout)
                 radial.add_gradients(grad_factors, piece.edges, radial_sums)
             _collect_both(grad_rotated, edges, piece, grad_nodes, grad_targets)
         grad_nodes.index_add_(0, edges.targets, grad_targets)
@@ -94,17 +92,26 @@ def _parse(bias: torch.Tensor, rest: Sequence[torch.Tensor], num_orders: int) ->
     return Weights(bias, rest[:num_orders]), radial
 
 
-def _rotated(nodes: torch.Tensor, targets: torch.Tensor, edges: Edges, piece: Piece) -> torch.Tensor:
-    """(e, S, 2C) features of source and target in the edges' frames, from (N, L, C) and (M, L, C)."""
+def _rotated(
+    nodes: torch.Tensor, targets: torch.Tensor, edges: Edges, piece: Piece
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(e, S, C) features of the sources and of the targets in the edges' frames, from (N, L, C) and (M, L, C)."""
     rotation = edges.rotation[piece.edges].to(nodes.dtype)
-    of_source = torch.bmm(rotation, nodes[edges.source[piece.edges]])
-    return torch.cat([of_source, expand(targets, edges, piece)], dim=2)
+    of_source = torch.bmm(rotation, nodes.index_select(0, edges.source[piece.edges]))
+    return of_source, expand(targets, edges, piece)
+
+
+def _inputs(ends: tuple[torch.Tensor, torch.Tensor], radial: Radial | None, edges: Edges, piece: Piece) -> torch.Tensor:
+    """(e, S, 2C) of the convolution, from (e, S, C) of the sources and of the targets."""
+    if radial is None:
+        return torch.cat(ends, dim=2)
+    return multiply(ends, radial.factors(piece.edges, 2 * ends[0].shape[2]), edges.layout)
 
 
 def _collect_both(
     rotated: torch.Tensor, edges: Edges, piece: Piece, nodes: torch.Tensor, targets: torch.Tensor
 ) -> None:
-    """The transpose of `_rotated`: add its (e, S, 2C) to (N, L, C) and (M, L, C)."""
+    """The transpose of `_rotated`: add both its halves, (e, S, 2C), to (N, L, C) and (M, L, C)."""
     of_source, of_target = rotated.chunk(2, dim=2)
     back = torch.bmm(edges.rotation[piece.edges].to(rotated.dtype).transpose(1, 2), of_source)
     nodes.index_add_(0, edges.source[piece.edges], back)

@@ -5,7 +5,7 @@ y_lmc = r_lc x_lmc     or, with a factor for every |m|,     y_lmc = r_l|m|c x_lm
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -47,12 +47,17 @@ class Radial(NamedTuple):
 
 
 class _Order(NamedTuple):
-    """Where an order m is: among the S coefficients, as 1 or 2 signs of so many degrees, and among the R factors."""
+    """Where an order m is: among the S coefficients, as 1 or 2 signs of so many degrees, and among the R factors.
+
+    Attributes:
+        is_first: whether no order before it has these factors.
+    """
 
     start: int
     signs: int
     degrees: int
     rows: slice
+    is_first: bool
 
     def of(self, features: torch.Tensor) -> torch.Tensor:
         """(e, signs, degrees, C) view of its coefficients."""
@@ -60,24 +65,46 @@ class _Order(NamedTuple):
         return both.unflatten(1, (self.signs, self.degrees))
 
 
-def multiply(features: torch.Tensor, factors: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """(e, S, C) features times the factors (e, R, C) of their degree and order."""
-    out = torch.empty_like(features)
+def multiply(parts: Sequence[torch.Tensor], factors: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(e, S, P C) features times the factors (e, R, P C) of their degree and order.
+
+    Args:
+        parts: (e, S, C) each, the features side by side.
+        factors: of all of them.
+        layout: of the S coefficients.
+    """
+    out = parts[0].new_empty(*parts[0].shape[:2], factors.shape[2])
     for order in _orders(layout, factors.shape[1]):
-        torch.mul(order.of(features), factors[:, None, order.rows], out=order.of(out))
+        for part, channels in _side_by_side(parts):
+            of_part = factors[:, None, order.rows, channels]
+            torch.mul(order.of(part), of_part, out=order.of(out)[..., channels])
     return out
 
 
 def multiply_backward(
-    grad: torch.Tensor, features: torch.Tensor, factors: torch.Tensor, layout: Layout
+    grad: torch.Tensor, parts: Sequence[torch.Tensor], factors: torch.Tensor, layout: Layout
 ) -> torch.Tensor:
-    """Gradient (e, R, C) of the factors; ``grad`` (e, S, C) of the product becomes that of the features, in place."""
-    grad_factors = torch.zeros_like(factors)
+    """Gradient (e, R, P C) of the factors; ``grad`` (e, S, P C) becomes that of the features, in place."""
+    out = torch.empty_like(factors)
     for order in _orders(layout, factors.shape[1]):
         of_order = order.of(grad)
-        grad_factors[:, order.rows] += (of_order * order.of(features)).sum(1)
+        for part, channels in _side_by_side(parts):
+            of_factors = out[:, order.rows, channels]
+            signs = zip(of_order[..., channels].unbind(1), order.of(part).unbind(1), strict=True)
+            if order.is_first:
+                torch.mul(*next(signs), out=of_factors)
+            for of_sign, features in signs:
+                of_factors.addcmul_(of_sign, features)
         of_order *= factors[:, None, order.rows]
-    return grad_factors
+    return out
+
+
+def _side_by_side(parts: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, slice]]:
+    """Parts (e, S, C) and their channels among all."""
+    end = 0
+    for part in parts:
+        start, end = end, end + part.shape[2]
+        yield part, slice(start, end)
 
 
 def _orders(layout: Layout, num_factors: int) -> Iterator[_Order]:
@@ -87,5 +114,5 @@ def _orders(layout: Layout, num_factors: int) -> Iterator[_Order]:
     for m in range(layout.mmax + 1):
         count = layout.degrees_of(m)
         rows = slice(m, m + count) if shares_orders else slice(first, first + count)
-        yield _Order(layout.start_of(m), 1 if m == 0 else 2, count, rows)
+        yield _Order(layout.start_of(m), 1 if m == 0 else 2, count, rows, m == 0 or not shares_orders)
         first += count

@@ -48,8 +48,8 @@ def relative(found, expected):
     return ((found.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)).item()
 
 
-def assert_twins(kernel, twin, inputs, others, dtype):
-    """Both give the same output and the same gradients of `inputs`, in the same types."""
+def assert_twins(kernel, twin, inputs, others, dtype, roundings=1):
+    """Both give the same output and the same gradients of `inputs`, in the same types, after so many roundings."""
     inputs = [tensor.to(dtype).requires_grad_() for tensor in inputs]
     out, expected = kernel(*inputs, *others), twin(*inputs, *others)
     assert out.dtype == expected.dtype
@@ -57,7 +57,7 @@ def assert_twins(kernel, twin, inputs, others, dtype):
     grad = random(*out.shape, seed=7, dtype=out.dtype)
     gradients = torch.autograd.grad(out, inputs, grad)
     expected_gradients = torch.autograd.grad(expected, inputs, grad)
-    at_most, gradients_at_most = TOLERANCES[dtype]
+    at_most, gradients_at_most = (roundings * tolerance for tolerance in TOLERANCES[dtype])
     assert relative(out, expected) <= at_most
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         assert gradient.dtype == dtype

@@ -23,6 +23,13 @@ def test_plain_is_the_formula_and_its_gradient():
     assert torch.autograd.gradcheck(lambda *of: aggregate_plain(*of, turn, scale, edges.offsets), (values, weights))
 
 
+def test_without_weights_they_are_one():
+    values, turn, scale, offsets = random(2, 7, 6), rotation(2, 2, 1), random(7), graph([1, 0], [0, 1], 2).offsets
+    ones = torch.ones(2, 1, device=values.device)
+    expected = aggregate_plain(values, ones, turn, scale, offsets)
+    torch.testing.assert_close(aggregate_plain(values, None, turn, scale, offsets), expected)
+
+
 def test_wrong_shapes_are_refused():
     offsets = graph([1, 0], [0, 1], 2).offsets
     values, turn, scale = random(2, 7, 6), rotation(2, 2, 1), random(7)
@@ -52,6 +59,7 @@ def test_triton_is_the_twin(lmax, mmax, heads, channels, source, target, atoms, 
     others = [rotation(len(source), lmax, mmax), random(count), graph(source, target, atoms).offsets]
     inputs = [random(len(source), count, channels), random(len(source), heads)]
     assert_twins(aggregate_triton, aggregate_plain, inputs, others, dtype)
+    assert_twins(aggregate_triton, aggregate_plain, inputs[:1], [None, *others], dtype)
 
 
 @needs_triton

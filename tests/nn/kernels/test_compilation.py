@@ -81,6 +81,7 @@ def test_rotations_compile(launched, stored, rows, capability):
     values, weights = torch.zeros(1, 7, 16, dtype=STORED[stored]), torch.zeros(1, 4)
     offsets = torch.tensor([0, 1, 1])
     run(aggregate.aggregate_triton, [values, weights], turn, torch.ones(7), offsets)
+    run(aggregate.aggregate_triton, [values], None, turn, torch.ones(7), offsets)
     run(softmax_by_target.softmax_by_target_triton, [torch.zeros(1, 4)], offsets)
-    assert len(results) == 7
+    assert len(results) == 9
     assert not any("atom." in of.asm["ptx"] or "red.global" in of.asm["ptx"] for of in results)

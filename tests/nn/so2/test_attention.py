@@ -9,6 +9,7 @@ from dens_plugin.nn.so2.activation import GridActivation, activate
 from dens_plugin.nn.so2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.so2.convolution import Weights
 from dens_plugin.nn.so2.fused import fused_weighted_sum
+from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.layout import Layout
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -16,7 +17,7 @@ SIZE = len(LAYOUT)
 
 
 def sample(targets, is_separable=True):
-    activation = GridActivation(torch.randn(10, SIZE), torch.randn(10, SIZE), is_separable)
+    activation = GridActivation(GridMatrix(torch.randn(10, SIZE)), GridMatrix(torch.randn(10, SIZE)), is_separable)
     inputs = torch.randn(len(targets), (activation.num_gates + SIZE) * 3, requires_grad=True)
     return activation, inputs, torch.rand(len(targets), 2, requires_grad=True)
 
@@ -34,8 +35,8 @@ def test_weighted_sum(targets, is_separable, function):
 
     def formula(inputs, attention, bias, *orders):
         gates, features = inputs.split([activation.num_gates * 3, SIZE * 3], dim=1)
-        grid = torch.einsum("gs,esc->egc", activation.to_grid, features.unflatten(1, (SIZE, 3)))
-        activated = torch.einsum("gs,egc->esc", activation.from_grid, silu(grid))
+        grid = torch.einsum("gs,esc->egc", activation.to_grid.dense, features.unflatten(1, (SIZE, 3)))
+        activated = torch.einsum("gs,egc->esc", activation.from_grid.dense, silu(grid))
         if is_separable:
             activated = torch.cat([silu(gates)[:, None], activated[:, 1:]], dim=1)
         values = convolved(activated, Weights(bias, orders)).unflatten(1, (SIZE, 4))
@@ -68,7 +69,7 @@ def test_vector_sum_is_degree_one(targets):
 def test_vector_sum_of_order_zero():
     layout = Layout(lmax=2, mmax=0)
     edges, weights = graph([0, 1, 1], layout), Weights(torch.randn(2), [torch.randn(2, 9)])
-    activation = GridActivation(torch.randn(10, 3), torch.randn(10, 3), False)
+    activation = GridActivation(GridMatrix(torch.randn(10, 3)), GridMatrix(torch.randn(10, 3)), False)
     inputs, attention = torch.randn(3, 9), torch.rand(3, 2)
     values = activate(inputs, activation, 3).flatten(1) @ weights.orders[0].T + weights.bias
     messages = (values * attention).sum(1) * layout.scale[1]

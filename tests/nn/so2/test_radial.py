@@ -18,10 +18,10 @@ def test_factors_of_degrees_and_orders(rows):
     features = torch.randn(5, len(LAYOUT), 3, requires_grad=True)
     factors = torch.randn(5, max(rows) + 1, 3, requires_grad=True)
     expected = features * factors[:, rows]
-    assert torch.allclose(multiply(features.detach(), factors.detach(), LAYOUT), expected)
+    assert torch.allclose(multiply([features.detach()], factors.detach(), LAYOUT), expected)
     grad = torch.randn_like(expected)
     of_features, of_factors = torch.autograd.grad(expected, [features, factors], grad)
-    assert torch.allclose(multiply_backward(grad, features.detach(), factors.detach(), LAYOUT), of_factors)
+    assert torch.allclose(multiply_backward(grad, [features.detach()], factors.detach(), LAYOUT), of_factors)
     assert torch.allclose(grad, of_features)  # in place
 
 

@@ -23,8 +23,30 @@ def test_pieces_hold_every_edge_once(targets, monkeypatch):
         for piece in edges.pieces:
             counts = edges.offsets.diff()[piece.targets]
             assert counts.sum() == len(numbers[piece.edges])
-            assert len(counts) == 1 or counts.sum() <= limit
+            assert counts.sum() < limit + counts.max()
             assert set(counts.tolist()) == {piece.degree} if piece.degree else len(set(counts.tolist())) > 1
+
+
+@on_all_graphs
+def test_parts_are_pieces_by_themselves(targets, monkeypatch):
+    monkeypatch.setattr(edges_module, "_CPU_EDGES", 3)
+    edges = graph(targets)
+    parts = list(edges.parts())
+    assert [piece for piece, _ in parts] == list(edges.pieces)
+    for piece, part in parts:
+        assert torch.equal(part.target, edges.target[piece.edges])
+        assert torch.equal(part.source, edges.source[piece.edges])
+        assert torch.equal(part.rotation, edges.rotation[piece.edges])
+        ((all_targets, all_edges, degree),) = part.pieces
+        assert (len(part.targets[all_targets]), len(part.source[all_edges])) == (len(part.targets), len(part.source))
+        assert degree == piece.degree
+
+
+def test_pieces_are_smaller_without_gradients():
+    targets = torch.arange(4).repeat_interleave(200).tolist()
+    with torch.no_grad():
+        without = graph(targets)
+    assert len(without.pieces) > len(graph(targets).pieces)
 
 
 def test_ending_at_some_atoms():

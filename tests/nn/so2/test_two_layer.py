@@ -10,7 +10,9 @@ from dens_plugin.nn.so2 import coupling
 from dens_plugin.nn.so2 import edges as edges_module
 from dens_plugin.nn.so2.coupling import Part, first_layer, group_edges, parts_of
 from dens_plugin.nn.so2.edges import Edges
-from dens_plugin.nn.so2.two_layer import Factors, Grid, message_sum
+from dens_plugin.nn.so2.grid_matrix import GridMatrix
+from dens_plugin.nn.so2.second_layer import Factors, SecondLayer
+from dens_plugin.nn.so2.two_layer import Grid, fused_message_sum, message_sum
 from dens_plugin.testing import default_dtype
 
 CHANNELS, HIDDEN = 2, 3
@@ -75,13 +77,14 @@ def test_first_layer_commutes_with_the_rotation(targets, end):
     check(found, formula, nodes, *weights)
 
 
+@pytest.mark.parametrize("function", [message_sum, fused_message_sum])
 @on_all_graphs
-def test_message_sum(targets):
+def test_message_sum(targets, function):
     edges, size = graph(targets), len(LAYOUT)
     hidden = random_weights((len(targets), min(part.m, 1) + 1, HIDDEN) for _ in range(2) for part in parts_of(LAYOUT))
     factors = Factors(*random_weights([(len(targets), 4), (6 * HIDDEN, 4), (6 * HIDDEN,)]))
     weights = random_weights([(3 * CHANNELS, 2 * HIDDEN), (2 * CHANNELS, 4 * HIDDEN)])
-    grid = Grid(torch.randn(10, size), torch.randn(10, size))
+    grid = Grid(GridMatrix(torch.randn(10, size)), GridMatrix(torch.randn(10, size)))
 
     def formula(*tensors):
         (inputs, weight, bias), second, hidden = tensors[:3], tensors[3:5], tensors[5:]
@@ -90,12 +93,12 @@ def test_message_sum(targets):
         zero = torch.cat([scaled[0], scaled[3]], dim=2) @ second[0].T
         one = torch.cat([scaled[number] for number in (1, 2, 4, 5)], dim=2) @ second[1].T
         features = torch.cat([zero.flatten(1), one.flatten(1)], dim=1).unflatten(1, (size, CHANNELS))
-        messages = torch.einsum("gs,esc->egc", grid.to_grid, features)
-        messages = torch.einsum("gs,egc->esc", grid.from_grid, torch.nn.functional.silu(messages))
+        messages = torch.einsum("gs,esc->egc", grid.to_grid.dense, features)
+        messages = torch.einsum("gs,egc->esc", grid.from_grid.dense, torch.nn.functional.silu(messages))
         return collected(messages, edges)
 
     def found(*tensors):
-        return message_sum(tensors[5:], Factors(*tensors[:3]), tensors[3:5], grid, edges)
+        return function(SecondLayer.parse(tensors, LAYOUT), grid, edges)
 
     check(found, formula, *factors, *weights, *hidden)
 
@@ -105,7 +108,9 @@ def test_inference_gives_the_same():
     edges = graph([0, 0, 1, 1, 2, 2])
     hidden = [torch.randn(6, min(part.m, 1) + 1, HIDDEN) for _ in range(2) for part in parts_of(LAYOUT)]
     weights = random_weights([(3 * CHANNELS, 2 * HIDDEN), (2 * CHANNELS, 4 * HIDDEN)])
-    factors, grid = Factors(*random_weights([(6, 4), (6 * HIDDEN, 4), (6 * HIDDEN,)])), torch.randn(10, len(LAYOUT))
-    kept = message_sum(hidden, factors, weights, Grid(grid, grid), edges)
+    factors = Factors(*random_weights([(6, 4), (6 * HIDDEN, 4), (6 * HIDDEN,)]))
+    grid = Grid(*[GridMatrix(torch.randn(10, len(LAYOUT)))] * 2)
+    layer = SecondLayer(hidden, factors, weights, LAYOUT)
+    kept = message_sum(layer, grid, edges)
     with torch.no_grad():
-        assert torch.equal(message_sum(hidden, factors, weights, Grid(grid, grid), edges), kept)
+        assert torch.equal(message_sum(layer, grid, edges), kept)

@@ -1,0 +1,25 @@
+"""The host's grids on the sphere as `dens_plugin.nn.so2` takes them."""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from dens_plugin.nn.so2.grid_matrix import GridMatrix
+from dens_plugin.nn.so2.layout import Layout
+
+_KNOWN = WeakTensorKeyDictionary()  # a model's blocks share their grids, and ask for them in every step
+
+
+def grid_matrix(matrix: torch.Tensor, layout: Layout) -> GridMatrix:
+    """The same matrix for coefficients in the order of an edge's features, made once.
+
+    Args:
+        matrix: (B, A, S) of the host, for coefficients sorted by degree; a constant, though it may be a buffer.
+        layout: of the S coefficients.
+    """
+    known: GridMatrix | None = _KNOWN.get(matrix)
+    if known is None:
+        order = layout.constants_for(matrix).positions_by_degree
+        known = _KNOWN[matrix] = GridMatrix.of(matrix.detach()[:, :, order], [m for _, m in layout.coefficients])
+    return known
