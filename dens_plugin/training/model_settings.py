@@ -10,6 +10,7 @@ from typing import Any
 
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
+from torch import nn
 
 import dens_plugin
 from dens_plugin.settings import mapping, number, reject_unknown, suggestion
@@ -60,11 +61,34 @@ def _model_class(name: Any, where: str) -> type:
 
 
 def _require_accepted(cls: type, settings: Mapping[str, Any], where: str) -> None:
+    accepted = _accepted(cls)
+    for key in settings:
+        others = [] if key in accepted else _models_with(key, like=cls)
+        if others:
+            raise ValueError(
+                f"unknown key '{key}' in {where}: it belongs to {', '.join(others)}, and {cls.__name__} has nothing of "
+                "the kind; leave it out"
+            )
+    reject_unknown(settings, accepted, where)
+
+
+def _accepted(cls: type) -> set[str]:
     """Names of the constructor's arguments, its base classes' where it passes the rest on to them."""
     owners = [*cls.__mro__, *getattr(cls, "backbone_class", object).__mro__]
     constructors = [owner.__init__ for owner in owners if "__init__" in vars(owner)]
-    accepted = {name for constructor in constructors for name in _arguments(constructor)}
-    reject_unknown(settings, accepted, where)
+    return {name for constructor in constructors for name in _arguments(constructor)}
+
+
+def _models_with(key: str, *, like: type) -> list[str]:
+    """Our modules that accept a setting: whole models if ``like`` is one, else backbones and heads."""
+    is_whole = issubclass(like, HydraModel)
+    modules = {name: getattr(dens_plugin, name) for name in dens_plugin.__all__}
+    return [
+        f"{dens_plugin.__name__}.{name}"
+        for name, module in modules.items()
+        if isinstance(module, type) and issubclass(module, nn.Module)
+        if issubclass(module, HydraModel) == is_whole and key in _accepted(module)
+    ]
 
 
 def _require_sizes(settings: Mapping[str, Any], where: str) -> None:

@@ -29,3 +29,36 @@ def test_a_rate_that_drops_everything(key, value):
     backbone = {"model": "dens_plugin.EquiformerV2DeNS", key: value}
     with pytest.raises(ValueError, match=f"model.backbone.{key} must be at least 0 and below 1, got {value}"):
         require_known_model({"name": "hydra", "backbone": backbone})
+
+
+@pytest.mark.parametrize(
+    ("model", "where", "sentence"),
+    [
+        (
+            {"name": "hydra", "backbone": {"model": "dens_plugin.ESCNDeNS", "precision": "bf16"}},
+            "model.backbone",
+            "it belongs to dens_plugin.EquiformerV2DeNS, and ESCNDeNS has",
+        ),
+        (
+            {"name": "hydra", "backbone": {"model": "dens_plugin.ESENDeNS", "precision": "tf32"}},
+            "model.backbone",
+            "it belongs to dens_plugin.EquiformerV2DeNS, and ESENDeNS has",
+        ),
+        (
+            {"name": "dens_plugin.FlatESCNDeNS", "precision": "bf16"},
+            "model",
+            "it belongs to dens_plugin.FlatEquiformerV2DeNS, and FlatESCNDeNS has",
+        ),
+    ],
+)
+def test_a_key_of_another_model(model, where, sentence):
+    setup_imports()
+    with pytest.raises(ValueError, match=f"unknown key 'precision' in {where}: {sentence} nothing of the kind; leave"):
+        require_known_model(model)
+
+
+def test_a_key_of_no_model():
+    setup_imports()
+    backbone = {"model": "dens_plugin.ESCNDeNS", "num_layer": 2}
+    with pytest.raises(ValueError, match=r"unknown key 'num_layer' in model\.backbone; did you mean 'num_layers'"):
+        require_known_model({"name": "hydra", "backbone": backbone})

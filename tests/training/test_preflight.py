@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import dens_plugin
 from dens_plugin.data.records import CheckedDataset, Limits
 from dens_plugin.testing import random_structure
 from dens_plugin.training.optim_check import require_normalizers
@@ -64,6 +65,26 @@ class TestScales:
             require_normalizers({"normalizer": both}, "dataset.train.transforms")
         for alone in ({"file": None}, {"mean": None, "stdev": None}):
             require_normalizers({"normalizer": {"energy": both["energy"] | alone}}, "dataset.train.transforms")
+
+
+class TestElements:
+    @pytest.mark.parametrize(
+        ("backbone", "settings"),
+        [
+            (dens_plugin.ESCNDeNS, {"lmax_list": [1], "mmax_list": [1], "num_sphere_samples": 8}),
+            (dens_plugin.ESENDeNS, {"lmax": 1, "mmax": 1}),
+            (dens_plugin.EquiformerV2DeNS, {"lmax_list": [1], "mmax_list": [1]}),
+        ],
+    )
+    def test_are_those_of_the_embeddings(self, backbone, settings):
+        model = backbone(num_layers=1, sphere_channels=4, max_num_elements=30, **settings)
+        structure = random_structure(4)
+        structure.atomic_numbers[:] = 31
+        message = (
+            r"structure 0 .*: the model knows the elements 1 to 29, and it has 31; set max_num_elements .* 32 or more"
+        )
+        with pytest.raises(ValueError, match=message):
+            CheckedDataset(Some([structure]), limits_of(model))[0]
 
 
 class TestPeriodicity:
