@@ -33,9 +33,11 @@ from dens_plugin.objectives.base import Outputs
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.training.losses import term, total_loss
+from dens_plugin.training.optimizer import with_fused_step
 
 _FAIRCHEM_DENS = "fairchem.core.models.equiformer_v2.equiformer_v2_dens"
 _BIAS, _INDEX = "backbone.force_embedding.bias", "backbone.force_embedding.expand_index"
+_ADAMW = {"lr": 2e-4, "weight_decay": 1e-3}
 _LOSSES = {"energy": (2.0, MAELoss()), "forces": (100.0, L2NormLoss()), NOISE: (OBJECTIVE.coefficient, L2NormLoss())}
 
 State = Mapping[str, torch.Tensor]
@@ -49,11 +51,13 @@ class Contestant:
         build: from hyper-parameters and the ``precision`` of our backbone to the network.
         training_batch: from a sample to what the network is trained on.
         load: write the weights of ``ours`` into the network.
+        optimizer_params: of AdamW, as the trainer completes them for the network.
     """
 
     build: Callable[[Settings, str], nn.Module]
     training_batch: Callable[[Sample], Batch]
     load: Callable[[nn.Module, State], Any]
+    optimizer_params: Callable[[nn.Module], dict[str, Any]]
 
 
 def build_all(
@@ -235,6 +239,15 @@ def _load_fairchem_dens(model: nn.Module, weights: State) -> None:
         tensor.copy_(weights[name])
 
 
+def _hosts_adamw(_network: nn.Module) -> dict[str, Any]:
+    return dict(_ADAMW)
+
+
+def _our_adamw(network: nn.Module) -> dict[str, Any]:
+    completed: dict[str, Any] = with_fused_step({"optimizer_params": _ADAMW}, network.parameters())["optimizer_params"]
+    return completed
+
+
 def _load_ours(model: nn.Module, weights: State) -> None:
     model.load_state_dict(weights)
 
@@ -242,13 +255,13 @@ def _load_ours(model: nn.Module, weights: State) -> None:
 _WITH_DENS = ("fairchem_dens", "ours_host")
 CONTESTANTS = {
     "equiformer_v2": {
-        "plain": Contestant(_plain_equiformer_v2, _plain_batch, _load_plain),
-        "fairchem_dens": Contestant(_fairchem_dens_model, _fairchem_dens_batch, _load_fairchem_dens),
-        "ours_host": Contestant(_our_host_equiformer_v2, _our_batch, _load_ours),
-        "ours": Contestant(_our_equiformer_v2, _our_batch, _load_ours),
+        "plain": Contestant(_plain_equiformer_v2, _plain_batch, _load_plain, _hosts_adamw),
+        "fairchem_dens": Contestant(_fairchem_dens_model, _fairchem_dens_batch, _load_fairchem_dens, _hosts_adamw),
+        "ours_host": Contestant(_our_host_equiformer_v2, _our_batch, _load_ours, _our_adamw),
+        "ours": Contestant(_our_equiformer_v2, _our_batch, _load_ours, _our_adamw),
     },
     "escn": {
-        "plain": Contestant(_plain_escn, _plain_batch, _load_plain),
-        "ours": Contestant(_our_escn, _our_batch, _load_ours),
+        "plain": Contestant(_plain_escn, _plain_batch, _load_plain, _hosts_adamw),
+        "ours": Contestant(_our_escn, _our_batch, _load_ours, _our_adamw),
     },
 }

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 STEP, INFERENCE, STEP_MEMORY, INFERENCE_MEMORY = "step, s", "inference, s", "step, MiB", "inference, MiB"
+GRADIENTS = "forward and backward, s"  # of the step: all but AdamW
 GOALS_AGAINST = "fairchem_dens"
 
 Costs = Mapping[str, Sequence[float]]  # contestant -> one figure a round

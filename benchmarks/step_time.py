@@ -17,8 +17,10 @@ How it is measured:
 - They take turns on the same batches (`timing`). A ratio is the median over rounds of the ratio within a round, with
   quartiles: how many times less ours costs. Rounds of warm-up come first. Dropout has the same seed for all contestants
   of a round.
-- A training step is forward, loss, backward and AdamW; batches are collated and corrupted beforehand, as in a loader's
-  workers. The precisions, and what of fairchem's each is compared with, are those of `modes`.
+- A training step is forward, loss, backward and AdamW: torch's default for fairchem's networks, as its trainer sets
+  it up, and fused for ours, as ours does. "forward and backward" is the step without AdamW. Batches are collated and
+  corrupted beforehand, as in a loader's workers. The precisions, and what of fairchem's each is compared with, are
+  those of `modes`.
 - Memory is that of the largest batch, in a fresh process for each figure (`memory`); ``--no-memory`` leaves it out.
 - ``--extrapolate N`` repeats all at half the layers, and adds N - layers blocks at each contestant's cost of one.
 - A size or precision that fails, as for want of memory, is named in the results, and the others go on.
@@ -39,7 +41,7 @@ from typing import Any
 import torch
 from contestants import CONTESTANTS, build_all, require_equal
 from machine import hardware, is_tuned, onednn_calls
-from measures import INFERENCE, INFERENCE_MEMORY, STEP, STEP_MEMORY, goal, medians, ratios
+from measures import GRADIENTS, INFERENCE, INFERENCE_MEMORY, STEP, STEP_MEMORY, goal, medians, ratios
 from memory import Case, in_fresh_process
 from modes import PRECISIONS, pairing
 from results import write
@@ -176,10 +178,12 @@ def _run(args: argparse.Namespace, samples: list[Sample], size: str, settings: d
     calls = {name: onednn_calls(lambda: action(0)) for name, action in next(iter(actions.values())).items()}  # noqa: B023
     warm_up = warm_up_rounds(args.steps, args.device)
     costs = {key: interleaved(value, args.steps, args.device, warm_up) for key, value in actions.items()}
+    if STEP in actions:
+        costs[GRADIENTS] = {name: step.of_gradients[-args.steps :] for name, step in actions[STEP].items()}
     del networks, actions
     if args.memory:
         case = Case(args.model, settings, precision, args.device, args.threads, functools.partial(_draw, args))
-        for measure in [_MEMORY_OF[timed] for timed in costs]:
+        for measure in [_MEMORY_OF[timed] for timed in costs if timed in _MEMORY_OF]:
             costs[measure] = {name: [in_fresh_process(case, measure, name)] for name in calls}
     return {
         "size": size if args.model == "equiformer_v2" else args.model,

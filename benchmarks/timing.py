@@ -9,13 +9,16 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from contestants import CONTESTANTS, loss
+from contestants import CONTESTANTS, Contestant, loss
 from modes import Mode, Pairing
 from structures import Sample
 from torch import nn
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
 
 _SEED = 0
 
@@ -51,32 +54,53 @@ def warm_up_rounds(rounds: int, device: str) -> int:
     return rounds if device == "cuda" else 1
 
 
-def step_actions(model: str, networks: Mapping[str, nn.Module], samples: list[Sample], pair: Pairing) -> Actions:
-    """A training step: forward, loss, backward, AdamW. Batches are corrupted beforehand, as in a loader's workers."""
-    return {name: _stepper(model, name, network, samples, pair.mode(name)) for name, network in networks.items()}
+class Stepper:
+    """A training step: forward, loss, backward, and AdamW as the contestant's trainer sets it up.
+
+    Args:
+        contestant: makes the batches from samples; they are corrupted beforehand, as in a loader's workers.
+        network: of the contestant.
+        samples: one for each round.
+        mode: of the network.
+
+    Attributes:
+        of_gradients: seconds of every step so far that all but AdamW took.
+    """
+
+    def __init__(self, contestant: Contestant, network: nn.Module, samples: list[Sample], mode: Mode) -> None:
+        self._network, self._mode, self._scaler = network, mode, mode.scaler()
+        self._batches = [contestant.training_batch(sample) for sample in samples]
+        self._optimizer = torch.optim.AdamW(network.parameters(), **contestant.optimizer_params(network))
+        self.of_gradients: list[float] = []
+
+    def __call__(self, number: int) -> None:
+        """One step on the batch of a round."""
+        device = self._batches[number].pos.device.type
+        self.of_gradients.append(_elapsed(lambda: self._write_gradients(self._batches[number]), device))
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def _write_gradients(self, batch: Batch) -> None:
+        self._network.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._mode.products():
+            with self._mode.autocast():
+                found = loss(self._network(batch), batch)
+            self._scaler.scale(found).backward()
+
+
+def step_actions(
+    model: str, networks: Mapping[str, nn.Module], samples: list[Sample], pair: Pairing
+) -> dict[str, Stepper]:
+    """A training step of each contestant."""
+    return {
+        name: Stepper(CONTESTANTS[model][name], network, samples, pair.mode(name)) for name, network in networks.items()
+    }
 
 
 def inference_actions(networks: Mapping[str, nn.Module], samples: list[Sample], pair: Pairing) -> Actions:
     """Energy and forces of a clean batch, without an autograd graph being asked for."""
     return {name: _predictor(network, samples, pair.mode(name)) for name, network in networks.items()}
-
-
-def _stepper(model: str, name: str, network: nn.Module, samples: list[Sample], mode: Mode) -> Callable[[int], None]:
-    batches = [CONTESTANTS[model][name].training_batch(sample) for sample in samples]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, weight_decay=1e-3)
-    scaler = mode.scaler()
-
-    def step(number: int) -> None:
-        network.train()
-        optimizer.zero_grad(set_to_none=True)
-        with mode.products():
-            with mode.autocast():
-                found = loss(network(batches[number]), batches[number])
-            scaler.scale(found).backward()
-        scaler.step(optimizer)
-        scaler.update()
-
-    return step
 
 
 def _predictor(network: nn.Module, samples: list[Sample], mode: Mode) -> Callable[[int], None]:

@@ -28,8 +28,8 @@ def test_table_plot_and_file_hold_every_ratio(load, tmp_path, capsys, model, oth
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
     sizes = [(row["layers"], row["is_extrapolated"]) for row in report["table"]]
-    assert sizes == [(1, False)] * 2 + [(2, False)] * 2 + [(4, True)] * 2
-    assert {row["measure"] for row in report["table"]} == {measures.STEP, measures.INFERENCE}
+    assert sizes == [(1, False)] * 3 + [(2, False)] * 3 + [(4, True)] * 3
+    assert {row["measure"] for row in report["table"]} == {measures.STEP, measures.GRADIENTS, measures.INFERENCE}
     for row in report["table"]:
         assert list(row["times_less"]) == others
         for other in others:
