@@ -52,8 +52,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
         fast: whether to compute the host's numbers in the order of `equiformer_v2_fast`; under graph parallelism what
             needs edges is left to the host.
         precision: of an edge's features in the fast path: ``fp32``, the nodes' own; ``tf32``, whose products round
-            their factors to 10 bits (a switch of all of torch, CUDA only); ``bf16``, stored in 16 bits and summed in
-            32.
+            their factors to 10 bits (CUDA only); ``bf16``, stored in 16 bits and summed in 32.
         **kwargs: as the host's; `activation_checkpoint` may be a number of blocks (`checkpoint_blocks`).
 
     Raises:
@@ -71,12 +70,11 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
         self.shared: Pass | None = None
         if fast:
             layout = Layout(self.lmax_list[0], self.mmax_list[0])
-            self.shared = Pass.unless_graph_parallel(layout, torch.bfloat16 if precision == "bf16" else None)
+            dtype = torch.bfloat16 if precision == "bf16" else None
+            self.shared = Pass.unless_graph_parallel(layout, dtype, tf32=precision == "tf32")
             use_fast_path(self, self.shared)
         allow_empty_graphs(self)
         checkpoint_blocks(self)
-        if precision == "tf32":
-            torch.backends.cuda.matmul.allow_tf32 = True
 
     def forward(self, data: Batch) -> dict[str, Any]:
         """Node embeddings (N, L, C) and graph of a batch, as the host's."""
@@ -269,5 +267,5 @@ def _edge_subset(graph: GraphData, edges: slice | torch.Tensor) -> GraphData:
 def _require_precision(precision: str, fast: bool) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"model.backbone.precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "bf16" and not fast:
-        raise ValueError("model.backbone.precision: bf16 needs the fast path; leave out `fast: false`, or use amp")
+    if precision != "fp32" and not fast:
+        raise ValueError(f"model.backbone.precision: {precision} needs the fast path; leave out `fast: false`")

@@ -123,7 +123,8 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
 
         def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
             convolved, attention = self._convolve(x.embedding, atomic_numbers, edge_distance, edges)
-            return weighted_sum(convolved, attention, self._activation(edges.layout), weights, edges)
+            with self.shared.edge_products():
+                return weighted_sum(convolved, attention, self._activation(edges.layout), weights, edges)
 
         return self.proj(_embedding(self._at_targets(values, self.shared.edges, edge_distance), self.lmax_list))
 
@@ -142,7 +143,8 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
 
         def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
             convolved, attention = self._convolve(nodes, atomic_numbers, edge_distance, edges)
-            return vector_sum(convolved, attention, self._activation(edges.layout), weights, edges)
+            with self.shared.edge_products():
+                return vector_sum(convolved, attention, self._activation(edges.layout), weights, edges)
 
         vectors = self._at_targets(values, edges, edge_distance)
         unused = [self.proj.bias, *(order.fc.weight for order in self.so2_conv_2.so2_m_conv[1:])]
@@ -170,7 +172,8 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         radial = radial_of(function, self, atomic_numbers, edge_distance, edge_index)
         dtype = self.shared.edge_dtype(nodes)
         with torch.autocast(nodes.device.type, enabled=False):
-            convolved = messages(nodes, radial, convolution_weights(self.so2_conv_1), edges, dtype)
+            with self.shared.edge_products():
+                convolved = messages(nodes, radial, convolution_weights(self.so2_conv_1), edges, dtype)
             width = self.num_heads * self.attn_alpha_channels
             scalars, features = convolved.split([width, convolved.shape[1] - width], dim=1)
             return features, self._attention(scalars.to(nodes.dtype), edges)

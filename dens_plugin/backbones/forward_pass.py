@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from dens_plugin.fields import structure_names
 from dens_plugin.nn.edge_frames import SHORTEST, has_direction
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.tf32 import tf32_products
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -25,20 +26,25 @@ class Pass:
     Args:
         layout: of an edge's features.
         dtype: precision of an edge's features, None for that of the nodes.
+        tf32: whether their products are in TF32, on CUDA.
     """
 
-    def __init__(self, layout: Layout, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, layout: Layout, dtype: torch.dtype | None = None, *, tf32: bool = False) -> None:
         self.layout = layout
         self._dtype = dtype
+        self._tf32 = tf32
+        self._has_told = False
         self._edge_index: torch.Tensor | None = None
         self._edges: Edges | None = None
         self._num_atoms = self._num_graphs = 0
 
     @classmethod
-    def unless_graph_parallel(cls, layout: Layout, dtype: torch.dtype | None = None) -> Pass | None:
+    def unless_graph_parallel(
+        cls, layout: Layout, dtype: torch.dtype | None = None, *, tf32: bool = False
+    ) -> Pass | None:
         """A pass, or None, and a line in the log, where ranks share a graph: they exchange features within a block."""
         if not gp_utils.initialized():
-            return cls(layout, dtype)
+            return cls(layout, dtype, tf32=tf32)
         logging.info(
             "Graph parallelism leaves the fast path (`model.backbone.fast`, `precision`): fairchem's own code computes "
             "whatever needs edges, in the precision of the nodes."
@@ -60,6 +66,9 @@ class Pass:
             raise ValueError(
                 "graph parallelism must be set up before the model is built, or the model with fast: false"
             )
+        if self._tf32 and not (edge_index.is_cuda or self._has_told):
+            self._has_told = True
+            logging.warning("model.backbone.precision: tf32 exists on CUDA alone; here it is fp32.")
         self._edge_index, self._edges = edge_index, None
         self._num_atoms, self._num_graphs = num_atoms, num_graphs
 
@@ -93,6 +102,10 @@ class Pass:
     def num_graphs(self) -> int:
         """B."""
         return self._num_graphs
+
+    def edge_products(self) -> AbstractContextManager[None]:
+        """Within the context, products of an edge's features are in TF32 if that was asked for."""
+        return tf32_products(True) if self._tf32 else nullcontext()
 
     def edge_dtype(self, nodes: torch.Tensor) -> torch.dtype:
         """Precision of an edge's features: autocast's, else the one asked for, else that of ``nodes``."""

@@ -25,6 +25,7 @@ from dens_plugin.backbones.equiformer_v2_fast import (
 from dens_plugin.backbones.forward_pass import Pass
 from dens_plugin.backbones.key_map import to_plain_keys
 from dens_plugin.nn.so2 import edges
+from dens_plugin.nn.so2.convolution import Gradient, Product
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.testing import predict, random_batch
 
@@ -164,8 +165,34 @@ def test_the_command_line_may_switch_it(text, is_fast):
 def test_refuses_precisions():
     with pytest.raises(ValueError, match="precision must be one of fp32, tf32, bf16, got 'fp8'"):
         flat(precision="fp8")
-    with pytest.raises(ValueError, match="needs the fast path"):
-        flat(precision="bf16", fast=False)
+    for precision in ("tf32", "bf16"):
+        with pytest.raises(ValueError, match=f"{precision} needs the fast path"):
+            flat(precision=precision, fast=False)
+
+
+def test_tf32_is_of_its_models_edges_alone(monkeypatch, caplog):
+    """In both passes, and neither before nor behind them, nor in another model of the process."""
+    seen = []
+
+    def seeing(method):
+        def wrapped(self, *inputs):
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+            return method(self, *inputs)
+
+        return wrapped
+
+    for owner, name in ((Product, "write"), (Gradient, "of_features")):
+        monkeypatch.setattr(owner, name, seeing(getattr(owner, name)))
+    batch = a_corrupted_batch()
+    for precision, is_allowed in (("tf32", True), ("fp32", False)):
+        model = flat(**PAPER, precision=precision)
+        seen.clear()
+        for _ in range(2):
+            step(model, batch)
+        assert len(seen) > 4
+        assert set(seen) == {is_allowed}
+        assert not torch.backends.cuda.matmul.allow_tf32
+    assert caplog.text.count("tf32 exists on CUDA alone") == 1
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.9])

@@ -14,6 +14,7 @@ from dens_plugin.nn.kernels.s2_activation import s2_activation
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.grid_parts import grid_parts
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 _GRID_BYTES = 4 << 20  # of the values on the grid at a time: they stay in a core's cache
 
@@ -140,6 +141,7 @@ def _grid_silu(features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatri
     return out
 
 
+@backward_as_forward
 class _GridSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix) -> torch.Tensor:
@@ -154,6 +156,7 @@ class _GridSiLU(torch.autograd.Function):
         return grid_silu_backward(grad, features, *ctx.matrices), None, None
 
 
+@backward_as_forward
 class _SeparableSiLU(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -22,6 +22,7 @@ from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.fused import fused_weighted_sum
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.rotation import collect, expand
+from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
 def softmax_by_target(logits: torch.Tensor, edges: Edges) -> torch.Tensor:
@@ -81,6 +82,7 @@ def vector_sum(
     return vectors.new_zeros(len(edges.targets), 3).index_add(0, edges.row, vectors)
 
 
+@backward_as_forward
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -18,6 +18,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
 class Weights(NamedTuple):
@@ -206,6 +207,7 @@ def _is_reduced(dtype: torch.dtype) -> bool:
     return dtype in (torch.bfloat16, torch.float16)
 
 
+@backward_as_forward
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -21,6 +21,7 @@ from dens_plugin.nn.so2.edges import Edges, Piece
 from dens_plugin.nn.so2.fused import fused_messages
 from dens_plugin.nn.so2.radial import Radial, multiply, multiply_backward
 from dens_plugin.nn.so2.rotation import collect, expand
+from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
 def messages(
@@ -47,6 +48,7 @@ def messages(
     return out
 
 
+@backward_as_forward
 class _Messages(torch.autograd.Function):
     @staticmethod
     def forward(
