@@ -47,10 +47,20 @@ class Rows(NamedTuple):
     Attributes:
         mask: (N,) or (B,) bool, the rows that enter the loss and that a head must compute.
         count: () int64, this rank's share of the loss's denominator.
+        chosen: (n,) int64, the rows of ``mask``; None where no loader listed them.
     """
 
     mask: torch.Tensor
     count: torch.Tensor
+    chosen: torch.Tensor | None = None
+
+    def listed(self) -> Rows:
+        """The same with `chosen`: a loader makes it on the host, so that no GPU must be asked for it."""
+        return self._replace(chosen=self.mask.nonzero().view(-1))
+
+    def where(self) -> torch.Tensor:
+        """(n,) int64 the rows that count, in ascending order."""
+        return holding(self.mask, self.chosen)
 
 
 def corruption_of(batch: Batch) -> Corruption | None:
@@ -61,6 +71,28 @@ def corruption_of(batch: Batch) -> Corruption | None:
 def rows_of(batch: Batch) -> dict[str, Rows]:
     """The rows that count for each target; empty where everything is asked for, as at inference."""
     return batch.get(ROWS, {})
+
+
+def holding(mask: torch.Tensor, listed: torch.Tensor | None) -> torch.Tensor:
+    """(n,) int64 where a mask holds, in ascending order.
+
+    Args:
+        mask: bool, one-dimensional.
+        listed: (n,) the same as a loader listed it, which a GPU takes on trust: looking would wait for it. None where
+            there is no list, so that the device must be asked how many there are.
+
+    Raises:
+        ValueError: on a CPU, for a list of another mask.
+    """
+    if listed is not None and mask.is_cuda:
+        return listed
+    found = mask.nonzero().view(-1)
+    if listed is not None and not torch.equal(found, listed):
+        raise ValueError(
+            f"a batch lists {len(listed)} rows or edges that count, and its mask (`rows`) has {len(found)}, or others; "
+            "list rows again where the mask changes (`Rows.listed`), and edges (`with_neighbours`)"
+        )
+    return found
 
 
 def free_atoms(batch: Batch) -> torch.Tensor:

@@ -24,6 +24,7 @@ from dens_plugin.backbones.empty_graph import allow_empty_graphs
 from dens_plugin.backbones.equiformer_v2_fast import use_fast_path
 from dens_plugin.backbones.forward_pass import Pass, require_directions, require_known_elements, require_sorted
 from dens_plugin.backbones.inject import added_to_embedding
+from dens_plugin.backbones.neighbours import edges_to
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.force_encoding import ForceEncoding
@@ -160,11 +161,12 @@ class ForceHead(EqV2VectorHead):
 
     def _fast_vectors(self, emb: dict[str, Any], rows: Rows | None, edges: Edges) -> torch.Tensor:
         """(N, 3) by way of the edges that end at atoms of ``rows``."""
-        nodes, distance = emb["node_embedding"].embedding, emb["graph"].edge_distance
+        nodes, graph = emb["node_embedding"].embedding, emb["graph"]
+        distance = graph.edge_distance
         if rows is not None:
-            edges, chosen = edges.ending_at(rows.mask)
-            distance = distance[chosen]
-        vectors = self.force_block.vectors(nodes, emb["graph"].atomic_numbers_full, distance, edges)
+            chosen = edges_to(graph, self.output_name, rows)
+            edges, distance = edges.ending_at(rows.where(), chosen), distance[chosen]
+        vectors = self.force_block.vectors(nodes, graph.atomic_numbers_full, distance, edges)
         return vectors.new_zeros(len(nodes), 3).index_copy(0, edges.targets, vectors)
 
     def _take_rotations(self, edges: slice | torch.Tensor) -> None:

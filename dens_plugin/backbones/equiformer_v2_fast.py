@@ -23,11 +23,12 @@ from torch import nn
 from torch.nn import functional
 
 from dens_plugin.backbones.equiformer_v2_weights import convolution_weights, degree_linear, radial_of, vector_weights
-from dens_plugin.backbones.forward_pass import Pass
+from dens_plugin.backbones.forward_pass import Pass, edge_dtype
 from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.so2.activation import Activation, GateActivation, GridActivation, grid_silu
 from dens_plugin.nn.so2.attention import softmax_by_target, vector_sum, weighted_sum
+from dens_plugin.nn.so2.convolution import Weights
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.feed_forward import DegreeLinear, grid_mlp
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
@@ -35,6 +36,8 @@ from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.message import messages
 from dens_plugin.nn.so2.rotation import rotate_back
 from dens_plugin.nn.zero_gradients import with_zero_gradients
+
+_INFERENCE_NUMBERS = 2 << 20  # of an edge's two ends in its frame at a time: some 280 edges at the published size
 
 
 def use_fast_path(model: nn.Module, shared: Pass | None) -> None:
@@ -119,12 +122,12 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         node_offset: int = 0,
     ) -> SO3_Embedding:
         """(N, L, C')."""
-        weights = convolution_weights(self.so2_conv_2)
+        first, second = convolution_weights(self.so2_conv_1), convolution_weights(self.so2_conv_2)
 
         def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
-            convolved, attention = self._convolve(x.embedding, atomic_numbers, edge_distance, edges)
+            convolved, attention = self._convolve(x.embedding, atomic_numbers, edge_distance, edges, first)
             with self.shared.edge_products():
-                return weighted_sum(convolved, attention, self._activation(edges.layout), weights, edges)
+                return weighted_sum(convolved, attention, self._activation(edges.layout), second, edges)
 
         return self.proj(_embedding(self._at_targets(values, self.shared.edges, edge_distance), self.lmax_list))
 
@@ -139,12 +142,12 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
             edge_distance: (E, K) features of the distances of ``edges``.
             edges: E of them.
         """
-        weights = vector_weights(self, edges.layout)
+        first, second = convolution_weights(self.so2_conv_1), vector_weights(self, edges.layout)
 
         def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
-            convolved, attention = self._convolve(nodes, atomic_numbers, edge_distance, edges)
+            convolved, attention = self._convolve(nodes, atomic_numbers, edge_distance, edges, first)
             with self.shared.edge_products():
-                return vector_sum(convolved, attention, self._activation(edges.layout), weights, edges)
+                return vector_sum(convolved, attention, self._activation(edges.layout), second, edges)
 
         vectors = self._at_targets(values, edges, edge_distance)
         unused = [self.proj.bias, *(order.fc.weight for order in self.so2_conv_2.so2_m_conv[1:])]
@@ -153,18 +156,25 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
     def _at_targets(
         self, values: Callable[[Edges, torch.Tensor], torch.Tensor], edges: Edges, edge_distance: torch.Tensor
     ) -> torch.Tensor:
-        """(M, ...) values at the targets of edges: of a piece at a time where nothing is kept for a backward pass."""
-        if self.training or torch.is_grad_enabled() or len(edges.pieces) < 2:
+        """(M, ...) values at the targets of edges: of a few at a time where nothing is kept for a backward pass."""
+        limit = max(1, _INFERENCE_NUMBERS // (len(edges.layout) * 2 * self.sphere_channels))
+        is_short = len(edges.source) <= limit or edges.source.is_cuda
+        if is_short or self.training or torch.is_grad_enabled():
             return values(edges, edge_distance)
         out = None
-        for piece, part in edges.parts():
+        for piece, part in edges.parts(limit):
             of_part = values(part, edge_distance[piece.edges])
             out = of_part.new_zeros(len(edges.targets), *of_part.shape[1:]) if out is None else out
             out[piece.targets] = of_part
         return out
 
     def _convolve(
-        self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: Edges
+        self,
+        nodes: torch.Tensor,
+        atomic_numbers: torch.Tensor,
+        edge_distance: torch.Tensor,
+        edges: Edges,
+        weights: Weights,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Gates and features (E, ...) of the first convolution, and attention weights (E, H)."""
         function = self.rad_func if self.use_m_share_rad else self.so2_conv_1.rad_func
@@ -173,7 +183,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         dtype = self.shared.edge_dtype(nodes)
         with torch.autocast(nodes.device.type, enabled=False):
             with self.shared.edge_products():
-                convolved = messages(nodes, radial, convolution_weights(self.so2_conv_1), edges, dtype)
+                convolved = messages(nodes, radial, weights, edges, dtype)
             width = self.num_heads * self.attn_alpha_channels
             scalars, features = convolved.split([width, convolved.shape[1] - width], dim=1)
             return features, self._attention(scalars.to(nodes.dtype), edges)
@@ -232,7 +242,10 @@ class FastFeedForward(FeedForwardNetwork):
             from_grid = from_grid[:, 1:]
         first, second = degree_linear(self.so3_linear_1), degree_linear(self.so3_linear_2)
         if not self.use_grid_mlp:
-            return grid_silu(first(features), GridMatrix(to_grid), GridMatrix(from_grid)), second
+            hidden = first(features)
+            hidden = hidden.to(edge_dtype(hidden))
+            with torch.autocast(hidden.device.type, enabled=False):
+                return grid_silu(hidden, GridMatrix(to_grid), GridMatrix(from_grid)), second
         before, middle, after = (self.grid_mlp[place].weight for place in (0, 2, 4))
         hidden = grid_mlp(first.before(before)(features), middle, to_grid, from_grid)
         folded = second.after(after)

@@ -20,13 +20,18 @@ from torch.nn import functional
 from dens_plugin.backbones.escn_fast import Geometry, layer
 from dens_plugin.backbones.escn_no_edges import allow_no_edges
 from dens_plugin.backbones.forward_pass import require_directions, require_known_elements, require_sorted
+from dens_plugin.backbones.neighbours import degrees_of
+from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.force_encoding import ForceEncoding
+from dens_plugin.nn.so2.coupling import group_edges
+from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.settings import switch
 
 if TYPE_CHECKING:
+    from fairchem.core.models.base import GraphData
     from torch_geometric.data import Batch
 
 
@@ -75,8 +80,7 @@ class ESCNDeNS(eSCNBackbone):
         graph = self.generate_graph(data)
         require_sorted(graph.edge_index, searched_by_host=self.otf_graph)
         frames = self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec)
-        layout = Layout(self.lmax_list[0], self.mmax_list[0])
-        geometry = Geometry.build(graph, frames, layout, self.distance_expansion)
+        geometry = self._geometry(graph, frames)
         nodes = SO3_Embedding(0, [*self.lmax_list], self.sphere_channels, data.pos.device, data.pos.dtype)
         scalars = self.sphere_embedding(graph.atomic_numbers_full.long())[:, None]
         features = functional.pad(scalars, (0, 0, 0, nodes.num_coefficients - 1))
@@ -87,6 +91,13 @@ class ESCNDeNS(eSCNBackbone):
         nodes.set_embedding(features)
         values = torch.einsum("nlc,pl->npc", features, self.sphharm_weights[0]).flatten(0, 1).to(features.dtype)
         return {"sphere_values": values, "sphere_points": self.sphere_points, "node_embedding": nodes, "graph": graph}
+
+    def _geometry(self, graph: GraphData, frames: torch.Tensor) -> Geometry:
+        """What all layers share, from a graph and the frames (E, 3, 3) of its edges."""
+        layout, elements = Layout(self.lmax_list[0], self.mmax_list[0]), graph.atomic_numbers_full
+        edges = Edges.build(graph.edge_index, rotations(frames, layout), layout, num_atoms=len(elements))
+        ends = group_edges(edges, degrees_of(graph))
+        return Geometry(edges, ends, elements[graph.edge_index], self.distance_expansion(graph.edge_distance))
 
     def _encoded(self, embedding: torch.Tensor, data: Batch) -> torch.Tensor:
         """Elements (N, L, C) with encoded forces."""
@@ -125,7 +136,7 @@ class ESCNForceHead(eSCNForceHead):
         rows = rows_of(data).get(self.output_name)
         if rows is None:
             return {self.output_name: self.force_block(values, points)}
-        atoms = rows.mask.nonzero().view(-1)
+        atoms = rows.where()
         values = values.unflatten(0, (len(rows.mask), len(points))).index_select(0, atoms).flatten(0, 1)
         vectors = self.force_block(values, points)
         return {self.output_name: vectors.new_zeros(len(rows.mask), 3).index_copy(0, atoms, vectors)}

@@ -18,16 +18,13 @@ from torch.nn import functional
 
 from dens_plugin.backbones.forward_pass import edge_dtype
 from dens_plugin.backbones.grids import grid_matrix
-from dens_plugin.backbones.packed_rotation import rotations
-from dens_plugin.nn.so2.coupling import Group, first_layer, group_edges
+from dens_plugin.nn.so2.coupling import Group, first_layer
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.feed_forward import grid_mlp
-from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.second_layer import Factors, SecondLayer
 from dens_plugin.nn.so2.two_layer import Grid, message_sum
 
 if TYPE_CHECKING:
-    from fairchem.core.models.base import GraphData
     from fairchem.core.models.escn.escn import EdgeBlock, LayerBlock, MessageBlock, SO2Block
     from fairchem.core.models.escn.so3 import SO3_Grid
 
@@ -47,15 +44,6 @@ class Geometry:
     ends: tuple[tuple[Group, ...], tuple[Group, ...]]
     elements: torch.Tensor
     distances: torch.Tensor
-
-    @classmethod
-    def build(cls, graph: GraphData, frames: torch.Tensor, layout: Layout, basis: torch.nn.Module) -> Geometry:
-        """From a graph, the frames (E, 3, 3) of its edges, and the functions of the distance."""
-        rotation = rotations(frames, layout)
-        count = len(graph.atomic_numbers_full)
-        edges = Edges.build(graph.edge_index, rotation, layout, num_atoms=count)
-        elements = graph.atomic_numbers_full.long()[graph.edge_index]
-        return cls(edges, group_edges(edges), elements, basis(graph.edge_distance))
 
 
 def layer(block: LayerBlock, nodes: torch.Tensor, geometry: Geometry) -> torch.Tensor:

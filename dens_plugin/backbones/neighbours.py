@@ -4,24 +4,31 @@ The host finds neighbours at the start of its forward pass (``otf_graph``), for 
 structure on a CPU. A batch that has this record is spared that: the model computes distances from the positions and the
 edges of the record. They are the host's, in the same order; on a GPU its search may round differently and so break ties
 otherwise.
+
+The record also holds what a model would have to ask a GPU about its edges, and wait for: how many there are at each
+atom, and which of them end at atoms that count.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from fairchem.core.models.base import GraphModelMixin
+from fairchem.core.models.base import GraphData, GraphModelMixin
 
 from dens_plugin.backbones.periodic_edges import periodic_edges
-from dens_plugin.fields import NEIGHBOURS
+from dens_plugin.fields import NEIGHBOURS, holding, rows_of
+from dens_plugin.nn.so2.coupling import Degrees
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
-Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # the last three of Neighbours
+    from dens_plugin.fields import Rows
+
+Found = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # edges, their cell offsets, and how many each structure has
 
 
 class Search(NamedTuple):
@@ -50,19 +57,42 @@ class Neighbours(NamedTuple):
         edge_index: (2, E) row 0 the neighbour, row 1 the centre.
         cell_offsets: (E, 3) cells between the two.
         neighbors: (B,) number of edges of each structure.
+        degrees: how many edges atoms have; on the host, wherever the batch is.
+        incoming: target -> (e,) the edges that end at the atoms of its `Rows`.
     """
 
     search: Search
     edge_index: torch.Tensor
     cell_offsets: torch.Tensor
     neighbors: torch.Tensor
+    degrees: Degrees
+    incoming: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, batch: Batch, search: Search, found: Found) -> Neighbours:
+        """What a search found in a batch whose rows are listed already."""
+        edge_index, *_ = found
+        of_atoms = {name: rows.mask for name, rows in rows_of(batch).items() if len(rows.mask) == len(batch.pos)}
+        incoming = {name: holding(mask[edge_index[1]], None) for name, mask in of_atoms.items()}
+        return cls(search, *found, Degrees.of(edge_index, len(batch.pos)), incoming)
+
+
+@dataclass(kw_only=True)
+class GraphOfRecord(GraphData):
+    """The host's graph of a batch, made from its record.
+
+    Attributes:
+        record: of all edges.
+    """
+
+    record: Neighbours
 
 
 def with_neighbours(batch: Batch, search: Search) -> Batch:
     """The batch with the record of its neighbours, those of the host in the same order."""
     prepared = copy.copy(batch)
     with torch.no_grad():
-        prepared[NEIGHBOURS] = Neighbours(search, *(_periodic(batch, search) or _by_host(batch, search)))
+        prepared[NEIGHBOURS] = Neighbours.of(batch, search, _periodic(batch, search) or _by_host(batch, search))
     return prepared
 
 
@@ -113,10 +143,16 @@ def read_or_find(backbone: Any, find: Callable[..., Any], data: Batch, **options
         find: its own ``generate_graph``.
         data: the batch.
         **options: of ``generate_graph`` that say what the backbone's attributes say.
+
+    Raises:
+        ValueError: for a record of another batch.
     """
     found: Neighbours | None = data.get(NEIGHBOURS)
     if found is None or found.search != search_of(backbone):
         return find(data, **options)
+    _require_fit(found, data)
+    if type(backbone).generate_graph is GraphModelMixin.generate_graph:
+        return _graph(found, data)
     read = copy.copy(data)
     read.edge_index, read.cell_offsets, read.neighbors = found.edge_index, found.cell_offsets, found.neighbors
     backbone.otf_graph = False  # the host has no argument for it: false is overruled by the attribute
@@ -124,3 +160,66 @@ def read_or_find(backbone: Any, find: Callable[..., Any], data: Batch, **options
         return find(read, **options)
     finally:
         backbone.otf_graph = True
+
+
+def degrees_of(graph: GraphData) -> Degrees | None:
+    """How many edges the atoms of a graph have, if it is by a record."""
+    return graph.record.degrees if isinstance(graph, GraphOfRecord) else None
+
+
+def edges_to(graph: GraphData, target: str, rows: Rows) -> torch.Tensor:
+    """(e,) the edges of a graph that end at the atoms that count, in ascending order.
+
+    Args:
+        graph: a GPU is asked unless it is by a record.
+        target: name of the prediction.
+        rows: those of this target in the batch.
+    """
+    listed = graph.record.incoming.get(target) if isinstance(graph, GraphOfRecord) else None
+    return holding(rows.mask[graph.edge_index[1]], listed)
+
+
+def _graph(found: Neighbours, data: Batch) -> GraphOfRecord:
+    """The host's numbers from its arithmetic, without its look for edges of no length, which waits for a GPU.
+
+    Searches across faces find none below 0.01 Å; those of open structures are the host's, which keeps them.
+    """
+    source, target = found.edge_index
+    vectors = data.pos[source] - data.pos[target]
+    offsets = torch.zeros_like(found.cell_offsets)
+    if found.search.use_pbc:
+        cells = data.cell.repeat_interleave(found.neighbors, dim=0, output_size=len(source))
+        offsets = found.cell_offsets.float()[:, None].bmm(cells.float())[:, 0]
+        vectors = vectors + offsets
+    return GraphOfRecord(
+        edge_index=found.edge_index,
+        edge_distance=vectors.norm(dim=-1),
+        edge_distance_vec=vectors,
+        cell_offsets=found.cell_offsets,
+        offset_distances=offsets,
+        neighbors=found.neighbors,
+        batch_full=data.batch,
+        atomic_numbers_full=data.atomic_numbers.long(),
+        record=found,
+    )
+
+
+def _require_fit(found: Neighbours, data: Batch) -> None:
+    """Raise ValueError for a record of another batch; on a GPU, where looking would wait, its sizes alone tell."""
+    num_edges, of_targets = found.edge_index.shape[1], found.degrees.of_targets
+    sizes = len(of_targets), sum(of_targets), len(found.cell_offsets), len(found.neighbors)
+    fits = sizes == (len(data.pos), num_edges, num_edges, len(data.natoms))
+    if not (fits and (data.pos.is_cuda or _has_edges(data, found))):
+        raise ValueError(
+            f"the record `{NEIGHBOURS}` of a batch, of {num_edges} edges of {len(of_targets)} atoms in "
+            f"{len(found.neighbors)} structures, was changed or is not of these {len(data.pos)} atoms in "
+            f"{len(data.natoms)} structures; make it again (`with_neighbours`) or take it away (`without_neighbours`)"
+        )
+
+
+def _has_edges(data: Batch, found: Neighbours) -> bool:
+    """Whether the edges of a record are those that it counts, within the structures of a batch."""
+    if found.degrees != Degrees.of(found.edge_index, len(data.pos)):
+        return False
+    source, target = data.batch[found.edge_index]
+    return torch.equal(source, target) and torch.equal(found.neighbors, target.bincount(minlength=len(data.natoms)))

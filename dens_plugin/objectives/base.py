@@ -48,9 +48,9 @@ class Objective(ABC):
         return cls(free_only=free_only)  # type: ignore[call-arg]  # heirs are dataclasses with this field
 
     def prepare(self, batch: Batch, rng: StructureRandom) -> Batch:
-        """Corrupt a batch and mark the rows that count; this is what the training loader calls."""
+        """Corrupt a batch and list the rows that count; this is what the training loader calls."""
         prepared = self.corrupt(batch, rng)
-        prepared[ROWS] = self.rows(prepared)
+        prepared[ROWS] = {target: rows.listed() for target, rows in self.rows(prepared).items()}
         return prepared
 
     @abstractmethod

@@ -49,7 +49,8 @@ def term(
     """
     if prediction.shape != target.shape:
         raise ValueError(f"prediction has shape {tuple(prediction.shape)}, its target {tuple(target.shape)}")
-    errors = loss_fn(prediction[rows.mask], target[rows.mask], natoms[rows.mask])
+    chosen = rows.where()
+    errors = loss_fn(prediction[chosen], target[chosen], natoms[chosen])
     return Term(coefficient, errors, rows.count * errors.shape[1:].numel())
 
 

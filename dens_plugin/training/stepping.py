@@ -99,6 +99,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         if self._unwrapped_model.training:
             self._in_step = self._running
             seed_step(self._seed, self.step, "train")
+        batch = batch.to(self.device, non_blocking=True)  # the host's loaders pin its memory
         with self._autocast(), self._gradients_local():
             outputs = super()._forward(batch)
         return {name: self._widened(value) for name, value in outputs.items()}

@@ -223,7 +223,7 @@ class DeNSTrainer(DurableTrainer):
         if not rows_of(batch):
             return super()._compute_metrics(out, batch, evaluator, metrics)
         metrics = metrics or {}
-        if rows_of(batch)["forces"].mask.any():  # the host cannot average over no atoms
+        if len(rows_of(batch)["forces"].where()) > 0:  # the host cannot average over no atoms
             metrics = self._host_metrics(out, batch, evaluator, metrics)
         physical = {name: self._denorm_preds(name, value.detach(), batch) for name, value in out.items()}
         for name, errors in self.objective.metrics(physical, batch).items():

@@ -15,6 +15,7 @@ from test_equiformer_v2 import PLAIN_HEADS, SMALL, flat
 from torch import nn
 from two_paths import a_corrupted_batch, assert_same_step, largest, step
 
+from dens_plugin.backbones import equiformer_v2_fast
 from dens_plugin.backbones.equiformer_v2_fast import (
     FastDropPath,
     FastFeedForward,
@@ -24,8 +25,8 @@ from dens_plugin.backbones.equiformer_v2_fast import (
 )
 from dens_plugin.backbones.forward_pass import Pass
 from dens_plugin.backbones.key_map import to_plain_keys
-from dens_plugin.nn.so2 import edges
-from dens_plugin.nn.so2.convolution import Gradient, Product
+from dens_plugin.nn.so2 import attention, edges, message
+from dens_plugin.nn.so2.convolution import Gradient
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.testing import predict, random_batch
 
@@ -57,7 +58,7 @@ OPTIONS = {
 def _small_pieces(monkeypatch):
     """Several even of these small graphs."""
     monkeypatch.setattr(edges, "_CPU_EDGES", 50)
-    monkeypatch.setattr(edges, "_CPU_EDGES_OF_INFERENCE", 20)
+    monkeypatch.setattr(equiformer_v2_fast, "_INFERENCE_NUMBERS", 20_000)
 
 
 def both(**changes):
@@ -174,14 +175,14 @@ def test_tf32_is_of_its_models_edges_alone(monkeypatch, caplog):
     """In both passes, and neither before nor behind them, nor in another model of the process."""
     seen = []
 
-    def seeing(method):
-        def wrapped(self, *inputs):
+    def seeing(function):
+        def wrapped(*inputs):
             seen.append(torch.backends.cuda.matmul.allow_tf32)
-            return method(self, *inputs)
+            return function(*inputs)
 
         return wrapped
 
-    for owner, name in ((Product, "write"), (Gradient, "of_features")):
+    for owner, name in ((message, "write_product"), (attention, "write_product"), (Gradient, "of_features")):
         monkeypatch.setattr(owner, name, seeing(getattr(owner, name)))
     batch = a_corrupted_batch()
     for precision, is_allowed in (("tf32", True), ("fp32", False)):

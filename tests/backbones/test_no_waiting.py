@@ -1,7 +1,8 @@
 """What a training step asks a GPU: on the device ``meta``, which passes for a GPU without Triton.
 
-A step copies nothing from the host, and asks how many atoms and edges count for each head; eSCN's asks how its edges
-are shared out, too. Everything else that would wait is an error.
+A step copies nothing from the host, and asks nothing about a batch whose neighbours a loader found. Where the model is
+to find them, which waits by itself, it also asks how many atoms and edges count for each head, and eSCN how its edges
+are shared out. Everything else that would wait is an error.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from test_equiformer_v2 import flat
 from test_equiformer_v2_fast import PAPER
 from test_escn_fast import both
 from two_paths import a_corrupted_batch
+
+from dens_plugin.backbones.neighbours import with_neighbours
+from dens_plugin.fields import ROWS
+from dens_plugin.training.neighbours import loader_search
 
 
 class Gpu(NamedTuple):
@@ -65,18 +70,33 @@ def moved_graph(graph, device):
 
 
 CHANGES = {"grids": {}, "gates": {"use_gate_act": True, "use_s2_act_attn": False}}
+BOUNDARIES = {"periodic": {}, "open": {"use_pbc": False}}
 
 
 def asked(model, gpu):
-    """The questions of a step that copies nothing from the host."""
+    """The questions of a step on a graph that was made before."""
     batch = a_corrupted_batch()
     model.train()(batch)  # which makes the host's grids
     graph = moved_graph(model.backbone.generate_graph(batch), gpu.device)
-    model, batch = model.to(gpu.device), moved_batch(batch, gpu.device)
+    model.backbone.generate_graph = lambda *_, **__: dataclasses.replace(graph)
+    return asked_in_step(model, moved_batch(batch, gpu.device), gpu)
+
+
+def asked_with_record(model, gpu):
+    """The questions of a step, its graph included, on a batch as the loader makes it and the trainer moves it."""
+    batch = a_corrupted_batch()
+    batch[ROWS] = {name: rows.listed() for name, rows in batch[ROWS].items()}
+    batch = with_neighbours(batch, loader_search(model, {"loader_graph": True}))
+    model.train()(batch)
+    return asked_in_step(model, batch.to(gpu.device), gpu)
+
+
+def asked_in_step(model, batch, gpu):
+    """The questions of a step that copies nothing from the host."""
+    model = model.to(gpu.device)
     for module in model.modules():  # eSCN's grids are plain attributes
         plain = {name: value for name, value in vars(module).items() if torch.is_tensor(value)}
         vars(module).update(moved(plain, gpu.device))
-    model.backbone.generate_graph = lambda *_, **__: dataclasses.replace(graph)
 
     def step():
         gpu.questions.clear()
@@ -91,6 +111,17 @@ def asked(model, gpu):
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_equiformer_v2(gpu, changes):
     assert asked(flat(**PAPER | changes), gpu) == 4 * ["how many count"]  # atoms and edges, for forces and noise
+
+
+@pytest.mark.parametrize("changes", BOUNDARIES.values(), ids=BOUNDARIES)
+def test_equiformer_v2_with_the_loaders_record(gpu, changes):
+    assert asked_with_record(flat(**PAPER | changes), gpu) == []
+
+
+@pytest.mark.parametrize("changes", BOUNDARIES.values(), ids=BOUNDARIES)
+def test_escn_with_the_loaders_record(gpu, changes):
+    _, model = both(**changes)
+    assert asked_with_record(model, gpu) == []
 
 
 def test_escn(gpu, monkeypatch):

@@ -103,6 +103,14 @@ def test_zero_probability_changes_nothing():
         assert rows_of(prepared)[name].count == rows.count
 
 
+@pytest.mark.parametrize("objective", [S2EF(), DeNS(prob=0.5)], ids=["s2ef", "dens"])
+def test_lists_the_rows_that_count(objective):
+    rows = rows_of(objective.prepare(random_batch((40, 40)), EPOCH))
+    assert {"energy", "forces", *objective.outputs} == set(rows)
+    for of_target in rows.values():
+        assert torch.equal(of_target.chosen, of_target.mask.nonzero().view(-1))
+
+
 def test_encodes_the_forces_of_corrupted_atoms_only():
     batch = random_batch((30,))
     corruption = corruption_of(DeNS(prob=1.0).prepare(batch, EPOCH))

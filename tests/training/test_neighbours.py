@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import lzma
+import pickle
 from typing import NamedTuple
 
 import ase.io
@@ -19,8 +20,10 @@ from samples import MODEL, PLAIN_MODEL
 from torch_geometric.data import Batch
 
 import dens_plugin
-from dens_plugin.backbones.neighbours import Search, with_neighbours, without_neighbours
-from dens_plugin.testing import corrupted_batch, predict, random_batch, random_structure
+from dens_plugin.backbones.neighbours import Neighbours, Search, with_neighbours, without_neighbours
+from dens_plugin.fields import ROWS
+from dens_plugin.objectives.dens import DeNS
+from dens_plugin.testing import EPOCH, corrupted_batch, mixed_loss, predict, random_batch, random_structure
 from dens_plugin.training.neighbours import loader_search
 
 WORKERS = {"num_workers": 2}
@@ -95,6 +98,11 @@ def molecules():
 BATCHES = {"random": random_batch, "crystals": crystals, "molecules": molecules}
 
 
+def prepared_batch():
+    """Random structures, some of them corrupted, with the rows that count listed."""
+    return DeNS(prob=0.7).prepare(random_batch((12, 9, 10)), EPOCH)
+
+
 class Seen(NamedTuple):
     """Graph and outputs of a forward pass."""
 
@@ -125,8 +133,12 @@ def found_and_read(model, batch):
 
 def assert_same(found, read):
     """Bit for bit, edges in the same order."""
-    for field in ("edge_index", "edge_distance", "edge_distance_vec", "cell_offsets"):
-        assert torch.equal(found.graph[field], read.graph[field]), field
+    for field, value in found.graph.items():
+        if torch.is_tensor(value):
+            assert torch.equal(value, read.graph[field]), field
+            assert value.dtype == read.graph[field].dtype, field
+        else:
+            assert value == read.graph[field], field
     assert all(torch.equal(read.outputs[key], value) for key, value in found.outputs.items())
 
 
@@ -183,9 +195,69 @@ class TestRecord:
 
     def test_follows_the_batch(self, model):
         search = loader_search(model, WORKERS)
-        moved = with_neighbours(random_batch(), search).to("meta")["neighbours"]
-        assert moved.edge_index.device.type == "meta"
+        batch = with_neighbours(prepared_batch(), search)
+        moved = copy.copy(batch).to("meta")["neighbours"]
+        assert {part.device.type for part in (moved.edge_index, moved.neighbors, moved.incoming["noise"])} == {"meta"}
         assert moved.search == search
+        assert moved.degrees == batch["neighbours"].degrees  # on the host
+
+    @pytest.mark.parametrize("way", ["clone", "pin_memory", "pickle"])
+    def test_survives(self, model, way, monkeypatch):
+        monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # which needs a GPU
+        batch = with_neighbours(prepared_batch(), loader_search(model, WORKERS))
+        other = pickle.loads(pickle.dumps(batch)) if way == "pickle" else getattr(copy.copy(batch), way)()
+        assert torch.equal(predict(model, other)["noise"], predict(model, batch)["noise"])
+        for name, rows in batch[ROWS].items():
+            assert torch.equal(other[ROWS][name].chosen, rows.chosen)
+            assert other[ROWS][name].chosen is not rows.chosen
+
+    def test_lists_the_edges_to_atoms_that_count(self, model):
+        batch = with_neighbours(prepared_batch(), loader_search(model, WORKERS))
+        record = batch["neighbours"]
+        for name in ("forces", "noise"):
+            counts = batch[ROWS][name].mask[record.edge_index[1]]
+            assert 0 < counts.sum() < len(counts)
+            assert torch.equal(record.incoming[name], counts.nonzero().view(-1))
+        assert "energy" not in record.incoming
+
+    @pytest.mark.parametrize("name", ["equiformer", "escn"])
+    def test_changes_no_gradient(self, name):
+        finding = MODELS[name]().train()
+        reading = copy.deepcopy(finding)
+        batch = prepared_batch()
+        for model, prepared in ((finding, batch), (reading, with_neighbours(batch, loader_search(reading, WORKERS)))):
+            mixed_loss(model, prepared).backward()
+        pairs = zip(finding.parameters(), reading.parameters(), strict=True)
+        assert all(torch.equal(a.grad, b.grad) for a, b in pairs if a.grad is not None)
+
+    def test_of_other_rows_is_refused(self, model):
+        batch = with_neighbours(prepared_batch(), loader_search(model, WORKERS))
+        batch[ROWS] = {name: rows._replace(mask=~rows.mask).listed() for name, rows in batch[ROWS].items()}
+        with pytest.raises(ValueError, match="edges that count"):
+            predict(model, batch)
+
+    def test_of_another_batch_is_refused(self, model):
+        search = loader_search(model, WORKERS)
+        batch = random_batch()
+        for other, device in (((7, 4), "cpu"), ((7, 5, 10), "meta"), ((4, 7, 10), "cpu")):
+            taken = copy.copy(batch)
+            taken["neighbours"] = with_neighbours(random_batch(other), search)["neighbours"]
+            with pytest.raises(ValueError, match=r"`neighbours` of a batch, of .* \(`without_neighbours`\)"):
+                model.backbone.generate_graph(taken.to(device))
+
+    def test_that_was_changed_is_refused(self, model):
+        batch = with_neighbours(random_batch(), loader_search(model, WORKERS))
+        record = batch["neighbours"]
+        for change in (
+            {"edge_index": record.edge_index[:, 1:]},
+            {"edge_index": record.edge_index.flip(0)},
+            {"edge_index": record.edge_index.clamp(min=1)},
+            {"cell_offsets": record.cell_offsets[1:]},
+            {"neighbors": record.neighbors.flip(0)},
+        ):
+            batch["neighbours"] = record._replace(**change)
+            with pytest.raises(ValueError, match="was changed or is not of these 21 atoms in 3 structures"):
+                predict(model, batch)
 
     def test_of_moved_atoms(self, model):
         batch = random_batch()
@@ -200,10 +272,9 @@ class TestRecord:
     def test_is_used_where_there_is_one(self, model):
         search = loader_search(model, WORKERS)
         batch = with_neighbours(random_batch(), search)
-        none = batch["neighbours"]._replace(edge_index=torch.zeros(2, 0, dtype=torch.long))
-        none = none._replace(cell_offsets=torch.zeros(0, 3), neighbors=torch.zeros(3, dtype=torch.long))
+        none = torch.zeros(2, 0, dtype=torch.long), torch.zeros(0, 3), torch.zeros(3, dtype=torch.long)
         bare, cut = predict(model.eval(), batch), copy.copy(batch)
-        cut["neighbours"] = none
+        cut["neighbours"] = Neighbours.of(batch, search, none)
         assert not torch.equal(predict(model, cut)["energy"], bare["energy"])
         assert torch.equal(predict(model, without_neighbours(cut))["energy"], bare["energy"])
         assert model.backbone.otf_graph

@@ -17,7 +17,7 @@ from torch.nn import functional
 from dens_plugin.nn.kernels import softmax_by_target as kernels
 from dens_plugin.nn.kernels.availability import uses_triton
 from dens_plugin.nn.so2.activation import Activation, activate
-from dens_plugin.nn.so2.convolution import Gradient, Product, Weights
+from dens_plugin.nn.so2.convolution import Gradient, Weights, write_product
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.fused import fused_weighted_sum
 from dens_plugin.nn.so2.layout import Layout
@@ -53,8 +53,9 @@ def weighted_sum(
     activated = activate(convolved, activation, len(edges.layout))
     if uses_triton(activated):
         return fused_weighted_sum(activated, attention, weights, edges)
-    keep = torch.is_grad_enabled()  # within a function it is off, and parameters want gradients even where it is
-    out: torch.Tensor = _WeightedSum.apply(edges, keep, activated, attention, weights.bias, *weights.orders)
+    if not torch.is_grad_enabled():
+        return _sum(activated, attention, weights, edges)
+    out: torch.Tensor = _WeightedSum.apply(edges, activated, attention, weights.bias, *weights.orders)
     return out
 
 
@@ -82,27 +83,37 @@ def vector_sum(
     return vectors.new_zeros(len(edges.targets), 3).index_add(0, edges.row, vectors)
 
 
+def _sum(
+    activated: torch.Tensor,
+    attention: torch.Tensor,
+    weights: Weights,
+    edges: Edges,
+    values: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`weighted_sum`, which writes the values (E, S H V) where it is told to; autograd does not see it."""
+    out = attention.new_zeros(len(edges.targets), edges.rotation.shape[2], weights.width // len(edges.layout))
+    for piece in edges.pieces:
+        inputs = activated[piece.edges]
+        of_piece = inputs.new_empty(len(inputs), weights.width) if values is None else values[piece.edges]
+        write_product(inputs, weights, edges.layout, of_piece)
+        collect(_weigh(of_piece, attention[piece.edges], edges.scale), edges, piece, out)
+    return out
+
+
 @backward_as_forward
 class _WeightedSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
         edges: Edges,
-        keep: bool,
         activated: torch.Tensor,
         attention: torch.Tensor,
         bias: torch.Tensor,
         *orders: torch.Tensor,
     ) -> torch.Tensor:
-        weights, layout = Weights(bias, orders), edges.layout
-        values = activated.new_empty(len(activated) if keep else 0, weights.width)
-        out = attention.new_zeros(len(edges.targets), edges.rotation.shape[2], weights.width // len(layout))
-        product = Product(weights, layout)
-        for piece in edges.pieces:
-            inputs = activated[piece.edges]
-            of_piece = values[piece.edges] if keep else inputs.new_empty(len(inputs), weights.width)
-            product.write(inputs, of_piece)
-            collect(_weigh(of_piece, attention[piece.edges], edges.scale), edges, piece, out)
+        weights = Weights(bias, orders)
+        values = activated.new_empty(len(activated), weights.width)
+        out = _sum(activated, attention, weights, edges, values)
         ctx.save_for_backward(activated, attention, values, bias, *orders)
         ctx.edges = edges
         return out
@@ -122,7 +133,7 @@ class _WeightedSum(torch.autograd.Function):
             )
             grad_values = _weigh(grad_messages, weight, edges.scale).flatten(1)
             grad_activated[of_piece] = gradient.of_features(grad_values, activated[of_piece])
-        return None, None, grad_activated, grad_attention, *gradient.of_weights()
+        return None, grad_activated, grad_attention, *gradient.of_weights()
 
 
 def _weigh(values: torch.Tensor, attention: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

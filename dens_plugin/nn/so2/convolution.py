@@ -21,7 +21,19 @@ from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
-class Weights(NamedTuple):
+@dataclass(frozen=True)
+class _Complex:
+    real: torch.Tensor
+    imaginary: torch.Tensor
+
+    @cached_property
+    def total(self) -> torch.Tensor:
+        """The sum of both parts."""
+        return self.real + self.imaginary
+
+
+@dataclass(frozen=True)
+class Weights:
     """Weights of a convolution from C to C' channels.
 
     Attributes:
@@ -38,20 +50,16 @@ class Weights(NamedTuple):
         """Number of outputs: X + S C'."""
         return sum(weight.shape[0] for weight in self.orders)
 
+    @cached_property
+    def factors(self) -> list[_Complex]:
+        """(n C, n C') for every m > 0, to multiply with from the right."""
+        return [_Complex(*weight.t().chunk(2, dim=1)) for weight in self.orders[1:]]
+
     def to(self, dtype: torch.dtype) -> Weights:
         """In another precision."""
+        if self.bias.dtype == dtype:
+            return self
         return Weights(self.bias.to(dtype), tuple(weight.to(dtype) for weight in self.orders))
-
-
-@dataclass(frozen=True)
-class _Complex:
-    real: torch.Tensor
-    imaginary: torch.Tensor
-
-    @cached_property
-    def total(self) -> torch.Tensor:
-        """The sum of both parts."""
-        return self.real + self.imaginary
 
 
 class _Columns(NamedTuple):
@@ -76,25 +84,13 @@ def convolution(features: torch.Tensor, weights: Weights, layout: Layout) -> tor
     return out
 
 
-class Product:
-    """A convolution for edges that come a piece at a time; autograd does not see it.
-
-    Args:
-        weights: of the convolution.
-        layout: of the S coefficients.
-    """
-
-    def __init__(self, weights: Weights, layout: Layout) -> None:
-        self._weights, self._layout = weights, layout
-        self._factors = [_Complex(*weight.t().chunk(2, dim=1)) for weight in weights.orders[1:]]
-
-    def write(self, features: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the convolution of ``features`` (e, S, C) into ``out`` (e, X + S C')."""
-        flat = features.flatten(1)
-        zero, *others = _columns(self._weights, self._layout, features.shape[2])
-        torch.addmm(self._weights.bias, flat[:, zero.inputs], self._weights.orders[0].t(), out=out[:, zero.outputs])
-        for (inputs, outputs), factor in zip(others, self._factors, strict=True):
-            _multiply(_halves(flat[:, inputs]), factor, out=_halves(out[:, outputs]))
+def write_product(features: torch.Tensor, weights: Weights, layout: Layout, out: torch.Tensor) -> None:
+    """Write the convolution of ``features`` (e, S, C) into ``out`` (e, X + S C'); autograd does not see it."""
+    flat = features.flatten(1)
+    zero, *others = _columns(weights, layout, features.shape[2])
+    torch.addmm(weights.bias, flat[:, zero.inputs], weights.orders[0].t(), out=out[:, zero.outputs])
+    for (inputs, outputs), factor in zip(others, weights.factors, strict=True):
+        _multiply(_halves(flat[:, inputs]), factor, out=_halves(out[:, outputs]))
 
 
 class Gradient:
@@ -215,7 +211,7 @@ class _Convolution(torch.autograd.Function):
     ) -> torch.Tensor:
         weights = Weights(bias, orders)
         out = features.new_empty(len(features), weights.width)
-        Product(weights, layout).write(features, out)
+        write_product(features, weights, layout, out)
         ctx.save_for_backward(features, bias, *orders)
         ctx.layout = layout
         return out

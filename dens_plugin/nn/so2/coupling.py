@@ -13,6 +13,7 @@ five edges it is more.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -53,6 +54,27 @@ class Group(NamedTuple):
     rows: tuple[torch.Tensor, ...]
 
 
+@dataclass(frozen=True)
+class Degrees:
+    """How many edges start and end at each of N atoms, most first.
+
+    No tuple: a batch that goes to a GPU takes along what is in tuples, and these numbers are for the host.
+
+    Attributes:
+        of_sources: numbers of edges that start at an atom.
+        of_targets: numbers of edges that end at an atom.
+    """
+
+    of_sources: list[int]
+    of_targets: list[int]
+
+    @classmethod
+    def of(cls, edge_index: torch.Tensor, num_atoms: int) -> Degrees:
+        """Counted where the edges (2, E) are."""
+        counts = (ends.bincount(minlength=num_atoms).sort(descending=True).values for ends in edge_index)
+        return cls(*(of_end.tolist() for of_end in counts))
+
+
 class _Share(NamedTuple):
     """What a group takes of the atoms, and of their edges; each atom has room for ``size`` edges."""
 
@@ -66,18 +88,20 @@ def parts_of(layout: Layout) -> list[Part]:
     return [Part(0, False), *(Part(m, part) for m in range(1, layout.mmax + 1) for part in (False, True))]
 
 
-def group_edges(edges: Edges) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+def group_edges(edges: Edges, degrees: Degrees | None = None) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """All edges grouped by their sources, and by their targets.
 
     Args:
         edges: to all atoms.
+        degrees: of these edges, which say how large the groups are; without them the device is asked.
     """
     rows, ends = _rows(edges.rotation, edges.layout), torch.stack([edges.source, edges.target])
     atoms = torch.arange(len(edges.targets) + 1, device=ends.device).expand(2, -1).contiguous()
     counts = torch.searchsorted(ends.sort(dim=1).values, atoms).diff(dim=1)
     counts, atoms = counts.sort(dim=1, descending=True, stable=True)
-    of_source, of_target = counts.tolist()  # the one question to a GPU: how large the groups are
-    return _groups(ends[0], atoms[0], of_source, rows), _groups(ends[1], atoms[1], of_target, rows)
+    degrees = Degrees(*counts.tolist()) if degrees is None else degrees
+    of_sources = _groups(ends[0], atoms[0], degrees.of_sources, rows)
+    return of_sources, _groups(ends[1], atoms[1], degrees.of_targets, rows)
 
 
 def first_layer(

@@ -17,7 +17,6 @@ from dens_plugin.nn.kernels import edges as kernels
 from dens_plugin.nn.so2.layout import Layout
 
 _CPU_EDGES = 768  # enough for a matrix product to run at full speed; more would only take memory
-_CPU_EDGES_OF_INFERENCE = 256  # where a piece's memory is most of all that is not weights
 
 
 class Piece(NamedTuple):
@@ -69,33 +68,30 @@ class Edges:
         targets = torch.arange(num_atoms, device=edge_index.device)
         return cls._of(edge_index, targets, rotation, layout, num_atoms)
 
-    def ending_at(self, mask: torch.Tensor) -> tuple[Edges, torch.Tensor]:
-        """The edges that end at the atoms of a mask, and their numbers.
+    def ending_at(self, atoms: torch.Tensor, chosen: torch.Tensor) -> Edges:
+        """The edges that end at some atoms, of an `Edges` of all atoms.
 
         Args:
-            mask: (N,) bool, over the atoms of an `Edges` of all atoms.
+            atoms: (M,) in ascending order.
+            chosen: (e,) which edges end at them, in ascending order.
         """
-        target = self.target
-        chosen = mask[target].nonzero().view(-1)
-        edge_index = torch.stack([self.source[chosen], target[chosen]])
-        return self._of(edge_index, mask.nonzero().view(-1), self.rotation[chosen], self.layout, self.num_atoms), chosen
+        edge_index = torch.stack([self.source[chosen], self.target[chosen]])
+        return self._of(edge_index, atoms, self.rotation[chosen], self.layout, self.num_atoms)
 
-    def parts(self) -> Iterator[tuple[Piece, Edges]]:
-        """Every piece, and its edges alone."""
-        for piece in self.pieces:
+    def parts(self, limit: int) -> Iterator[tuple[Piece, Edges]]:
+        """Pieces of about so many edges, on a CPU, and the edges of each by themselves."""
+        for piece in _pieces(self.offsets, limit):
             offsets = self.offsets[piece.targets.start : piece.targets.stop + 1]
             whole = Piece(slice(0, len(offsets) - 1), slice(0, piece.edges.stop - piece.edges.start), piece.degree)
-            yield (
-                piece,
-                dataclasses.replace(
-                    self,
-                    source=self.source[piece.edges],
-                    targets=self.targets[piece.targets],
-                    offsets=offsets - offsets[0],
-                    rotation=self.rotation[piece.edges],
-                    pieces=(whole,),
-                ),
+            part = dataclasses.replace(
+                self,
+                source=self.source[piece.edges],
+                targets=self.targets[piece.targets],
+                offsets=offsets - offsets[0],
+                rotation=self.rotation[piece.edges],
+                pieces=(whole,),
             )
+            yield piece, part
 
     def of_order_zero(self) -> Edges:
         """The same edges with the coefficients of m = 0 only."""
@@ -136,17 +132,17 @@ class Edges:
         source, target = edge_index
         first = torch.searchsorted(target.contiguous(), targets)
         offsets = torch.cat([first, first.new_full((1,), len(source))])
-        pieces = tuple(_pieces(offsets)) if len(source) else ()
+        pieces = tuple(_pieces(offsets, _CPU_EDGES)) if len(source) else ()
         return cls(source, targets, offsets, rotation, layout, num_atoms, pieces)
 
 
-def _pieces(offsets: torch.Tensor) -> Iterator[Piece]:
+def _pieces(offsets: torch.Tensor, limit: int) -> Iterator[Piece]:
     """Targets with about as many edges each time, and few enough; all at once on a GPU."""
     if offsets.is_cuda:  # to ask it how many each has would mean to wait for it
         yield Piece(slice(None), slice(None), None)
         return
     bounds = offsets.tolist()
-    count = math.ceil(bounds[-1] / (_CPU_EDGES if torch.is_grad_enabled() else _CPU_EDGES_OF_INFERENCE))
+    count = math.ceil(bounds[-1] / limit)
     ends = sorted({bisect.bisect_left(bounds, bounds[-1] * number / count) for number in range(1, count + 1)})
     for start, end in itertools.pairwise([0, *ends]):
         degrees = {bounds[row + 1] - bounds[row] for row in range(start, end)}

@@ -16,7 +16,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from dens_plugin.nn.kernels.availability import uses_triton
-from dens_plugin.nn.so2.convolution import Gradient, Product, Weights
+from dens_plugin.nn.so2.convolution import Gradient, Weights, write_product
 from dens_plugin.nn.so2.edges import Edges, Piece
 from dens_plugin.nn.so2.fused import fused_messages
 from dens_plugin.nn.so2.radial import Radial, multiply, multiply_backward
@@ -43,8 +43,20 @@ def messages(
     radial = None if radial is None else radial.to(dtype)
     if uses_triton(nodes):
         return fused_messages(nodes, radial, weights, edges)
+    if not torch.is_grad_enabled():
+        return _convolved(nodes, radial, weights, edges)
     parts = radial or ()
     out: torch.Tensor = _Messages.apply(edges, len(weights.orders), nodes, weights.bias, *weights.orders, *parts)
+    return out
+
+
+def _convolved(nodes: torch.Tensor, radial: Radial | None, weights: Weights, edges: Edges) -> torch.Tensor:
+    """`messages`; autograd does not see it."""
+    out = nodes.new_empty(len(edges.source), weights.width)
+    targets = nodes[edges.targets]
+    for piece in edges.pieces:
+        inputs = _inputs(_rotated(nodes, targets, edges, piece), radial, edges, piece)
+        write_product(inputs, weights, edges.layout, out[piece.edges])
     return out
 
 
@@ -55,11 +67,7 @@ class _Messages(torch.autograd.Function):
         ctx: Any, edges: Edges, num_orders: int, nodes: torch.Tensor, bias: torch.Tensor, *rest: torch.Tensor
     ) -> torch.Tensor:
         weights, radial = _parse(bias, rest, num_orders)
-        out = nodes.new_empty(len(edges.source), weights.width)
-        product, targets = Product(weights, edges.layout), nodes[edges.targets]
-        for piece in edges.pieces:
-            inputs = _inputs(_rotated(nodes, targets, edges, piece), radial, edges, piece)
-            product.write(inputs, out[piece.edges])
+        out = _convolved(nodes, radial, weights, edges)
         ctx.save_for_backward(nodes, bias, *rest)
         ctx.edges, ctx.num_orders = edges, num_orders
         return out

@@ -8,7 +8,7 @@ from so2_samples import LAYOUT, check, collected, on_all_graphs
 
 from dens_plugin.nn.so2 import coupling
 from dens_plugin.nn.so2 import edges as edges_module
-from dens_plugin.nn.so2.coupling import Part, first_layer, group_edges, parts_of
+from dens_plugin.nn.so2.coupling import Degrees, Part, first_layer, group_edges, parts_of
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.second_layer import Factors, SecondLayer
@@ -75,6 +75,21 @@ def test_first_layer_commutes_with_the_rotation(targets, end):
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
     check(found, formula, nodes, *weights)
+
+
+@on_all_graphs
+def test_groups_by_degrees_that_are_known(targets, monkeypatch):
+    edges = graph(targets)
+    degrees = Degrees.of(torch.stack([edges.source, edges.target]), 4)
+    assert degrees.of_targets == sorted((targets.count(atom) for atom in range(4)), reverse=True)
+    expected = group_edges(edges)
+    monkeypatch.setattr(torch.Tensor, "tolist", None)  # nobody is asked
+    for found, of_end in zip(group_edges(edges, degrees), expected, strict=True):
+        assert len(found) == len(of_end)
+        for group, other in zip(found, of_end, strict=True):
+            assert torch.equal(group.atoms, other.atoms)
+            assert torch.equal(group.edges, other.edges)
+            assert all(torch.equal(a, b) for a, b in zip(group.rows, other.rows, strict=True))
 
 
 @pytest.mark.parametrize("function", [message_sum, fused_message_sum])
