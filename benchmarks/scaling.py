@@ -1,6 +1,6 @@
 """How the cost of a training step and of inference grows with atoms, neighbours, degree, layers and channels.
 
-    python benchmarks/scaling.py                           # a small network; ten minutes on two CPU cores
+    python benchmarks/scaling.py                           # a small network; four minutes on two CPU cores
     python benchmarks/scaling.py --axis layers --axis lmax
     python benchmarks/scaling.py --full --device cuda      # about the 83M network on one slab
 
