@@ -4,7 +4,7 @@
 #   sh benchmarks/gpu.sh                       # or: sh benchmarks/gpu.sh kernels training inference
 #   OUT=results PYTHON=python3 sh benchmarks/gpu.sh training
 #
-# kernels    the Triton kernels against their twins, compiled
+# kernels    the Triton kernels against their twins, compiled, and that no step waits for the GPU
 # training   a step of the 83M network: float32, TF32, AMP, our bf16 against fairchem's AMP
 # inference  energy and forces of a batch of slabs, as a batched relaxation asks for at each of its steps, float32
 # precision  errors against float64, at all 12 layers
@@ -27,7 +27,7 @@ step_time() {
 
 part() {
     case $1 in
-    kernels) timeout "$limit" "$python" -m pytest tests/nn/kernels -v ;;
+    kernels) timeout "$limit" "$python" -m pytest tests/nn/kernels tests/backbones/test_no_waiting.py -v ;;
     training) step_time --only step --batch 8 --steps 12 --precision fp32,bf16,amp,tf32 ;;
     inference) step_time --only inference --batch 16 --steps 12 ;;
     precision) timeout "$limit" "$python" benchmarks/precision.py --device cuda --layers 12 --data "$data" --out "$out" ;;

@@ -82,11 +82,16 @@ def asked(model, gpu):
     return asked_in_step(model, moved_batch(batch, gpu.device), gpu)
 
 
-def asked_with_record(model, gpu):
-    """The questions of a step, its graph included, on a batch as the loader makes it and the trainer moves it."""
+def loaded(model):
+    """A batch as the loader makes it for a model."""
     batch = a_corrupted_batch()
     batch[ROWS] = {name: rows.listed() for name, rows in batch[ROWS].items()}
-    batch = with_neighbours(batch, loader_search(model, {"loader_graph": True}))
+    return with_neighbours(batch, loader_search(model, {"loader_graph": True}))
+
+
+def asked_with_record(model, gpu):
+    """The questions of a step, its graph included, on a batch as the trainer moves it."""
+    batch = loaded(model)
     model.train()(batch)
     return asked_in_step(model, batch.to(gpu.device), gpu)
 
@@ -138,3 +143,18 @@ def test_escn(gpu, monkeypatch):
     tolist = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", counts)
     assert asked(model, gpu) == ["how many edges at each atom", *(2 * ["how many count"])]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("model_of", [lambda: flat(**PAPER), lambda: both()[1]], ids=["equiformer_v2", "escn"])
+def test_torch_finds_no_waiting(model_of):
+    """By torch's own watch, for a step after the first, in which kernels are compiled and constants made."""
+    model = model_of().cuda().train()
+    batch = loaded(model).to("cuda")
+    for mode in ("default", "error"):
+        model.zero_grad()
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            sum(out.sum() for out in model(batch).values()).backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
