@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
     from dens_plugin.fields import Rows
-    from dens_plugin.nn.so2.edges import Edges
 
 PRECISIONS = ("fp32", "tf32", "bf16")
 
@@ -149,7 +148,7 @@ class ForceHead(EqV2VectorHead):
         """{output_name: (N, 3)} in normalised units."""
         rows = rows_of(data).get(self.output_name)
         if self._shared is not None:
-            return {self.output_name: self._fast_vectors(emb, rows, self._shared.edges)}
+            return {self.output_name: self._fast_vectors(emb, rows, self._shared)}
         graph, edges, is_empty = emb["graph"], slice(None), False
         if rows is not None:
             edges = rows.mask[graph.edge_index[1]].nonzero().view(-1)
@@ -159,10 +158,10 @@ class ForceHead(EqV2VectorHead):
         self._take_rotations(slice(1) if is_empty else edges)
         return super().forward(data, {**emb, "graph": _edge_subset(graph, edges)})
 
-    def _fast_vectors(self, emb: dict[str, Any], rows: Rows | None, edges: Edges) -> torch.Tensor:
+    def _fast_vectors(self, emb: dict[str, Any], rows: Rows | None, shared: Pass) -> torch.Tensor:
         """(N, 3) by way of the edges that end at atoms of ``rows``."""
         nodes, graph = emb["node_embedding"].embedding, emb["graph"]
-        distance = graph.edge_distance
+        edges, distance = shared.edges_of(graph.edge_index), graph.edge_distance
         if rows is not None:
             chosen = edges_to(graph, self.output_name, rows)
             edges, distance = edges.ending_at(rows.where(), chosen), distance[chosen]

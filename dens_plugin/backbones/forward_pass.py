@@ -98,6 +98,19 @@ class Pass:
             raise RuntimeError("no forward pass is under way: call the backbone before its modules and heads")
         return self._edges
 
+    def edges_of(self, edge_index: torch.Tensor) -> Edges:
+        """Those of a graph, for a head.
+
+        Raises:
+            ValueError: if the backbone has seen another graph since.
+        """
+        if edge_index is not self._edge_index:
+            raise ValueError(
+                "a head got the embedding of one batch, and its backbone has seen another since; call the heads of a "
+                "batch before the backbone's next one, and a model from one thread at a time"
+            )
+        return self.edges
+
     @property
     def num_graphs(self) -> int:
         """B."""
@@ -135,17 +148,20 @@ def require_sorted(edge_index: torch.Tensor, *, searched_by_host: bool = False) 
 
 
 def require_known_elements(batch: Batch, count: int) -> None:
-    """Raise ValueError for an atomic number that a model of so many has no embedding of.
+    """Raise ValueError for a batch without atoms, or an atomic number that a model of so many has no embedding of.
 
     On a GPU, where looking would wait for the device, the embedding itself fails.
     """
-    if batch.atomic_numbers.is_cuda:
+    numbers = batch.atomic_numbers
+    if len(numbers) == 0:
+        raise ValueError("the batch has no atoms; leave structures without atoms out of the data")
+    if numbers.is_cuda:
         return
-    atom = batch.atomic_numbers.argmax()
-    if batch.atomic_numbers[atom] >= count:
+    bad = ((numbers < 0) | (numbers >= count)).nonzero().view(-1)
+    if len(bad) > 0:
         raise ValueError(
-            f"{structure_names(batch, [int(batch.batch[atom])])} has atomic number {batch.atomic_numbers[atom]}, and "
-            f"model.backbone.max_num_elements is {count}; raise it above the largest number of the data"
+            f"{structure_names(batch, [int(batch.batch[bad[0]])])} has atomic number {numbers[bad[0]]}, and "
+            f"model.backbone.max_num_elements is {count}; numbers are from 0, and the largest of the data is below it"
         )
 
 
@@ -156,6 +172,10 @@ def require_directions(batch: Batch, edge_index: torch.Tensor, vectors: torch.Te
     """
     if vectors.is_cuda:
         return
+    lost = (~batch.pos.isfinite().all(1)).nonzero().view(-1)  # of which a search finds no edges
+    if len(lost) > 0:
+        structure = structure_names(batch, [int(batch.batch[lost[0]])])
+        raise ValueError(f"{structure} has positions that are not finite; mend them, or leave the structure out")
     bad = (~has_direction(vectors)).nonzero().view(-1)
     if len(bad) == 0:
         return

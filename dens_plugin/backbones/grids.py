@@ -21,5 +21,7 @@ def grid_matrix(matrix: torch.Tensor, layout: Layout) -> GridMatrix:
     known: GridMatrix | None = _KNOWN.get(matrix)
     if known is None:
         order = layout.constants_for(matrix).positions_by_degree
-        known = _KNOWN[matrix] = GridMatrix.of(matrix.detach()[:, :, order], [m for _, m in layout.coefficients])
+        with torch.inference_mode(False):  # whose tensors no later training step could use
+            known = GridMatrix.of(matrix.detach()[:, :, order], [m for _, m in layout.coefficients])
+        _KNOWN[matrix] = known
     return known

@@ -12,6 +12,7 @@ atom, and which of them end at atoms that count.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -57,6 +58,7 @@ class Neighbours(NamedTuple):
         edge_index: (2, E) row 0 the neighbour, row 1 the centre.
         cell_offsets: (E, 3) cells between the two.
         neighbors: (B,) number of edges of each structure.
+        checksum: of positions and cells.
         degrees: how many edges atoms have; on the host, wherever the batch is.
         incoming: target -> (e,) the edges that end at the atoms of its `Rows`.
     """
@@ -65,6 +67,7 @@ class Neighbours(NamedTuple):
     edge_index: torch.Tensor
     cell_offsets: torch.Tensor
     neighbors: torch.Tensor
+    checksum: float
     degrees: Degrees
     incoming: dict[str, torch.Tensor]
 
@@ -74,7 +77,7 @@ class Neighbours(NamedTuple):
         edge_index, *_ = found
         of_atoms = {name: rows.mask for name, rows in rows_of(batch).items() if len(rows.mask) == len(batch.pos)}
         incoming = {name: holding(mask[edge_index[1]], None) for name, mask in of_atoms.items()}
-        return cls(search, *found, Degrees.of(edge_index, len(batch.pos)), incoming)
+        return cls(search, *found, _checksum(batch), Degrees.of(edge_index, len(batch.pos)), incoming)
 
 
 @dataclass(kw_only=True)
@@ -217,9 +220,18 @@ def _require_fit(found: Neighbours, data: Batch) -> None:
         )
 
 
+def _checksum(data: Batch) -> float:
+    """A number that changes with positions and cells; 0 where it cannot be told, as some are not finite."""
+    parts = [data[name].detach().double().flatten() for name in ("pos", "cell") if name in data]
+    values = torch.cat(parts)
+    checksum = float(values @ torch.linspace(1, 2, len(values), dtype=values.dtype))
+    return checksum if math.isfinite(checksum) else 0.0
+
+
 def _has_edges(data: Batch, found: Neighbours) -> bool:
-    """Whether the edges of a record are those that it counts, within the structures of a batch."""
-    if found.degrees != Degrees.of(found.edge_index, len(data.pos)):
+    """Whether the edges of a record are those that it counts, within the structures of a batch, at these positions."""
+    is_here = math.isclose(_checksum(data), found.checksum, rel_tol=1e-9, abs_tol=1e-9)
+    if not is_here or found.degrees != Degrees.of(found.edge_index, len(data.pos)):
         return False
     source, target = data.batch[found.edge_index]
     return torch.equal(source, target) and torch.equal(found.neighbors, target.bincount(minlength=len(data.natoms)))

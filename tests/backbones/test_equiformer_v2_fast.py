@@ -24,6 +24,7 @@ from dens_plugin.backbones.equiformer_v2_fast import (
     use_fast_path,
 )
 from dens_plugin.backbones.forward_pass import Pass
+from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.key_map import to_plain_keys
 from dens_plugin.nn.so2 import attention, edges, message
 from dens_plugin.nn.so2.convolution import Gradient
@@ -128,6 +129,41 @@ def test_without_gradients_the_same(is_training):
     with torch.no_grad():
         found = model(batch)
     assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in expected)
+
+
+def test_a_head_refuses_the_embedding_of_an_earlier_batch():
+    model = flat(**PAPER, fast=True).eval()
+    batch, another = random_batch(), random_batch(seed=7)
+    embedding = model.backbone(batch)
+    model.backbone(another)
+    with pytest.raises(ValueError, match="its backbone has seen another since"):
+        model.output_heads["forces"](batch, embedding)
+
+
+def test_training_after_a_forward_pass_in_inference_mode():
+    model = flat(**PAPER, fast=True)
+    with torch.inference_mode():
+        model.eval()(random_batch())
+    grid = model.backbone.SO3_grid[3][2].to_grid_mat
+    assert not grid_matrix(grid, model.backbone.shared.layout).dense.is_inference()
+    step(model, a_corrupted_batch())
+
+
+@pytest.mark.parametrize("changes", [{}, {"use_grid_mlp": False}, {"use_gate_act": True, "use_grid_mlp": False}])
+def test_backward_within_autocast(changes):
+    batch, model = a_corrupted_batch(), flat(**PAPER | changes, fast=True).train()
+    gradients = []
+    for is_within in (False, True):
+        model.zero_grad()
+        torch.manual_seed(3)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = sum((out.float() ** 2).sum() for out in model(batch).values())
+            if is_within:
+                loss.backward()
+        if not is_within:
+            loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert largest(*gradients) < 0.05
 
 
 def test_nan_in_is_nan_out():

@@ -75,6 +75,13 @@ def test_edges_must_have_a_direction():
         require_directions(batch, edge_index, vectors + torch.tensor([[0.0], [torch.nan]]))
 
 
+def test_positions_must_be_finite():
+    batch = random_batch()
+    batch.pos[-1, 0] = torch.inf
+    with pytest.raises(ValueError, match=r"^sid .* has positions that are not finite"):
+        require_directions(batch, EDGES[:, :0], torch.zeros(0, 3))
+
+
 @pytest.mark.parametrize("flat", [test_equiformer_v2.flat, test_escn.flat], ids=["equiformer_v2", "escn"])
 def test_models_ask_for_both(flat):
     batch, model = random_batch(), flat(fast=True)
@@ -92,3 +99,9 @@ def test_elements_must_be_known():
     require_known_elements(batch, largest + 1)
     with pytest.raises(ValueError, match=rf"has atomic number {largest}, and .*max_num_elements is {largest};"):
         require_known_elements(batch, largest)
+    batch.atomic_numbers[0] = -1
+    with pytest.raises(ValueError, match="has atomic number -1"):
+        require_known_elements(batch, largest + 1)
+    batch.atomic_numbers = batch.atomic_numbers[:0]
+    with pytest.raises(ValueError, match="the batch has no atoms"):
+        require_known_elements(batch, largest + 1)

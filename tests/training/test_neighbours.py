@@ -259,6 +259,15 @@ class TestRecord:
             with pytest.raises(ValueError, match="was changed or is not of these 21 atoms in 3 structures"):
                 predict(model, batch)
 
+    def test_at_other_positions_is_refused(self, model):
+        search = loader_search(model, WORKERS)
+        moved, other = with_neighbours(random_batch(), search), random_batch(seed=9)
+        moved.pos = moved.pos + torch.tensor([0.01, 0.0, 0.0]) * (torch.arange(len(moved.pos)) == 3)[:, None]
+        other["neighbours"] = with_neighbours(random_batch(), search)["neighbours"]  # of as many atoms
+        for batch in (moved, other):
+            with pytest.raises(ValueError, match="was changed or is not of these 21 atoms in 3 structures"):
+                predict(model, batch)
+
     def test_of_moved_atoms(self, model):
         batch = random_batch()
         assert_same(*found_and_read(model, corrupted_batch(batch, torch.arange(batch.num_nodes) % 2 == 0)))

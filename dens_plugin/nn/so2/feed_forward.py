@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dens_plugin.nn.so2.grid_parts import grid_parts
+from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 _GRID_BYTES = 4 << 20  # of the values on the grid at a time
 
@@ -66,6 +67,7 @@ def grid_mlp(
     return out
 
 
+@backward_as_forward
 class _GridMLP(torch.autograd.Function):
     @staticmethod
     def forward(

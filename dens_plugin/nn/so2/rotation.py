@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from dens_plugin.nn.so2.edges import Edges, Piece
+from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
 def rotate_back(features: torch.Tensor, edges: Edges) -> torch.Tensor:
@@ -73,6 +74,7 @@ def _stacked(rotation: torch.Tensor, degree: int) -> torch.Tensor:
     return rotation.view(edges // degree, degree * size, columns)
 
 
+@backward_as_forward
 class _RotateBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, edges: Edges) -> torch.Tensor:

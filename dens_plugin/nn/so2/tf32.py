@@ -30,6 +30,9 @@ def tf32_products(allow: bool) -> Iterator[None]:
 def backward_as_forward(function: _F) -> _F:
     """Give the products of a function's backward pass the precision of those of its forward pass.
 
+    Whether they are in TF32 is kept; autocast, which a function's tensors have behind them, is off even if a person
+    calls ``backward`` within its context.
+
     Args:
         function: a class with `forward` and `backward`, which are replaced.
     """
@@ -40,7 +43,8 @@ def backward_as_forward(function: _F) -> _F:
         return forward(ctx, *inputs)
 
     def restoring(ctx: Any, *grads: Any) -> Any:
-        with tf32_products(ctx.allow_tf32):
+        device = next(grad.device.type for grad in grads if grad is not None)
+        with tf32_products(ctx.allow_tf32), torch.autocast(device, enabled=False):
             return backward(ctx, *grads)
 
     function.forward, function.backward = staticmethod(keeping), staticmethod(restoring)
