@@ -122,14 +122,9 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         node_offset: int = 0,
     ) -> SO3_Embedding:
         """(N, L, C')."""
-        first, second = convolution_weights(self.so2_conv_1), convolution_weights(self.so2_conv_2)
-
-        def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
-            convolved, attention = self._convolve(x.embedding, atomic_numbers, edge_distance, edges, first)
-            with self.shared.edge_products():
-                return weighted_sum(convolved, attention, self._activation(edges.layout), second, edges)
-
-        return self.proj(_embedding(self._at_targets(values, self.shared.edges, edge_distance), self.lmax_list))
+        inputs = x.embedding, atomic_numbers, edge_distance, self.shared.edges
+        values = self._at_targets(weighted_sum, convolution_weights(self.so2_conv_2), *inputs)
+        return self.proj(_embedding(values, self.lmax_list))
 
     def vectors(
         self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: Edges
@@ -142,21 +137,28 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
             edge_distance: (E, K) features of the distances of ``edges``.
             edges: E of them.
         """
-        first, second = convolution_weights(self.so2_conv_1), vector_weights(self, edges.layout)
-
-        def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
-            convolved, attention = self._convolve(nodes, atomic_numbers, edge_distance, edges, first)
-            with self.shared.edge_products():
-                return vector_sum(convolved, attention, self._activation(edges.layout), second, edges)
-
-        vectors = self._at_targets(values, edges, edge_distance)
+        weights = vector_weights(self, edges.layout)
+        vectors = self._at_targets(vector_sum, weights, nodes, atomic_numbers, edge_distance, edges)
         unused = [self.proj.bias, *(order.fc.weight for order in self.so2_conv_2.so2_m_conv[1:])]
         return with_zero_gradients(vectors, unused)
 
     def _at_targets(
-        self, values: Callable[[Edges, torch.Tensor], torch.Tensor], edges: Edges, edge_distance: torch.Tensor
+        self,
+        reduce: Callable[..., torch.Tensor],
+        weights: Weights,
+        nodes: torch.Tensor,
+        atomic_numbers: torch.Tensor,
+        edge_distance: torch.Tensor,
+        edges: Edges,
     ) -> torch.Tensor:
-        """(M, ...) values at the targets of edges: of a few at a time where nothing is kept for a backward pass."""
+        """(M, ...) of `weighted_sum` or `vector_sum`: a few edges at a time where nothing is kept for a gradient."""
+        first, activation = convolution_weights(self.so2_conv_1), self._activation(edges.layout)
+
+        def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
+            convolved, attention = self._convolve(nodes, atomic_numbers, edge_distance, edges, first)
+            with self.shared.edge_products():
+                return reduce(convolved, attention, activation, weights, edges)
+
         limit = max(1, _INFERENCE_NUMBERS // (len(edges.layout) * 2 * self.sphere_channels))
         is_short = len(edges.source) <= limit or edges.source.is_cuda
         if is_short or self.training or torch.is_grad_enabled():

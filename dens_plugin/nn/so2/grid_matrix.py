@@ -71,10 +71,8 @@ class GridMatrix:
         matrix = self.dense
         if self.latitude is not None and self.longitude is not None:
             by_longitude = values.view(len(values), len(self.longitude), -1)
-            matrix, values = (
-                self.latitude,
-                torch.matmul(self.longitude.t(), by_longitude).view(len(values), -1, values.shape[2]),
-            )
+            values = torch.matmul(self.longitude.t(), by_longitude).view(len(values), -1, values.shape[2])
+            matrix = self.latitude
         torch.bmm(matrix.t().expand(len(values), *matrix.t().shape), values, out=out)
 
 
