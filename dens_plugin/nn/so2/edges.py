@@ -117,7 +117,7 @@ class Edges:
 
     @cached_property
     def scale(self) -> torch.Tensor:
-        """(S,) `Layout.scale`, where the edges are."""
+        """(S,) that of the layout, where the edges are."""
         return self.layout.constants_for(self.rotation).scale
 
     @classmethod

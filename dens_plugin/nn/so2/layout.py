@@ -57,16 +57,6 @@ class Layout:
         """Where the coefficients of the orders m and -m begin."""
         return self.degrees_of(0) + sum(2 * self.degrees_of(k) for k in range(1, m)) if m else 0
 
-    @property
-    def positions_by_degree(self) -> torch.Tensor:
-        """`Constants.positions_by_degree` on a CPU."""
-        return _constants(self, torch.device("cpu"), torch.get_default_dtype()).positions_by_degree
-
-    @property
-    def scale(self) -> torch.Tensor:
-        """`Constants.scale` on a CPU."""
-        return _constants(self, torch.device("cpu"), torch.get_default_dtype()).scale
-
     def constants_for(self, features: torch.Tensor) -> Constants:
         """On the device and in the precision of some features, made once for each, as a copy to a GPU waits for it."""
         return _constants(self, features.device, features.dtype)

@@ -40,7 +40,12 @@ def test_weighted_sum(targets, is_separable, function):
         if is_separable:
             activated = torch.cat([silu(gates)[:, None], activated[:, 1:]], dim=1)
         values = convolved(activated, Weights(bias, orders)).unflatten(1, (SIZE, 4))
-        return collected(values * attention.repeat_interleave(2, dim=1)[:, None] * LAYOUT.scale[:, None], edges)
+        return collected(
+            values
+            * attention.repeat_interleave(2, dim=1)[:, None]
+            * LAYOUT.constants_for(torch.zeros(())).scale[:, None],
+            edges,
+        )
 
     def found(inputs, attention, bias, *orders):
         return function(inputs, attention, activation, Weights(bias, orders), edges)
@@ -72,7 +77,7 @@ def test_vector_sum_of_order_zero():
     activation = GridActivation(GridMatrix(torch.randn(10, 3)), GridMatrix(torch.randn(10, 3)), False)
     inputs, attention = torch.randn(3, 9), torch.rand(3, 2)
     values = activate(inputs, activation, 3).flatten(1) @ weights.orders[0].T + weights.bias
-    messages = (values * attention).sum(1) * layout.scale[1]
+    messages = (values * attention).sum(1) * layout.constants_for(torch.zeros(())).scale[1]
     expected = torch.zeros(4, 3).index_add(0, edges.target, messages[:, None] * edges.rotation[:, 1, 1:4])
     assert torch.allclose(vector_sum(inputs, attention, activation, weights, edges), expected)
 

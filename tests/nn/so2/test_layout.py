@@ -11,13 +11,13 @@ from dens_plugin.nn.so2.layout import Layout
 def test_is_the_hosts(lmax, mmax):
     layout, host = Layout(lmax, mmax), CoefficientMappingModule([lmax], [mmax])
     order = host.to_m.argmax(1)
-    assert torch.equal(layout.positions_by_degree, order)
+    assert torch.equal(layout.constants_for(torch.zeros(())).positions_by_degree, order)
     assert [degree for degree, _ in layout.coefficients] == host.l_harmonic[order].tolist()
     assert [abs(m) for _, m in layout.coefficients] == host.m_harmonic[order].tolist()
     full = CoefficientMappingModule([lmax], [lmax])
     full.coefficient_idx(lmax, mmax)  # which the next line reads
     rescale = full.get_rotate_inv_rescale(lmax, mmax)[0].amax(0)
-    assert torch.allclose(layout.scale, rescale[order])
+    assert torch.allclose(layout.constants_for(torch.zeros(())).scale, rescale[order])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -25,7 +25,7 @@ def test_constants_are_made_once(dtype):
     layout, features = Layout(3, 1), torch.zeros(1, dtype=dtype)
     constants = layout.constants_for(features)
     assert Layout(3, 1).constants_for(torch.ones(2, dtype=dtype)) is constants
-    assert torch.equal(constants.positions_by_degree, layout.positions_by_degree)
+    assert torch.equal(constants.positions_by_degree, layout.constants_for(torch.zeros(())).positions_by_degree)
     by_degree = [layout.coefficients[number] for number in constants.by_degree.tolist()]
     assert by_degree == sorted(layout.coefficients)
     assert constants.scale.dtype == dtype
