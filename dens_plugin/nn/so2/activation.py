@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from dens_plugin.nn.kernels.availability import uses_triton
 from dens_plugin.nn.kernels.s2_activation import s2_activation
+from dens_plugin.nn.loops import s2_activation as s2_loops
+from dens_plugin.nn.loops.team import uses_loops
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.grid_parts import grid_parts
 from dens_plugin.nn.so2.layout import Layout
@@ -124,6 +126,9 @@ def grid_silu_backward(
     grad: torch.Tensor, features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix
 ) -> torch.Tensor:
     """(E, S, C) gradient of the features of `grid_silu` from that of its result, (E, S', C)."""
+    loops = _for_loops(features, to_grid, from_grid)
+    if loops is not None:
+        return s2_loops.grid_silu_backward(grad, features, None, *loops)[0]
     to_grid, from_grid = to_grid.to(features.dtype), from_grid.to(features.dtype)
     out = features.new_empty(features.shape)
     for part in grid_parts(features, len(to_grid.dense), _GRID_BYTES):
@@ -134,11 +139,25 @@ def grid_silu_backward(
 
 def _grid_silu(features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix) -> torch.Tensor:
     """`grid_silu`; autograd does not see it."""
+    loops = _for_loops(features, to_grid, from_grid)
+    if loops is not None:
+        return s2_loops.grid_silu(features, None, *loops)
     to_grid, from_grid = to_grid.to(features.dtype), from_grid.to(features.dtype)
     out = features.new_empty(len(features), from_grid.dense.shape[1], features.shape[2])
     for part in grid_parts(features, len(to_grid.dense), _GRID_BYTES):
         from_grid.write_coefficients(functional.silu(to_grid.values(features[part]), inplace=True), out[part])
     return out
+
+
+def _for_loops(
+    features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix
+) -> tuple[s2_loops.Grid, s2_loops.Grid] | None:
+    """Both grids for the loops, or None where plain torch computes these features."""
+    if to_grid.for_loops is None or from_grid.for_loops is None or not uses_loops(features, to_grid.dense):
+        return None
+    size, channels = features.shape[1:]
+    fits = features.stride()[1:] == (channels, 1) and from_grid.dense.shape[1] == size
+    return (to_grid.for_loops, from_grid.for_loops) if fits else None
 
 
 @backward_as_forward
@@ -163,7 +182,10 @@ class _SeparableSiLU(torch.autograd.Function):
         ctx: Any, gates: torch.Tensor, features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix
     ) -> torch.Tensor:
         ctx.save_for_backward(gates, features)
-        ctx.matrices = to_grid, from_grid.without_scalars()
+        ctx.matrices = to_grid, from_grid
+        loops = _for_loops(features, to_grid, from_grid)
+        if loops is not None:
+            return s2_loops.grid_silu(features, gates, *loops)
         out = _grid_silu(features, to_grid, from_grid)
         out[:, 0] = functional.silu(gates)
         return out
@@ -172,5 +194,10 @@ class _SeparableSiLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         gates, features = ctx.saved_tensors
+        to_grid, from_grid = ctx.matrices
+        loops = _for_loops(features, to_grid, from_grid)
+        if loops is not None:
+            of_features, of_gates = s2_loops.grid_silu_backward(grad, features, gates, *loops)
+            return of_gates, of_features, None, None
         of_gates = torch.ops.aten.silu_backward(grad[:, 0], gates)
-        return of_gates, grid_silu_backward(grad[:, 1:], features, *ctx.matrices), None, None
+        return of_gates, grid_silu_backward(grad[:, 1:], features, to_grid, from_grid.without_scalars()), None, None

@@ -16,9 +16,11 @@ from torch.nn import functional
 
 from dens_plugin.nn.kernels import softmax_by_target as kernels
 from dens_plugin.nn.kernels.availability import uses_triton
+from dens_plugin.nn.loops.team import uses_loops
+from dens_plugin.nn.so2 import by_loops
 from dens_plugin.nn.so2.activation import Activation, activate
 from dens_plugin.nn.so2.convolution import Gradient, Weights, write_product
-from dens_plugin.nn.so2.edges import Edges
+from dens_plugin.nn.so2.edges import Edges, Piece
 from dens_plugin.nn.so2.fused import fused_weighted_sum
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.rotation import collect, expand
@@ -96,7 +98,7 @@ def _sum(
         inputs = activated[piece.edges]
         of_piece = inputs.new_empty(len(inputs), weights.width) if values is None else values[piece.edges]
         write_product(inputs, weights, edges.layout, of_piece)
-        collect(_weigh(of_piece, attention[piece.edges], edges.scale), edges, piece, out)
+        _collect_weighed(of_piece, attention[piece.edges], edges, piece, out)
     return out
 
 
@@ -126,14 +128,34 @@ class _WeightedSum(torch.autograd.Function):
         gradient = Gradient(Weights(bias, orders), edges.layout)
         grad_activated, grad_attention = torch.empty_like(activated), torch.empty_like(attention)
         for piece in edges.pieces:
-            of_piece, weight = piece.edges, attention[piece.edges]
-            grad_messages = expand(grad, edges, piece).to(activated.dtype)
-            grad_attention[of_piece] = _attention_backward(
-                grad_messages, values[of_piece], edges.scale, attention.shape[1]
+            of_piece = piece.edges
+            grad_values, grad_attention[of_piece] = _weighed_backward(
+                grad, values[of_piece], attention[of_piece], edges, piece
             )
-            grad_values = _weigh(grad_messages, weight, edges.scale).flatten(1)
-            grad_activated[of_piece] = gradient.of_features(grad_values, activated[of_piece])
+            grad_activated[of_piece] = gradient.of_features(grad_values.flatten(1), activated[of_piece])
         return None, grad_activated, grad_attention, *gradient.of_weights()
+
+
+def _collect_weighed(
+    values: torch.Tensor, attention: torch.Tensor, edges: Edges, piece: Piece, out: torch.Tensor
+) -> None:
+    """Add the sums of the values (e, S H V) of a piece, weighed with (e, H), to (M, (lmax + 1)^2, H V)."""
+    if uses_loops(values, attention, edges.rotation):
+        by_loops.collect(values.view(len(values), len(edges.layout), -1), edges, piece, out, attention)
+    else:
+        collect(_weigh(values, attention, edges.scale), edges, piece, out)
+
+
+def _weighed_backward(
+    grad: torch.Tensor, values: torch.Tensor, attention: torch.Tensor, edges: Edges, piece: Piece
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of values (e, S, H V) and attention (e, H) from that of the sums of all targets."""
+    values = values.view(len(values), len(edges.layout), -1)
+    if uses_loops(grad, values, attention, edges.rotation):
+        return by_loops.collect_backward(grad, values, attention, edges, piece)
+    grad_messages = expand(grad, edges, piece).to(values.dtype)
+    of_attention = _attention_backward(grad_messages, values, edges.scale, attention.shape[1])
+    return _weigh(grad_messages, attention, edges.scale), of_attention
 
 
 def _weigh(values: torch.Tensor, attention: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

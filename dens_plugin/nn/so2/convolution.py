@@ -3,8 +3,11 @@
     y_0 = W_0 x_0 + b        y_m + i y_-m = (W_m + i V_m) (x_m + i x_-m)
 
 x_m are the n = lmax + 1 - m coefficients of order m with all their channels, (E, n C). A complex product takes three
-real ones, not four: with  p = W x_m,  q = V x_-m,  s = (W + V)(x_m + x_-m)  it is  p - q + i (s - p - q).  In reduced
-precision the sums would round the operands, so that there the four are taken.
+real ones, not four, of which the first serves both parts and the others are added to it:
+
+    y_m = W (x_m + x_-m) - (W + V) x_-m        y_-m = W (x_m + x_-m) + (V - W) x_m
+
+In reduced precision the sums would round the operands, so that there the four are taken.
 """
 
 from __future__ import annotations
@@ -30,6 +33,11 @@ class _Complex:
     def total(self) -> torch.Tensor:
         """The sum of both parts."""
         return self.real + self.imaginary
+
+    @cached_property
+    def difference(self) -> torch.Tensor:
+        """The imaginary part without the real one."""
+        return self.imaginary - self.real
 
 
 @dataclass(frozen=True)
@@ -149,14 +157,14 @@ def _halves(both: torch.Tensor) -> _Complex:
 
 def _multiply(x: _Complex, weight: _Complex, *, out: _Complex) -> None:
     """``out`` = x @ weight in complex numbers."""
-    p = torch.mm(x.real, weight.real)
-    q = torch.mm(x.imaginary, weight.imaginary)
-    torch.sub(p, q, out=out.real)
     if _is_reduced(x.real.dtype):
+        torch.sub(x.real @ weight.real, x.imaginary @ weight.imaginary, out=out.real)
         torch.mm(x.real, weight.imaginary, out=out.imaginary).addmm_(x.imaginary, weight.real)
         return
-    torch.mm(x.total, weight.total, out=out.imaginary)
-    out.imaginary.sub_(p.add_(q))
+    torch.mm(x.total, weight.real, out=out.real)
+    out.imaginary.copy_(out.real)
+    out.real.addmm_(x.imaginary, weight.total, alpha=-1)
+    out.imaginary.addmm_(x.real, weight.difference)
 
 
 class _Sum:

@@ -9,10 +9,15 @@ that is 4,230 multiplications instead of 9,396. Source of the product: Driscoll 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch.nn import functional
+
+from dens_plugin.nn.loops.s2_activation import ORDERS, Grid
 
 _TOLERANCE = 1e-5  # of the product, relative to the largest entry: the matrices are rounded to float32
 
@@ -25,11 +30,13 @@ class GridMatrix:
         dense: (G, S), of which the G = A B points are sorted by longitude if there are factors.
         latitude: (K B, S), for each of K orders to all latitudes.
         longitude: (A, K).
+        counts: the number of coefficients of each order, where those of an order stand together.
     """
 
     dense: torch.Tensor
     latitude: torch.Tensor | None = None
     longitude: torch.Tensor | None = None
+    counts: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, matrix: torch.Tensor, orders: Sequence[int]) -> GridMatrix:
@@ -46,13 +53,25 @@ class GridMatrix:
         product = torch.einsum("kbs,ak->abs", latitude, longitude).flatten(0, 1)
         if (product - dense).abs().max() > _TOLERANCE * dense.abs().max():
             return cls(dense)
-        return cls(dense, latitude.flatten(0, 1).to(dense), longitude.to(dense))
+        of_orders = [(order, len(list(run))) for order, run in itertools.groupby(orders)]
+        counts = tuple(count for _, count in of_orders) if len(of_orders) == len(latitude) else None
+        return cls(dense, latitude.flatten(0, 1).to(dense), longitude.to(dense), counts)
 
     def to(self, dtype: torch.dtype) -> GridMatrix:
         """In another precision; a reduced one would round between the factors, and gets none."""
         if dtype.itemsize < 4 or self.latitude is None or self.longitude is None:
             return GridMatrix(self.dense.to(dtype))
-        return GridMatrix(self.dense.to(dtype), self.latitude.to(dtype), self.longitude.to(dtype))
+        return GridMatrix(self.dense.to(dtype), self.latitude.to(dtype), self.longitude.to(dtype), self.counts)
+
+    @cached_property
+    def for_loops(self) -> Grid | None:
+        """The factors as `dens_plugin.nn.loops.s2_activation` takes them, if it does."""
+        if self.latitude is None or self.longitude is None or self.counts is None or len(self.counts) not in ORDERS:
+            return None
+        latitude = self.latitude.unflatten(0, (len(self.counts), -1)).sum(0)  # of one order each, the others are zero
+        counts = torch.tensor(self.counts, device=latitude.device)
+        longitude = functional.pad(self.longitude, (0, 0, 0, len(self.longitude) % 2))
+        return Grid(latitude, latitude.t().contiguous(), longitude.contiguous(), counts)
 
     def without_scalars(self) -> GridMatrix:
         """Without the first coefficient."""

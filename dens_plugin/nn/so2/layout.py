@@ -46,6 +46,11 @@ class Layout:
         signed = [0, *(sign * m for m in range(1, self.mmax + 1) for sign in (1, -1))]
         return tuple((degree, m) for m in signed for degree in range(abs(m), self.lmax + 1))
 
+    @cached_property
+    def by_degree(self) -> tuple[int, ...]:
+        """Positions of the coefficients, sorted by degree and then by order."""
+        return tuple(sorted(range(len(self)), key=self.coefficients.__getitem__))
+
     def __len__(self) -> int:
         return len(self.coefficients)
 
@@ -66,7 +71,6 @@ class Layout:
 def _constants(layout: Layout, device: torch.device, dtype: torch.dtype) -> Constants:
     kept = 2 * layout.mmax + 1
     scale = [math.sqrt(max(2 * degree + 1, kept) / kept) for degree, _ in layout.coefficients]
-    by_degree = sorted(range(len(layout)), key=layout.coefficients.__getitem__)
     with torch.inference_mode(False):  # whose tensors no later training step could use
-        order = torch.tensor(by_degree, device=device)
+        order = torch.tensor(layout.by_degree, device=device)
         return Constants(order.argsort(), order, torch.tensor(scale, dtype=dtype, device=device))

@@ -99,6 +99,12 @@ def multiply_backward(
     return out
 
 
+def factor_rows(layout: Layout, num_factors: int) -> list[int]:
+    """For each of S coefficients its row among R factors."""
+    orders = _orders(layout, num_factors)
+    return [order.rows.start + n for order in orders for _ in range(order.signs) for n in range(order.degrees)]
+
+
 def _side_by_side(parts: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, slice]]:
     """Parts (e, S, C) and their channels among all."""
     end = 0

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from dens_plugin.nn.loops.team import uses_loops
+from dens_plugin.nn.so2 import by_loops
 from dens_plugin.nn.so2.edges import Edges, Piece
 from dens_plugin.nn.so2.tf32 import backward_as_forward
 
@@ -42,6 +44,8 @@ def expand(features: torch.Tensor, edges: Edges, piece: Piece) -> torch.Tensor:
     Returns:
         (e, S, C), of the edges of the piece.
     """
+    if uses_loops(features, edges.rotation):
+        return by_loops.expand(features, edges, piece)
     rotation = edges.rotation[piece.edges].to(features.dtype)
     if piece.degree is None:
         return torch.bmm(rotation, features[edges.row[piece.edges]])
@@ -58,6 +62,9 @@ def collect(features: torch.Tensor, edges: Edges, piece: Piece, out: torch.Tenso
         piece: which of them.
         out: (M, (lmax + 1)^2, C), of all targets.
     """
+    if uses_loops(features, edges.rotation, out):
+        by_loops.collect(features, edges, piece, out)
+        return
     rotation = edges.rotation[piece.edges].to(features.dtype)
     if piece.degree is None:
         back = torch.bmm(rotation.transpose(1, 2), features)

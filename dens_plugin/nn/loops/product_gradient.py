@@ -1,0 +1,116 @@
+"""Gradients of what `rotate.rotate_to_edges` multiplies: those of the factors, and those of the atoms.
+
+    dr_e,f,c = sum over s of row f:  dy_esc sum over j of  D_e,sj x_n,jc
+    dx_n,jc  = sum over edges e of n:  sum over s of  D_e,sj r_e,f(s),c dy_esc
+
+A thread takes an atom and all its edges, as in `aggregate`; the features of the atom are rotated once more.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from dens_plugin.nn.loops.aggregate import Degrees, Groups, add_rotated_back
+from dens_plugin.nn.loops.rotate import Factors
+from dens_plugin.nn.loops.sums import write_sum
+from dens_plugin.nn.loops.team import (
+    ARGUMENTS,
+    FLOAT,
+    Loop,
+    compiled,
+    floats,
+    integers,
+    rows_of_thread,
+    scratch_of_thread,
+    table_of,
+)
+
+
+def product_gradient(
+    grad: torch.Tensor,
+    nodes: torch.Tensor,
+    groups: Groups,
+    rotation: torch.Tensor,
+    blocks: torch.Tensor,
+    degrees: Degrees,
+    factors: Factors,
+    channels: slice,
+    of_factors: torch.Tensor,
+    of_nodes: torch.Tensor,
+) -> None:
+    """For one end of all edges: write the gradient of the factors, and add that of the atoms.
+
+    Args:
+        grad: (e, S, P C) of the product.
+        nodes: (N, L, C).
+        groups: of the edges by the atoms at this end.
+        rotation: (e, S, L).
+        blocks: (S, 4) as for `rotate_to_edges`.
+        degrees: of the S coefficients.
+        factors: of the product.
+        channels: those of this end among P C.
+        of_factors: (e, R, P C) to write to.
+        of_nodes: (N, L, C) to add to.
+    """
+    size, components, width = len(blocks), *nodes.shape[1:]
+    sizes = size, components, width, grad.shape[2]
+    tables = rotation, blocks, *degrees, *groups
+    places = grad[:, :, channels], *factors.of(channels), of_factors[:, :, channels], of_nodes
+    _GRADIENT.run(len(groups.atoms), *sizes, nodes, *tables, *places, scratch=(size + 1) * width + size)
+
+
+def _products(*, is_first: bool) -> Any:
+    """Of a coefficient: the gradient of its features, and what it gives to that of its factors."""
+
+    @compiled
+    def write(grad, features, factors, bias, of_features, of_factors, size):  # type: ignore[no-untyped-def]
+        g, x, f, b = floats(grad, (size,)), floats(features, (size,)), floats(factors, (size,)), floats(bias, (size,))
+        y, out = floats(of_features, (size,)), floats(of_factors, (size,))
+        for c in range(size):
+            value = g[c]
+            y[c] = value * (f[c] + b[c])
+            if is_first:
+                out[c] = value * x[c]
+            else:
+                out[c] += value * x[c]
+
+    return write
+
+
+_write_products, _add_products = _products(is_first=True), _products(is_first=False)
+
+
+def _gradient(pointer):  # type: ignore[no-untyped-def]
+    t, i = table_of(pointer), ARGUMENTS
+    size, components, channels, width, nodes = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4]
+    rotation, blocks, order, counts = t[i + 5], integers(t[i + 6], (size, 4)), t[i + 7], t[i + 8]
+    atoms, offsets, edges = integers(t[i + 9], (t[0],)), integers(t[i + 10], (t[0] + 1,)), t[i + 11]
+    grad, num_factors, factors, bias, of_factors, of_nodes = t[i + 12], t[i + 13], t[i + 14], t[i + 15], t[i + 16], t[i + 17]
+    by_degree = integers(order, (size,))
+    rows = scratch_of_thread(t)
+    rotated = rows + FLOAT * size * channels
+    of_component = rotated + FLOAT * channels
+    start, stop = rows_of_thread(t)
+    for group in range(start, stop):
+        of_atom = FLOAT * atoms[group] * components * channels
+        chosen = integers(edges, (offsets[group + 1],))
+        for number in range(offsets[group], offsets[group + 1]):
+            e = chosen[number]
+            for n in range(size):
+                s = by_degree[n]
+                first, count, row, is_first = blocks[s, 0], blocks[s, 1], blocks[s, 2], blocks[s, 3]
+                weights = rotation + FLOAT * ((e * size + s) * components + first)
+                write_sum(count, weights, nodes + of_atom + FLOAT * first * channels, channels, rotated, channels)
+                of_edge, of_row = grad + FLOAT * (e * size + s) * width, FLOAT * (e * num_factors + row) * width
+                place, of_bias = rows + FLOAT * n * channels, bias + FLOAT * row * width
+                if is_first:
+                    _write_products(of_edge, rotated, factors + of_row, of_bias, place, of_factors + of_row, channels)
+                else:
+                    _add_products(of_edge, rotated, factors + of_row, of_bias, place, of_factors + of_row, channels)
+            sizes = size, components, order, counts, channels
+            add_rotated_back(rows, rotation, e, *sizes, of_component, of_nodes + of_atom)
+
+
+_GRADIENT = Loop(_gradient)

@@ -1,0 +1,104 @@
+"""From the frames of atoms to those of their edges, times radial factors.
+
+    y_esc = r_e,f(s),c  sum over j of  D_e,sj x_n,jc
+
+D is block-diagonal: a coefficient of degree l needs the 2 l + 1 components of that degree alone, 235 numbers of 1,421
+at lmax 6 and mmax 2. The features of an edge's ends stand side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from dens_plugin.nn.loops.sums import write_sum
+from dens_plugin.nn.loops.team import (
+    ARGUMENTS,
+    FLOAT,
+    Loop,
+    compiled,
+    floats,
+    integers,
+    rows_of_thread,
+    table_of,
+)
+
+
+class End(NamedTuple):
+    """Features of an end of every edge.
+
+    Attributes:
+        nodes: (N, L, C).
+        chosen: (e,) which of them.
+    """
+
+    nodes: torch.Tensor
+    chosen: torch.Tensor
+
+
+class Factors(NamedTuple):
+    """What the features of the edges are multiplied by: ``values + bias``.
+
+    Attributes:
+        values: (e, R, P C).
+        bias: (R P C,).
+    """
+
+    values: torch.Tensor
+    bias: torch.Tensor
+
+    def of(self, channels: slice) -> tuple[int, torch.Tensor, torch.Tensor]:
+        """What a loop reads for some channels: R, and where values and bias begin."""
+        return self.values.shape[1], self.values[:, :, channels], self.bias[channels]
+
+
+def rotate_to_edges(
+    ends: Sequence[End], rotation: torch.Tensor, blocks: torch.Tensor, factors: Factors | None = None
+) -> torch.Tensor:
+    """Features in the edges' frames, those of P ends side by side: (e, S, P C).
+
+    Args:
+        ends: P of them.
+        rotation: (e, S, L).
+        blocks: (S, 4) of the coefficients: first component, number of components, row of the factors, and whether it is
+            the first of the coefficients, sorted by degree, that have this row.
+        factors: of the products, if there are any.
+    """
+    channels = ends[0].nodes.shape[2]
+    out = torch.empty(len(rotation), len(blocks), len(ends) * channels)
+    for number, end in enumerate(ends):
+        part = slice(number * channels, (number + 1) * channels)
+        of_factors = (0, 0, 0) if factors is None else factors.of(part)
+        sizes = len(blocks), *end.nodes.shape[1:], out.shape[2]
+        _ROTATE.run(len(rotation), *sizes, *end, rotation, blocks, *of_factors, out[:, :, part])
+    return out
+
+
+@compiled
+def _multiply(features, factors, bias, size):  # type: ignore[no-untyped-def]
+    x, f, b = floats(features, (size,)), floats(factors, (size,)), floats(bias, (size,))
+    for c in range(size):
+        x[c] *= f[c] + b[c]
+
+
+def _rotate(pointer):  # type: ignore[no-untyped-def]
+    t, i = table_of(pointer), ARGUMENTS
+    size, components, channels, width, nodes = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4]
+    chosen, rotation, blocks = integers(t[i + 5], (t[0],)), t[i + 6], integers(t[i + 7], (size, 4))
+    num_factors, factors, bias, out = t[i + 8], t[i + 9], t[i + 10], t[i + 11]
+    start, stop = rows_of_thread(t)
+    for e in range(start, stop):
+        of_node = nodes + FLOAT * chosen[e] * components * channels
+        for s in range(size):
+            first, count, row = blocks[s, 0], blocks[s, 1], blocks[s, 2]
+            weights = rotation + FLOAT * ((e * size + s) * components + first)
+            rows, place = of_node + FLOAT * first * channels, out + FLOAT * (e * size + s) * width
+            write_sum(count, weights, rows, channels, place, channels)
+            if factors != 0:
+                of_edge = factors + FLOAT * (e * num_factors + row) * width
+                _multiply(place, of_edge, bias + FLOAT * row * width, channels)
+
+
+_ROTATE = Loop(_rotate)

@@ -1,0 +1,159 @@
+"""Loops that Numba compiles, run by the threads that torch computes with.
+
+A loop is a C function of one table of numbers: how many rows there are, then addresses of arrays and whatever else it
+needs. Every thread of torch's OpenMP pool calls it once and takes its share of the rows. A pool of their own would
+compete with torch's, whose threads stay awake for milliseconds after an operation.
+
+Numba and its compiler LLVM come with fairchem-core. What they compiled is kept on disk (Numba's ``cache``), so that the
+first use alone takes some seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+import torch
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+_SYMBOLS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+FLOAT, INTEGER = 4, 8  # bytes of a number
+ARGUMENTS = 3  # where a loop's own arguments begin in its table
+
+_thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
+_thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+
+# A product and a sum may be one instruction; sums are never reordered, and NaN and infinity stay what they are.
+compiled = functools.partial(njit, fastmath={"contract"}, error_model="numpy", cache=True)
+inlined = functools.partial(compiled, forceinline=True)
+
+
+def loops_reason() -> str | None:
+    """Why plain torch computes what these loops would, or None where they can run."""
+    return _openmp()[1]
+
+
+def uses_loops(*tensors: torch.Tensor) -> bool:
+    """Whether the loops compute with these: all float32 on a CPU, and not under `torch.func` or a meta device."""
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors) and loops_reason() is None
+
+
+class Loop:
+    """A function of a table, compiled at its first use.
+
+    Args:
+        function: of a pointer to the table, which it reads by `rows_of_thread`, `floats` and `integers`.
+    """
+
+    def __init__(self, function: Callable[[Any], None]) -> None:
+        self._function = function
+
+    @functools.cached_property
+    def address(self) -> int:
+        """Of the compiled function."""
+        return int(cfunc(types.void(types.voidptr), cache=True)(self._function).address)
+
+    def run(self, rows: int, *arguments: torch.Tensor | int, scratch: int = 0) -> None:
+        """Let torch's threads take their shares of the rows.
+
+        Args:
+            rows: how many there are.
+            arguments: what the table holds from `ARGUMENTS` on: tensors as the addresses of their first elements.
+            scratch: numbers in float32 that every thread needs for itself.
+        """
+        if rows == 0:
+            return
+        threads = min(torch.get_num_threads(), rows)
+        memory = torch.empty(threads, scratch)
+        numbers = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (rows, memory, scratch, *arguments)]
+        table = np.array(numbers, dtype=np.int64)
+        library = _openmp()[0]
+        assert library is not None, "whoever runs a loop has asked `uses_loops`"
+        library.GOMP_parallel(self.address, table.ctypes.data, threads, 0)
+
+
+@intrinsic
+def wide_vectors(_typing_context):  # type: ignore[no-untyped-def]
+    """Where a function calls this, LLVM may use 512 bits at a time, which on its own account it avoids.
+
+    It prefers 256, as other code would suffer from a lower clock rate; a loop that is arithmetic alone gains.
+    """
+
+    def generate(context, builder, _signature, _arguments):  # type: ignore[no-untyped-def]
+        # `add` of llvmlite knows a list of attributes and refuses all others.
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@inlined
+def table_of(pointer):  # type: ignore[no-untyped-def]
+    """The table behind a pointer; it is as long as what is read of it."""
+    return carray(pointer, (64,), np.int64)
+
+
+@inlined
+def rows_of_thread(table):  # type: ignore[no-untyped-def]
+    """First row of this thread's share, and the row behind its last."""
+    number, count = _thread_number(), _thread_count()
+    return table[0] * number // count, table[0] * (number + 1) // count
+
+
+@inlined
+def scratch_of_thread(table):  # type: ignore[no-untyped-def]
+    """Address of the numbers that are this thread's own."""
+    return table[1] + FLOAT * table[2] * _thread_number()
+
+
+@inlined
+def floats(address, shape):  # type: ignore[no-untyped-def]
+    """Array of float32 at an address; a view of no owner, of which no references are counted."""
+    return carray(_float_pointer(address), shape, np.float32)
+
+
+@inlined
+def integers(address, shape):  # type: ignore[no-untyped-def]
+    """Array of int64 at an address."""
+    return carray(_integer_pointer(address), shape, np.int64)
+
+
+def _pointer_to(kind: types.Type) -> Any:
+    @intrinsic
+    def pointer(_typing_context, _address):  # type: ignore[no-untyped-def]
+        signature = types.CPointer(kind)(types.int64)
+
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return signature, generate
+
+    return pointer
+
+
+_float_pointer, _integer_pointer = _pointer_to(types.float32), _pointer_to(types.int64)
+
+
+@functools.cache
+def _openmp() -> tuple[ctypes.CDLL | None, str | None]:
+    """The OpenMP library that torch's operations run on, or why it cannot be used."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        library = ctypes.CDLL(str(path))  # whose symbols are also those of the libraries that it needs
+        addresses = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _SYMBOLS}
+    except (OSError, AttributeError) as error:
+        reason = f"torch's OpenMP library is not to be had ({error}); plain torch computes the same, more slowly"
+        logging.info(reason)
+        return None, reason
+    for name in _SYMBOLS[1:]:
+        llvm.add_symbol(name, addresses[name])
+    library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    library.GOMP_parallel.restype = None
+    return library, None

@@ -1,0 +1,122 @@
+"""The pieces of message and attention by the loops of `dens_plugin.nn.loops`, for float32 on a CPU.
+
+The same formulas as the plain torch of `message`, `rotation` and `attention`, in one pass over memory each. As there,
+autograd sees none of it.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from dens_plugin.nn.loops.aggregate import Degrees, Groups, Weights, add_to_atoms, weighted_backward
+from dens_plugin.nn.loops.product_gradient import product_gradient
+from dens_plugin.nn.loops.rotate import End, Factors, rotate_to_edges
+from dens_plugin.nn.so2.edges import Edges, Piece
+from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.radial import Radial, factor_rows
+
+
+class LoopInputs:
+    """As `inputs.PlainInputs`."""
+
+    def __init__(self, nodes: torch.Tensor, radial: Radial | None, edges: Edges) -> None:
+        self._nodes, self._radial, self._edges = nodes.contiguous(), radial, edges
+        self._factors: Factors | None = None
+
+    def of(self, piece: Piece) -> torch.Tensor:
+        """(e, S, 2C)."""
+        if self._radial is not None:
+            values = torch.mm(self._radial.hidden[piece.edges], self._radial.weight.t())
+            self._factors = Factors(values.unflatten(1, (-1, 2 * self._nodes.shape[2])), self._radial.bias)
+        rotation = self._edges.rotation[piece.edges]
+        return rotate_to_edges(self._ends(piece), rotation, _blocks(self._edges, self._factors), self._factors)
+
+    def add_gradient(self, grad: torch.Tensor, piece: Piece) -> None:
+        """Take that of the last piece's inputs, (e, S, 2C), which is written over."""
+        of_nodes, of_radial = self._sums
+        edges, factors, rotation = self._edges, self._factors, self._edges.rotation[piece.edges]
+        degrees, channels = _degrees(edges.layout), self._nodes.shape[2]
+        of_targets = _targets(edges, piece)
+        groups = _grouped(edges.source[piece.edges]), of_targets._replace(atoms=edges.targets[piece.targets])
+        parts = slice(channels), slice(channels, None)
+        if self._radial is None or of_radial is None or factors is None:
+            for of_end, part in zip(groups, parts, strict=True):
+                add_to_atoms(grad[:, :, part], rotation, degrees, of_end, of_nodes)
+            return
+        of_factors = torch.empty_like(factors.values)
+        tables = rotation, _blocks(edges, factors), degrees, factors
+        for of_end, part in zip(groups, parts, strict=True):
+            product_gradient(grad, self._nodes, of_end, *tables, part, of_factors, of_nodes)
+        self._radial.add_gradients(of_factors, piece.edges, of_radial)
+
+    def gradients(self) -> tuple[torch.Tensor, ...]:
+        """Of the nodes, and of the three parts of the radial factors if there are any."""
+        nodes, radial = self._sums
+        return nodes, *(radial or ())
+
+    @functools.cached_property
+    def _sums(self) -> tuple[torch.Tensor, Radial | None]:
+        return torch.zeros_like(self._nodes), None if self._radial is None else self._radial.zeros()
+
+    def _ends(self, piece: Piece) -> list[End]:
+        return [End(self._nodes, of_end[piece.edges]) for of_end in (self._edges.source, self._edges.target)]
+
+
+def expand(features: torch.Tensor, edges: Edges, piece: Piece) -> torch.Tensor:
+    """As `rotation.expand`."""
+    ends = [End(features.contiguous(), edges.row[piece.edges])]
+    return rotate_to_edges(ends, edges.rotation[piece.edges], _blocks(edges))
+
+
+def collect(
+    features: torch.Tensor, edges: Edges, piece: Piece, out: torch.Tensor, attention: torch.Tensor | None = None
+) -> None:
+    """As `rotation.collect`, of features that are weighed first if there are attention weights (e, H)."""
+    weights = None if attention is None else Weights(attention.contiguous(), edges.scale)
+    add_to_atoms(
+        features, edges.rotation[piece.edges], _degrees(edges.layout), _targets(edges, piece), out, weights
+    )
+
+
+def collect_backward(
+    grad: torch.Tensor, values: torch.Tensor, attention: torch.Tensor, edges: Edges, piece: Piece
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of values (e, S, C) and attention (e, H) of a weighed `collect`, from that of its sums (M, L, C)."""
+    weights, rotation = Weights(attention.contiguous(), edges.scale), edges.rotation[piece.edges]
+    return weighted_backward(grad.contiguous(), edges.row[piece.edges], values, rotation, _blocks(edges), weights)
+
+
+def _blocks(edges: Edges, factors: Factors | None = None) -> torch.Tensor:
+    """As `rotate_to_edges` wants them."""
+    return _known_blocks(edges.layout, edges.layout.lmax + 1 if factors is None else factors.values.shape[1])
+
+
+@functools.cache
+def _known_blocks(layout: Layout, num_factors: int) -> torch.Tensor:
+    rows = factor_rows(layout, num_factors)
+    firsts = {row: s for s, row in reversed([(s, rows[s]) for s in layout.by_degree])}
+    coefficients = zip(layout.coefficients, rows, strict=True)
+    blocks = [[degree**2, 2 * degree + 1, row, firsts[row] == s] for s, ((degree, _), row) in enumerate(coefficients)]
+    return torch.tensor(blocks)
+
+
+@functools.cache
+def _degrees(layout: Layout) -> Degrees:
+    counts = [2 * min(degree, layout.mmax) + 1 for degree in range(layout.lmax + 1)]
+    return Degrees(torch.tensor(layout.by_degree), torch.tensor(counts))
+
+
+def _targets(edges: Edges, piece: Piece) -> Groups:
+    """Edges of a piece by rows of targets."""
+    rows, count = piece.targets, piece.edges.stop - piece.edges.start
+    offsets = edges.offsets[rows.start : rows.stop + 1] - piece.edges.start
+    return Groups(torch.arange(rows.start, rows.stop), offsets, torch.arange(count))
+
+
+def _grouped(atoms: torch.Tensor) -> Groups:
+    """Edges by the atoms (e,) at an end."""
+    ordered, edges = atoms.sort(stable=True)
+    different, counts = ordered.unique_consecutive(return_counts=True)
+    return Groups(different, torch.cat([counts.new_zeros(1), counts.cumsum(0)]), edges)
