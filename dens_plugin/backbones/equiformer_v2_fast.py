@@ -185,9 +185,8 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         dtype = self.shared.edge_dtype(nodes)
         with torch.autocast(nodes.device.type, enabled=False):
             with self.shared.edge_products():
-                convolved = messages(nodes, radial, weights, edges, dtype)
-            width = self.num_heads * self.attn_alpha_channels
-            scalars, features = convolved.split([width, convolved.shape[1] - width], dim=1)
+                width = self.num_heads * self.attn_alpha_channels
+                scalars, features = messages(nodes, radial, weights, edges, dtype, num_scalars=width)
             return features, self._attention(scalars.to(nodes.dtype), edges)
 
     def _attention(self, scalars: torch.Tensor, edges: Edges) -> torch.Tensor:

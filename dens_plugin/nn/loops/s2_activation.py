@@ -72,14 +72,15 @@ def grid_silu_backward(
     gates: torch.Tensor | None,
     to_grid: Grid,
     from_grid: Grid,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Gradients of the features (E, S, C) and of the gates (E, C) from that of the result, (E, S, C)."""
-    out, grad = torch.empty(features.shape), grad.contiguous()
-    of_gates = None if gates is None else torch.empty(gates.shape)
+    of_features: torch.Tensor,
+    of_gates: torch.Tensor | None,
+) -> None:
+    """Write the gradients of the features (E, S, C) and of the gates (E, C) from that of the result, (E, S, C)."""
     arguments = _arguments(features, gates, to_grid, from_grid)
+    strides = of_features.stride(0), 0 if of_gates is None else of_gates.stride(0)
+    places = grad.contiguous(), of_features, 0 if of_gates is None else of_gates
     scratch = 3 * len(to_grid.counts) * len(to_grid.latitude) * features.shape[2]
-    _BACKWARD.run(len(features), *arguments, grad, out, 0 if of_gates is None else of_gates, scratch=scratch)
-    return out, of_gates
+    _BACKWARD.run(len(features), *arguments, *places, *strides, scratch=scratch)
 
 
 def _arguments(features: torch.Tensor, gates: torch.Tensor | None, to_grid: Grid, from_grid: Grid) -> tuple[Any, ...]:
@@ -253,17 +254,17 @@ def _backward(pointer):  # type: ignore[no-untyped-def]
     t, i = _read(table), ARGUMENTS + 9
     to_latitude, to_coefficient, to_longitude, counts = table[i], table[i + 1], table[i + 2], table[i + 3]
     from_latitude, from_longitude = table[i + 4], table[i + 6]
-    grad, out, of_gates = table[i + 8], table[i + 9], table[i + 10]
+    grad, out, of_gates, stride, gate_stride = table[i + 8], table[i + 9], table[i + 10], table[i + 11], table[i + 12]
     width, row = t.latitudes * t.channels, t.size * t.channels
     values = scratch_of_thread(table)
     grads, sums = values + FLOAT * t.orders * width, values + 2 * FLOAT * t.orders * width
     skipped = 1 if t.gates != 0 else 0
     start, stop = rows_of_thread(table)
     for e in range(start, stop):
-        features, of_edge, of_out = t.features + FLOAT * e * t.stride, grad + FLOAT * e * row, out + FLOAT * e * row
+        features, of_edge, of_out = t.features + FLOAT * e * t.stride, grad + FLOAT * e * row, out + FLOAT * e * stride
         if skipped:
             gates, scalars = floats(t.gates + FLOAT * e * t.gate_stride, (t.channels,)), floats(of_edge, (t.channels,))
-            results = floats(of_gates + FLOAT * e * t.channels, (t.channels,))
+            results = floats(of_gates + FLOAT * e * gate_stride, (t.channels,))
             for c in range(t.channels):
                 results[c] = scalars[c] * silu_derivative(gates[c])
         _to_latitudes(features, to_latitude, counts, t.size, t.channels, t.latitudes, 0, values)

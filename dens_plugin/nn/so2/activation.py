@@ -28,12 +28,12 @@ class Activation(Protocol):
     def num_gates(self) -> int:
         """How many gates every channel has."""
 
-    def __call__(self, gates: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, convolved: torch.Tensor, num_coefficients: int) -> torch.Tensor:
         """(E, S, C) activated features.
 
         Args:
-            gates: (E, num_gates C).
-            features: (E, S, C).
+            convolved: (E, num_gates C + S C) gates and features side by side.
+            num_coefficients: S.
         """
 
 
@@ -58,8 +58,9 @@ class GridActivation:
         """One if separable."""
         return int(self.is_separable)
 
-    def __call__(self, gates: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, convolved: torch.Tensor, num_coefficients: int) -> torch.Tensor:
         """As `Activation`'s."""
+        gates, features = _parts(convolved, self.num_gates, num_coefficients)
         if uses_triton(features):
             allow_tf32 = torch.backends.cuda.matmul.allow_tf32
             gates_or_none = gates if self.is_separable else None
@@ -67,7 +68,7 @@ class GridActivation:
             return s2_activation(features, gates_or_none, *dense, allow_tf32=allow_tf32)
         if not self.is_separable:
             return grid_silu(features, self.to_grid, self.from_grid)
-        out: torch.Tensor = _SeparableSiLU.apply(gates, features, self.to_grid, self.from_grid)
+        out: torch.Tensor = _SeparableSiLU.apply(convolved, num_coefficients, self.to_grid, self.from_grid)
         return out
 
 
@@ -86,25 +87,20 @@ class GateActivation:
         """One for every degree above 0."""
         return self.layout.lmax
 
-    def __call__(self, gates: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, convolved: torch.Tensor, num_coefficients: int) -> torch.Tensor:
         """As `Activation`'s."""
+        gates, features = _parts(convolved, self.num_gates, num_coefficients)
         factors = torch.sigmoid(gates).view(len(gates), self.num_gates, features.shape[2])
         orders = [factors[:, m - 1 :] for m in range(1, self.layout.mmax + 1) for _ in "+-"]  # not by a list of rows,
         factors = torch.cat([factors, *orders], dim=1)  # which would be copied to a GPU
         return torch.cat([functional.silu(features[:, :1]), features[:, 1:] * factors], dim=1)
 
 
-def activate(convolved: torch.Tensor, activation: Activation, num_coefficients: int) -> torch.Tensor:
-    """(E, S, C) activated features.
-
-    Args:
-        convolved: (E, num_gates C + S C) gates and features side by side.
-        activation: of both.
-        num_coefficients: S.
-    """
-    channels = convolved.shape[1] // (num_coefficients + activation.num_gates)
-    gates, features = convolved.split([activation.num_gates * channels, num_coefficients * channels], dim=1)
-    return activation(gates, features.unflatten(1, (num_coefficients, channels)))
+def _parts(convolved: torch.Tensor, num_gates: int, num_coefficients: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gates (E, num_gates C) and features (E, S, C), from both side by side."""
+    channels = convolved.shape[1] // (num_coefficients + num_gates)
+    gates, features = convolved.split([num_gates * channels, num_coefficients * channels], dim=1)
+    return gates, features.unflatten(1, (num_coefficients, channels))
 
 
 def grid_silu(features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix) -> torch.Tensor:
@@ -127,10 +123,11 @@ def grid_silu_backward(
 ) -> torch.Tensor:
     """(E, S, C) gradient of the features of `grid_silu` from that of its result, (E, S', C)."""
     loops = _for_loops(features, to_grid, from_grid)
-    if loops is not None:
-        return s2_loops.grid_silu_backward(grad, features, None, *loops)[0]
-    to_grid, from_grid = to_grid.to(features.dtype), from_grid.to(features.dtype)
     out = features.new_empty(features.shape)
+    if loops is not None:
+        s2_loops.grid_silu_backward(grad, features, None, *loops, out, None)
+        return out
+    to_grid, from_grid = to_grid.to(features.dtype), from_grid.to(features.dtype)
     for part in grid_parts(features, len(to_grid.dense), _GRID_BYTES):
         of_grid = torch.ops.aten.silu_backward(from_grid.values(grad[part]), to_grid.values(features[part]))
         to_grid.write_coefficients(of_grid, out[part])
@@ -179,10 +176,11 @@ class _GridSiLU(torch.autograd.Function):
 class _SeparableSiLU(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, gates: torch.Tensor, features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix
+        ctx: Any, convolved: torch.Tensor, num_coefficients: int, to_grid: GridMatrix, from_grid: GridMatrix
     ) -> torch.Tensor:
-        ctx.save_for_backward(gates, features)
-        ctx.matrices = to_grid, from_grid
+        ctx.save_for_backward(convolved)
+        ctx.arguments = num_coefficients, to_grid, from_grid
+        gates, features = _parts(convolved, 1, num_coefficients)
         loops = _for_loops(features, to_grid, from_grid)
         if loops is not None:
             return s2_loops.grid_silu(features, gates, *loops)
@@ -193,11 +191,14 @@ class _SeparableSiLU(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        gates, features = ctx.saved_tensors
-        to_grid, from_grid = ctx.matrices
+        (convolved,), (num_coefficients, to_grid, from_grid) = ctx.saved_tensors, ctx.arguments
+        gates, features = _parts(convolved, 1, num_coefficients)
+        out = torch.empty_like(convolved)
+        of_gates, of_features = _parts(out, 1, num_coefficients)
         loops = _for_loops(features, to_grid, from_grid)
         if loops is not None:
-            of_features, of_gates = s2_loops.grid_silu_backward(grad, features, gates, *loops)
-            return of_gates, of_features, None, None
-        of_gates = torch.ops.aten.silu_backward(grad[:, 0], gates)
-        return of_gates, grid_silu_backward(grad[:, 1:], features, to_grid, from_grid.without_scalars()), None, None
+            s2_loops.grid_silu_backward(grad, features, gates, *loops, of_features, of_gates)
+        else:
+            of_gates[:] = torch.ops.aten.silu_backward(grad[:, 0], gates)
+            of_features[:] = grid_silu_backward(grad[:, 1:], features, to_grid, from_grid.without_scalars())
+        return out, None, None, None

@@ -18,7 +18,7 @@ from dens_plugin.nn.kernels import softmax_by_target as kernels
 from dens_plugin.nn.kernels.availability import uses_triton
 from dens_plugin.nn.loops.team import uses_loops
 from dens_plugin.nn.so2 import by_loops
-from dens_plugin.nn.so2.activation import Activation, activate
+from dens_plugin.nn.so2.activation import Activation
 from dens_plugin.nn.so2.convolution import Gradient, Weights, write_product
 from dens_plugin.nn.so2.edges import Edges, Piece
 from dens_plugin.nn.so2.fused import fused_weighted_sum
@@ -52,7 +52,7 @@ def weighted_sum(
         (M, (lmax + 1)^2, H V), float32 or better.
     """
     weights = weights.to(convolved.dtype)
-    activated = activate(convolved, activation, len(edges.layout))
+    activated = activation(convolved, len(edges.layout))
     if uses_triton(activated):
         return fused_weighted_sum(activated, attention, weights, edges)
     if not torch.is_grad_enabled():
@@ -77,7 +77,7 @@ def vector_sum(
     Returns:
         (M, 3) coefficients of degree 1.
     """
-    activated = activate(convolved, activation, len(edges.layout))
+    activated = activation(convolved, len(edges.layout))
     values = _vector_values(activated, weights.to(convolved.dtype), edges.layout)
     messages = (values * attention[:, None]).sum(2) * edges.scale[1]  # (E, 1 or 3)
     rotation = _of_degree_one(edges.rotation, edges.layout)[:, :, 1:4]
@@ -132,7 +132,7 @@ class _WeightedSum(torch.autograd.Function):
             grad_values, grad_attention[of_piece] = _weighed_backward(
                 grad, values[of_piece], attention[of_piece], edges, piece
             )
-            grad_activated[of_piece] = gradient.of_features(grad_values.flatten(1), activated[of_piece])
+            gradient.write(grad_values.flatten(1), activated[of_piece], grad_activated[of_piece])
         return None, grad_activated, grad_attention, *gradient.of_weights()
 
 

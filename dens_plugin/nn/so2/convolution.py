@@ -116,24 +116,37 @@ class Gradient:
         self._of_bias, self._of_zero = torch.zeros_like(weights.bias), _Sum(weights.orders[0])
         self._of_others = [_ComplexSum(real) for real, _ in parts]
 
-    def of_features(self, grad: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-        """(e, S, C) gradient of the features of a piece, whose share of the weights' gradients is added to the sums.
+    def of_features(
+        self, grad: torch.Tensor, features: torch.Tensor, scalars: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As `write`, (e, S, C)."""
+        out = torch.empty_like(features)
+        self.write(grad, features, out, scalars)
+        return out
+
+    def write(
+        self, grad: torch.Tensor, features: torch.Tensor, out: torch.Tensor, scalars: torch.Tensor | None = None
+    ) -> None:
+        """Write the gradient of the features of a piece, whose share of the weights' is added to the sums.
 
         Args:
             grad: (e, X + S C') of the output.
             features: (e, S, C) the input.
+            out: (e, S, C).
+            scalars: the first columns of the output's gradient, if ``grad`` lacks them.
         """
-        flat = features.flatten(1)
-        out = torch.empty_like(flat)
+        flat, of_flat = features.flatten(1), out.flatten(1)
         zero, *others = _columns(self._weights, self._layout, features.shape[2])
-        torch.mm(grad[:, zero.outputs], self._weights.orders[0], out=out[:, zero.inputs])
-        self._of_zero.add(grad[:, zero.outputs].t(), flat[:, zero.inputs])
-        self._of_bias.add_(grad[:, zero.outputs].sum(0))
+        left_out = 0 if scalars is None else scalars.shape[1]
+        of_zero = grad[:, : zero.outputs.stop - left_out]
+        of_zero = of_zero if scalars is None else torch.cat([scalars, of_zero], dim=1)
+        torch.mm(of_zero, self._weights.orders[0], out=of_flat[:, zero.inputs])
+        self._of_zero.add(of_zero.t(), flat[:, zero.inputs])
+        self._of_bias.add_(of_zero.sum(0))
         for (inputs, outputs), conjugate, total in zip(others, self._conjugates, self._of_others, strict=True):
-            of_output = _halves(grad[:, outputs])
-            _multiply(of_output, conjugate, out=_halves(out[:, inputs]))
+            of_output = _halves(grad[:, outputs.start - left_out : outputs.stop - left_out])
+            _multiply(of_output, conjugate, out=_halves(of_flat[:, inputs]))
             total.add(of_output, _halves(flat[:, inputs]))
-        return out.view_as(features)
 
     def of_weights(self) -> tuple[torch.Tensor, ...]:
         """Of the bias, and of every order."""

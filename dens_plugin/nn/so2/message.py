@@ -27,8 +27,14 @@ from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
 def messages(
-    nodes: torch.Tensor, radial: Radial | None, weights: Weights, edges: Edges, dtype: torch.dtype
-) -> torch.Tensor:
+    nodes: torch.Tensor,
+    radial: Radial | None,
+    weights: Weights,
+    edges: Edges,
+    dtype: torch.dtype,
+    *,
+    num_scalars: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The first convolution of every edge.
 
     Args:
@@ -37,18 +43,19 @@ def messages(
         weights: of the convolution, from 2C channels.
         edges: E of them.
         dtype: precision of an edge's features.
+        num_scalars: how many of the X outputs to return apart.
 
     Returns:
-        (E, X + S C').
+        (E, num_scalars) and (E, X - num_scalars + S C').
     """
     nodes, weights = nodes.to(dtype), weights.to(dtype)
     radial = None if radial is None else radial.to(dtype)
     if uses_triton(nodes):
-        return fused_messages(nodes, radial, weights, edges)
+        return _split(fused_messages(nodes, radial, weights, edges), num_scalars)
     if not torch.is_grad_enabled():
-        return _convolved(nodes, radial, weights, edges)
-    parts = radial or ()
-    out: torch.Tensor = _Messages.apply(edges, len(weights.orders), nodes, weights.bias, *weights.orders, *parts)
+        return _split(_convolved(nodes, radial, weights, edges), num_scalars)
+    tensors = nodes, weights.bias, *weights.orders, *(radial or ())
+    out: tuple[torch.Tensor, torch.Tensor] = _Messages.apply(edges, len(weights.orders), num_scalars, *tensors)
     return out
 
 
@@ -65,26 +72,36 @@ def _convolved(nodes: torch.Tensor, radial: Radial | None, weights: Weights, edg
 class _Messages(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, edges: Edges, num_orders: int, nodes: torch.Tensor, bias: torch.Tensor, *rest: torch.Tensor
-    ) -> torch.Tensor:
+        ctx: Any,
+        edges: Edges,
+        num_orders: int,
+        num_scalars: int,
+        nodes: torch.Tensor,
+        bias: torch.Tensor,
+        *rest: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         weights, radial = _parse(bias, rest, num_orders)
-        out = _convolved(nodes, radial, weights, edges)
+        out = _split(_convolved(nodes, radial, weights, edges), num_scalars)
         ctx.save_for_backward(nodes, bias, *rest)
         ctx.edges, ctx.num_orders = edges, num_orders
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, of_scalars: torch.Tensor, of_others: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         nodes, bias, *rest = ctx.saved_tensors
         edges = ctx.edges
         weights, radial = _parse(bias, rest, ctx.num_orders)
         gradient, inputs = Gradient(weights, edges.layout), _inputs(nodes, radial, edges)
         for piece in edges.pieces:
-            grad_inputs = gradient.of_features(grad[piece.edges], inputs.of(piece))
-            inputs.add_gradient(grad_inputs, piece)
+            scalars, others = of_scalars[piece.edges], of_others[piece.edges]
+            inputs.add_gradient(gradient.of_features(others, inputs.of(piece), scalars), piece)
         of_nodes, *of_radial = inputs.gradients()
-        return None, None, of_nodes, *gradient.of_weights(), *of_radial
+        return None, None, None, of_nodes, *gradient.of_weights(), *of_radial
+
+
+def _split(convolved: torch.Tensor, num_scalars: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return convolved[:, :num_scalars], convolved[:, num_scalars:]
 
 
 def _inputs(nodes: torch.Tensor, radial: Radial | None, edges: Edges) -> Inputs:

@@ -5,7 +5,7 @@ import torch
 from so2_samples import LAYOUT, check
 from torch.nn.functional import silu
 
-from dens_plugin.nn.so2.activation import GateActivation, GridActivation, activate, grid_silu
+from dens_plugin.nn.so2.activation import GateActivation, GridActivation, grid_silu
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 
 pytestmark = pytest.mark.usefixtures("exact")
@@ -31,22 +31,14 @@ def test_grid_activation(is_separable):
     expected = from_grid.T @ silu(to_grid @ features)
     if is_separable:
         expected[:, 0] = silu(gates)
-    assert torch.allclose(activation(gates, features), expected)
+    convolved = torch.cat([gates, features.flatten(1)], dim=1)
+    assert torch.allclose(activation(convolved, SIZE), expected)
 
 
 def test_gate_activation():
     gates, features = torch.randn(5, 2 * 3), torch.randn(5, SIZE, 3)
-    found = GateActivation(LAYOUT)(gates, features)
+    found = GateActivation(LAYOUT)(torch.cat([gates, features.flatten(1)], dim=1), SIZE)
     for row, (degree, _) in enumerate(LAYOUT.coefficients):
         of_row = features[:, row]
         gate = gates[:, 3 * (degree - 1) : 3 * degree]
         assert torch.allclose(found[:, row], silu(of_row) if degree == 0 else of_row * gate.sigmoid())
-
-
-@pytest.mark.parametrize("activation", [GateActivation(LAYOUT), GridActivation(None, None, False)])
-def test_gates_come_before_features(activation, monkeypatch):
-    monkeypatch.setattr(type(activation), "__call__", lambda _, gates, features: (gates, features))
-    width = activation.num_gates * 3
-    gates, features = activate(torch.arange(width + SIZE * 3)[None], activation, SIZE)
-    assert gates.tolist() == [list(range(width))]
-    assert torch.equal(features, width + torch.arange(SIZE * 3).view(1, SIZE, 3))

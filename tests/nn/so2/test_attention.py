@@ -5,7 +5,7 @@ import torch
 from so2_samples import GRAPHS, LAYOUT, check, collected, convolved, graph, on_all_graphs, weights_of
 from torch.nn.functional import silu
 
-from dens_plugin.nn.so2.activation import GridActivation, activate
+from dens_plugin.nn.so2.activation import GridActivation
 from dens_plugin.nn.so2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.so2.convolution import Weights
 from dens_plugin.nn.so2.fused import fused_weighted_sum
@@ -23,7 +23,7 @@ def sample(targets, is_separable=True):
 
 
 def fused(inputs, attention, activation, weights, edges):
-    return fused_weighted_sum(activate(inputs, activation, SIZE), attention, weights, edges)
+    return fused_weighted_sum(activation(inputs, SIZE), attention, weights, edges)
 
 
 @pytest.mark.parametrize("function", [weighted_sum, fused])
@@ -76,7 +76,7 @@ def test_vector_sum_of_order_zero():
     edges, weights = graph([0, 1, 1], layout), Weights(torch.randn(2), [torch.randn(2, 9)])
     activation = GridActivation(GridMatrix(torch.randn(10, 3)), GridMatrix(torch.randn(10, 3)), False)
     inputs, attention = torch.randn(3, 9), torch.rand(3, 2)
-    values = activate(inputs, activation, 3).flatten(1) @ weights.orders[0].T + weights.bias
+    values = activation(inputs, 3).flatten(1) @ weights.orders[0].T + weights.bias
     messages = (values * attention).sum(1) * layout.constants_for(torch.zeros(())).scale[1]
     expected = torch.zeros(4, 3).index_add(0, edges.target, messages[:, None] * edges.rotation[:, 1, 1:4])
     assert torch.allclose(vector_sum(inputs, attention, activation, weights, edges), expected)

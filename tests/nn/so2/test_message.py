@@ -18,14 +18,14 @@ ROWS = {
 
 
 def in_pieces(nodes, radial, weights, edges):
-    return messages(nodes, radial, weights, edges, nodes.dtype)
+    return torch.cat(messages(nodes, radial, weights, edges, nodes.dtype, num_scalars=2), dim=1)
 
 
 @pytest.mark.parametrize("function", [in_pieces, fused_messages])
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @on_all_graphs
 def test_formula(targets, rows, function):
-    edges, weights, radial = graph(targets), weights_of(4, 3), ()
+    edges, weights, radial = graph(targets), weights_of(4, 3, extra=2), ()
     nodes = torch.randn(4, 9, 2, requires_grad=True)
     if rows is not None:
         width = (max(rows) + 1) * 4
@@ -46,7 +46,7 @@ def test_formula(targets, rows, function):
 
 def test_precision_is_of_the_features():
     edges, nodes = graph([0, 1]), torch.randn(4, 9, 2, requires_grad=True)
-    found = messages(nodes, None, weights_of(4, 3), edges, torch.bfloat16)
+    _, found = messages(nodes, None, weights_of(4, 3), edges, torch.bfloat16)
     assert found.dtype == torch.bfloat16
     (grad,) = torch.autograd.grad(found.sum(), nodes)
     assert grad.dtype == nodes.dtype
