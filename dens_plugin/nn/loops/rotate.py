@@ -60,19 +60,18 @@ def rotate_to_edges(
     """Features in the edges' frames, those of P ends side by side: (e, S, P C).
 
     Args:
-        ends: P of them.
+        ends: one or two, of as many components and channels.
         rotation: (e, S, L).
         blocks: (S, 4) of the coefficients: first component, number of components, row of the factors, and whether it is
             the first of the coefficients, sorted by degree, that have this row.
         factors: of the products, if there are any.
     """
-    channels = ends[0].nodes.shape[2]
+    (_, components, channels), (first, *others) = ends[0].nodes.shape, ends
     out = torch.empty(len(rotation), len(blocks), len(ends) * channels)
-    for number, end in enumerate(ends):
-        part = slice(number * channels, (number + 1) * channels)
-        of_factors = (0, 0, 0) if factors is None else factors.of(part)
-        sizes = len(blocks), *end.nodes.shape[1:], out.shape[2]
-        _ROTATE.run(len(rotation), *sizes, *end, rotation, blocks, *of_factors, out[:, :, part])
+    sizes = len(blocks), components, channels, len(ends)
+    of_factors = (0, 0, 0) if factors is None else factors.of(slice(None))
+    second = others[0] if others else (0, 0)
+    _ROTATE.run(len(rotation), *sizes, *first, *second, rotation, blocks, *of_factors, out)
     return out
 
 
@@ -85,20 +84,22 @@ def _multiply(features, factors, bias, size):  # type: ignore[no-untyped-def]
 
 def _rotate(pointer):  # type: ignore[no-untyped-def]
     t, i = table_of(pointer), ARGUMENTS
-    size, components, channels, width, nodes = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4]
-    chosen, rotation, blocks = integers(t[i + 5], (t[0],)), t[i + 6], integers(t[i + 7], (size, 4))
-    num_factors, factors, bias, out = t[i + 8], t[i + 9], t[i + 10], t[i + 11]
+    size, components, channels, ends = t[i], t[i + 1], t[i + 2], t[i + 3]
+    rotation, blocks = t[i + 8], integers(t[i + 9], (size, 4))
+    num_factors, factors, bias, out = t[i + 10], t[i + 11], t[i + 12], t[i + 13]
+    width = ends * channels
     start, stop = rows_of_thread(t)
     for e in range(start, stop):
-        of_node = nodes + FLOAT * chosen[e] * components * channels
         for s in range(size):
             first, count, row = blocks[s, 0], blocks[s, 1], blocks[s, 2]
-            weights = rotation + FLOAT * ((e * size + s) * components + first)
-            rows, place = of_node + FLOAT * first * channels, out + FLOAT * (e * size + s) * width
-            write_sum(count, weights, rows, channels, place, channels)
+            weights, place = rotation + FLOAT * ((e * size + s) * components + first), out + FLOAT * (e * size + s) * width
+            for end in range(ends):
+                nodes, chosen = t[i + 4 + 2 * end], integers(t[i + 5 + 2 * end], (t[0],))
+                rows = nodes + FLOAT * (chosen[e] * components + first) * channels
+                write_sum(count, weights, rows, channels, place + FLOAT * end * channels, channels)
             if factors != 0:
                 of_edge = factors + FLOAT * (e * num_factors + row) * width
-                _multiply(place, of_edge, bias + FLOAT * row * width, channels)
+                _multiply(place, of_edge, bias + FLOAT * row * width, width)
 
 
 _ROTATE = Loop(_rotate)

@@ -16,7 +16,7 @@ import torch
 from dens_plugin.nn.kernels import edges as kernels
 from dens_plugin.nn.so2.layout import Layout
 
-_CPU_EDGES = 768  # enough for a matrix product to run at full speed; more would only take memory
+_CPU_EDGES = 1024  # enough for a matrix product to run at full speed; more would only take memory
 
 
 class Piece(NamedTuple):
