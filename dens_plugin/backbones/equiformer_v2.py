@@ -24,7 +24,7 @@ from dens_plugin.backbones.empty_graph import allow_empty_graphs
 from dens_plugin.backbones.equiformer_v2_fast import use_fast_path
 from dens_plugin.backbones.forward_pass import Pass, require_directions, require_known_elements, require_sorted
 from dens_plugin.backbones.inject import added_to_embedding
-from dens_plugin.backbones.neighbours import edges_to
+from dens_plugin.backbones.neighbours import edges_to, found_graph
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.force_encoding import ForceEncoding
@@ -91,7 +91,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
     def _fast_forward(self, data: Batch) -> dict[str, Any]:
         """The host's, without graph parallelism and without its look at the elements, which waits for a GPU."""
         require_known_elements(data, self.max_num_elements)
-        graph = self.generate_graph(data, enforce_max_neighbors_strictly=self.enforce_max_neighbors_strictly)
+        graph = found_graph(self, data, enforce_max_neighbors_strictly=self.enforce_max_neighbors_strictly)
         self.SO3_rotation[0].set_wigner(self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec))
         elements = graph.atomic_numbers_full
         graph.edge_distance = self._edge_features(graph)

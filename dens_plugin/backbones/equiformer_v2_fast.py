@@ -29,15 +29,16 @@ from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.so2.activation import Activation, GateActivation, GridActivation, grid_silu
 from dens_plugin.nn.so2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.so2.convolution import Weights
-from dens_plugin.nn.so2.edges import Edges
+from dens_plugin.nn.so2.edges import Edges, by_parts
 from dens_plugin.nn.so2.feed_forward import DegreeLinear, grid_mlp
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.message import messages
+from dens_plugin.nn.so2.radial import Radial
 from dens_plugin.nn.so2.rotation import rotate_back
 from dens_plugin.nn.zero_gradients import with_zero_gradients
 
-_INFERENCE_NUMBERS = 5 << 20  # of an edge's two ends in its frame at a time: some 280 edges at the published size
+_INFERENCE_NUMBERS = 5 << 19  # of an edge's two ends in its frame at a time: some 280 edges at the published size
 
 
 def use_fast_path(model: nn.Module, shared: Pass | None) -> None:
@@ -102,10 +103,13 @@ class FastEdgeDegreeEmbedding(EdgeDegreeEmbedding):
         """(N, L, C)."""
         edges = self.shared.edges.of_order_zero()
         radial = radial_of(self.rad_func, self, atomic_numbers, edge_distance, edge_index)
-        features = functional.linear(radial.hidden, radial.weight, radial.bias)
-        features = features.view(len(features), len(edges.layout), self.sphere_channels)
         scale = self.shared.edges.scale[: len(edges.layout), None] / self.rescale_factor
-        return _embedding(rotate_back(features * scale, edges), self.lmax_list)
+
+        def sums(edges: Edges, hidden: torch.Tensor) -> torch.Tensor:
+            features = functional.linear(hidden, radial.weight, radial.bias)
+            return rotate_back(features.view(len(features), len(edges.layout), -1) * scale, edges)
+
+        return _embedding(by_parts(sums, edges, radial.hidden, _limit(edges, self.sphere_channels)), self.lmax_list)
 
 
 class FastGraphAttention(SO2EquivariantGraphAttention):
@@ -153,35 +157,23 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
     ) -> torch.Tensor:
         """(M, ...) of `weighted_sum` or `vector_sum`: a few edges at a time where nothing is kept for a gradient."""
         first, activation = convolution_weights(self.so2_conv_1), self._activation(edges.layout)
-
-        def values(edges: Edges, edge_distance: torch.Tensor) -> torch.Tensor:
-            convolved, attention = self._convolve(nodes, atomic_numbers, edge_distance, edges, first)
-            with self.shared.edge_products():
-                return reduce(convolved, attention, activation, weights, edges)
-
-        limit = max(1, _INFERENCE_NUMBERS // (len(edges.layout) * 2 * self.sphere_channels))
-        is_short = len(edges.source) <= limit or edges.source.is_cuda
-        if is_short or self.training or torch.is_grad_enabled():
-            return values(edges, edge_distance)
-        out = None
-        for piece, part in edges.parts(limit):
-            of_part = values(part, edge_distance[piece.edges])
-            out = of_part.new_zeros(len(edges.targets), *of_part.shape[1:]) if out is None else out
-            out[piece.targets] = of_part
-        return out
-
-    def _convolve(
-        self,
-        nodes: torch.Tensor,
-        atomic_numbers: torch.Tensor,
-        edge_distance: torch.Tensor,
-        edges: Edges,
-        weights: Weights,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gates and features (E, ...) of the first convolution, and attention weights (E, H)."""
         function = self.rad_func if self.use_m_share_rad else self.so2_conv_1.rad_func
         edge_index = torch.stack([edges.source, edges.target])
         radial = radial_of(function, self, atomic_numbers, edge_distance, edge_index)
+
+        def values(edges: Edges, hidden: torch.Tensor) -> torch.Tensor:
+            convolved, attention = self._convolve(nodes, radial._replace(hidden=hidden), edges, first)
+            with self.shared.edge_products():
+                return reduce(convolved, attention, activation, weights, edges)
+
+        if self.training:  # dropout draws its numbers for all edges at once
+            return values(edges, radial.hidden)
+        return by_parts(values, edges, radial.hidden, _limit(edges, self.sphere_channels))
+
+    def _convolve(
+        self, nodes: torch.Tensor, radial: Radial, edges: Edges, weights: Weights
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Gates and features (E, ...) of the first convolution, and attention weights (E, H)."""
         dtype = self.shared.edge_dtype(nodes)
         with torch.autocast(nodes.device.type, enabled=False):
             with self.shared.edge_products():
@@ -287,6 +279,11 @@ _OF_EDGES = {
     SO2EquivariantGraphAttention: FastGraphAttention,
     GraphDropPath: FastDropPath,
 }
+
+
+def _limit(edges: Edges, channels: int) -> int:
+    """How many edges to take at a time where nothing is kept for a gradient."""
+    return max(1, _INFERENCE_NUMBERS // (len(edges.layout) * 2 * channels))
 
 
 def _embedding(features: torch.Tensor, lmax_list: list[int]) -> SO3_Embedding:

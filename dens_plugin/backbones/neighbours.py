@@ -138,6 +138,24 @@ def search_of(backbone: Any) -> Search:
     )
 
 
+def found_graph(backbone: Any, data: Batch, **options: Any) -> Any:
+    """The graph of a batch for a backbone that reads records: on a CPU this package's search spares it the host's.
+
+    Args:
+        backbone: of the host's, or of this package's.
+        data: the batch, with a record or without.
+        **options: of ``generate_graph`` that say what the backbone's attributes say.
+
+    Raises:
+        ValueError: for a record of another batch.
+    """
+    if not backbone.otf_graph:
+        return backbone.generate_graph(data, **options)
+    if not (NEIGHBOURS in data or data.pos.is_cuda):
+        data = with_neighbours(data, search_of(backbone))
+    return read_or_find(backbone, backbone.generate_graph, data, **options)
+
+
 def read_or_find(backbone: Any, find: Callable[..., Any], data: Batch, **options: Any) -> Any:
     """The graph of a batch: by its record where it is of this backbone's search, else by searching.
 

@@ -8,6 +8,7 @@ to the host's function for the limit of neighbours, ties included, for the batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,12 +50,15 @@ def periodic_edges(
         strictly: whether ties at this limit are cut.
 
     Returns:
-        None for structures of different boundaries, about which the host has something to say.
+        None for structures of different boundaries or flat cells, about which the host has something to say.
     """
     periodic = _periodic(batch)
     if periodic is None:
         return None
-    counts = [int(most) for most in _repeats(batch.cell, cutoff, periodic)]
+    repeats = list(_repeats(batch.cell, cutoff, periodic))
+    if not all(map(math.isfinite, repeats)):
+        return None
+    counts = [int(most) for most in repeats]
     cells = torch.cartesian_prod(*(torch.arange(-most, most + 1, dtype=torch.float) for most in counts))  # (K, 3)
     parts = list(_pairs(batch, cells, cutoff))
     pairs = Pairs(*(torch.cat(values) for values in zip(*parts, strict=True)))

@@ -90,7 +90,11 @@ def add_to_atoms(
 
 
 def weighted_backward(
-    grad: torch.Tensor, row: torch.Tensor, values: torch.Tensor, rotation: torch.Tensor, blocks: torch.Tensor,
+    grad: torch.Tensor,
+    row: torch.Tensor,
+    values: torch.Tensor,
+    rotation: torch.Tensor,
+    blocks: torch.Tensor,
     weights: Weights,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of the values (e, S, C) and of the attention (e, H) from those of the atoms (N, L, C).
@@ -107,7 +111,16 @@ def weighted_backward(
     of_values, of_attention = torch.empty_like(values), torch.empty_like(weights.attention)
     sizes = size, rotation.shape[2], channels, weights.attention.shape[1]
     _BACKWARD.run(
-        len(values), *sizes, grad, row, values, rotation, blocks, *weights, of_values, of_attention,
+        len(values),
+        *sizes,
+        grad,
+        row,
+        values,
+        rotation,
+        blocks,
+        *weights,
+        of_values,
+        of_attention,
         scratch=3 * channels,
     )
     return of_values, of_attention
@@ -207,7 +220,12 @@ def add_rotated_back(rows, rotation, e, size, components, order, counts, channel
 def _add(pointer):  # type: ignore[no-untyped-def]
     table, i = table_of(pointer), ARGUMENTS + 12
     t, count = _read(table), table[0]
-    atoms, offsets, edges, out = integers(table[i], (count,)), integers(table[i + 1], (count + 1,)), table[i + 2], table[i + 3]
+    atoms, offsets, edges, out = (
+        integers(table[i], (count,)),
+        integers(table[i + 1], (count + 1,)),
+        table[i + 2],
+        table[i + 3],
+    )
     rows = scratch_of_thread(table)
     factors = rows + FLOAT * t.size * t.channels
     of_component = factors + FLOAT * t.channels
@@ -223,7 +241,14 @@ def _add(pointer):  # type: ignore[no-untyped-def]
 
 def _backward(pointer):  # type: ignore[no-untyped-def]
     t, i = table_of(pointer), ARGUMENTS
-    size, components, channels, heads, grad, row = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], integers(t[i + 5], (t[0],))
+    size, components, channels, heads, grad, row = (
+        t[i],
+        t[i + 1],
+        t[i + 2],
+        t[i + 3],
+        t[i + 4],
+        integers(t[i + 5], (t[0],)),
+    )
     values, rotation, blocks, attention = t[i + 6], t[i + 7], integers(t[i + 8], (size, 4)), t[i + 9]
     scale, of_values, of_attention = floats(t[i + 10], (size,)), t[i + 11], floats(t[i + 12], (t[0], heads))
     rotated = scratch_of_thread(t)

@@ -61,14 +61,14 @@ def rotate_to_edges(
 
     Args:
         ends: one or two, of as many components and channels.
-        rotation: (e, S, L).
+        rotation: (e, S, L), whose rows may be parts of longer ones.
         blocks: (S, 4) of the coefficients: first component, number of components, row of the factors, and whether it is
             the first of the coefficients, sorted by degree, that have this row.
         factors: of the products, if there are any.
     """
     (_, components, channels), (first, *others) = ends[0].nodes.shape, ends
-    out = torch.empty(len(rotation), len(blocks), len(ends) * channels)
-    sizes = len(blocks), components, channels, len(ends)
+    out = rotation.new_empty(len(rotation), len(blocks), len(ends) * channels)
+    sizes = len(blocks), components, channels, len(ends), rotation.stride(0)
     of_factors = (0, 0, 0) if factors is None else factors.of(slice(None))
     second = others[0] if others else (0, 0)
     _ROTATE.run(len(rotation), *sizes, *first, *second, rotation, blocks, *of_factors, out)
@@ -84,17 +84,18 @@ def _multiply(features, factors, bias, size):  # type: ignore[no-untyped-def]
 
 def _rotate(pointer):  # type: ignore[no-untyped-def]
     t, i = table_of(pointer), ARGUMENTS
-    size, components, channels, ends = t[i], t[i + 1], t[i + 2], t[i + 3]
-    rotation, blocks = t[i + 8], integers(t[i + 9], (size, 4))
-    num_factors, factors, bias, out = t[i + 10], t[i + 11], t[i + 12], t[i + 13]
+    size, components, channels, ends, stride = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4]
+    rotation, blocks = t[i + 9], integers(t[i + 10], (size, 4))
+    num_factors, factors, bias, out = t[i + 11], t[i + 12], t[i + 13], t[i + 14]
     width = ends * channels
     start, stop = rows_of_thread(t)
     for e in range(start, stop):
         for s in range(size):
             first, count, row = blocks[s, 0], blocks[s, 1], blocks[s, 2]
-            weights, place = rotation + FLOAT * ((e * size + s) * components + first), out + FLOAT * (e * size + s) * width
+            weights = rotation + FLOAT * (e * stride + s * components + first)
+            place = out + FLOAT * (e * size + s) * width
             for end in range(ends):
-                nodes, chosen = t[i + 4 + 2 * end], integers(t[i + 5 + 2 * end], (t[0],))
+                nodes, chosen = t[i + 5 + 2 * end], integers(t[i + 6 + 2 * end], (t[0],))
                 rows = nodes + FLOAT * (chosen[e] * components + first) * channels
                 write_sum(count, weights, rows, channels, place + FLOAT * end * channels, channels)
             if factors != 0:

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from dens_plugin.nn.loops.silu import one_plus_exp, silu, silu_derivative, silu_derivative_from
+from dens_plugin.nn.loops.silu import bounded, one_plus_exp, silu, silu_derivative, silu_derivative_from
 from dens_plugin.nn.loops.sums import write_sum
 from dens_plugin.nn.loops.team import (
     ARGUMENTS,
@@ -27,6 +26,7 @@ from dens_plugin.nn.loops.team import (
     rows_of_thread,
     scratch_of_thread,
     table_of,
+    to_fixed_tuple,
     wide_vectors,
 )
 
@@ -59,7 +59,7 @@ def grid_silu(features: torch.Tensor, gates: torch.Tensor | None, to_grid: Grid,
         to_grid: of the way there.
         from_grid: of the way back.
     """
-    out = torch.empty(features.shape)
+    out = features.new_empty(features.shape)
     arguments = _arguments(features, gates, to_grid, from_grid)
     scratch = 2 * len(to_grid.counts) * len(to_grid.latitude) * features.shape[2]
     _FORWARD.run(len(features), *arguments, out, scratch=scratch)
@@ -158,7 +158,7 @@ def _activate(count: int) -> Any:
                 second += to[count + k] * x[k, i]
             a, b = one_plus_exp(first), one_plus_exp(second)
             r = _ONE / (a * b)
-            first, second = first * (r * b), second * (r * a)
+            first, second = bounded(first) * (r * b), bounded(second) * (r * a)
             for k in range(count):
                 out[k, i] += back[k] * first + back[count + k] * second
 

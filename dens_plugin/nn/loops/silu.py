@@ -12,12 +12,13 @@ from dens_plugin.nn.loops.team import inlined
 _F = np.float32
 _LOG2_E = _F(1.4426950408889634)
 _ROUND = _F(1.5 * 2**23)  # a number added to this is rounded to an integer, which stands in the last bits
-_LARGEST = _F(125)  # powers of two beyond it would leave float32's range
+_LARGEST = _F(62)  # of the powers of two, so that a product of two of them stays within float32's range
+_LEAST = _F(-44)  # below it the sigmoid is less than 2^-62, and the product of both less than 1e-17
 
 
 @inlined
 def one_plus_exp(x):  # type: ignore[no-untyped-def]
-    """1 + exp(-x), at most 2^125; NaN gives NaN."""
+    """1 + exp(-x), at most some 2^62; NaN gives NaN."""
     power = -x * _LOG2_E
     power = -_LARGEST if power < -_LARGEST else power
     power = _LARGEST if power > _LARGEST else power
@@ -35,9 +36,15 @@ def one_plus_exp(x):  # type: ignore[no-untyped-def]
 
 
 @inlined
+def bounded(x):  # type: ignore[no-untyped-def]
+    """What to multiply a sigmoid of `one_plus_exp` with; NaN stays."""
+    return _LEAST if x < _LEAST else x
+
+
+@inlined
 def silu(x):  # type: ignore[no-untyped-def]
-    """x / (1 + exp(-x))."""
-    return x / one_plus_exp(x)
+    """As torch's, x / (1 + exp(-x))."""
+    return bounded(x) / one_plus_exp(x)
 
 
 @inlined
@@ -49,4 +56,4 @@ def silu_derivative(x):  # type: ignore[no-untyped-def]
 @inlined
 def silu_derivative_from(x, sigmoid):  # type: ignore[no-untyped-def]
     """The derivative of x times its sigmoid, from both."""
-    return sigmoid * (_F(1) + x * (_F(1) - sigmoid))
+    return sigmoid * (_F(1) + bounded(x) * (_F(1) - sigmoid))

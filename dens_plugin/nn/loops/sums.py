@@ -1,13 +1,12 @@
 """Weighted sums of a few rows: the arithmetic of all loops here, eight rows at a time in registers.
 
-    out_c = sum over n of  w_n x_nc
+out_c = sum over n of  w_n x_nc
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from dens_plugin.nn.loops.team import FLOAT, compiled, floats, wide_vectors
 
 _AT_ONCE = 8

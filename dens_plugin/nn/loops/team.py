@@ -4,44 +4,81 @@ A loop is a C function of one table of numbers: how many rows there are, then ad
 needs. Every thread of torch's OpenMP pool calls it once and takes its share of the rows. A pool of their own would
 compete with torch's, whose threads stay awake for milliseconds after an operation.
 
-Numba and its compiler LLVM come with fairchem-core. What they compiled is kept on disk (Numba's ``cache``), so that the
-first use alone takes some seconds.
+Numba and its compiler LLVM come with fairchem-core. What they compiled is kept on disk, so that the first use alone
+takes some seconds. Without them, as for versions that do not fit each other, plain torch computes the same.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import logging
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 import torch
-from numba import carray, cfunc, njit, types
-from numba.extending import intrinsic
 
-_SYMBOLS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+try:
+    import llvmlite.binding as llvm
+    import numba
+    from numba import carray, cfunc, njit
+    from numba.extending import intrinsic
+    from numba.np.unsafe.ndarray import to_fixed_tuple
+except Exception as error:  # Numba refuses a NumPy that it does not know by an ImportError, older ones by others
+    _IMPORT_ERROR: Exception | None = error
+    numba = llvm = carray = cfunc = to_fixed_tuple = None
+
+    def njit(function: Any = None, **_options: Any) -> Any:
+        """Leave a function as it is: nothing calls it."""
+        return njit if function is None else function
+
+    intrinsic = njit
+else:
+    _IMPORT_ERROR = None
+
+__all__ = [
+    "ARGUMENTS",
+    "FLOAT",
+    "INTEGER",
+    "Loop",
+    "compiled",
+    "floats",
+    "inlined",
+    "integers",
+    "loops_reason",
+    "rows_of_thread",
+    "scratch_of_thread",
+    "table_of",
+    "to_fixed_tuple",
+    "uses_loops",
+    "wide_vectors",
+]
+
 FLOAT, INTEGER = 4, 8  # bytes of a number
 ARGUMENTS = 3  # where a loop's own arguments begin in its table
 
-_thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
-_thread_count = types.ExternalFunction("omp_get_num_threads", types.int32())
+_SYMBOLS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 
-# A product and a sum may be one instruction; sums are never reordered, and NaN and infinity stay what they are.
-compiled = functools.partial(njit, fastmath={"contract"}, error_model="numpy", cache=True)
+# A product and a sum may be one instruction; sums are never reordered, and NaN and infinity stay what they are. Not
+# kept on disk one by one: Numba would not see that another file changed which a function calls (`Loop` does).
+compiled = functools.partial(njit, fastmath={"contract"}, error_model="numpy")
 inlined = functools.partial(compiled, forceinline=True)
 
 
 def loops_reason() -> str | None:
-    """Why plain torch computes what these loops would, or None where they can run."""
-    return _openmp()[1]
+    """Why plain torch computes what these loops would, or None where they can run.
+
+    The last check runs a small loop: what a machine does not allow shows there, once, and not in the middle of a step.
+    """
+    return (_IMPORT_ERROR and f"Numba cannot be imported: {_IMPORT_ERROR}") or _openmp()[1] or _probe()
 
 
 def uses_loops(*tensors: torch.Tensor) -> bool:
-    """Whether the loops compute with these: all float32 on a CPU, and not under `torch.func` or a meta device."""
+    """Whether the loops compute with these: all float32 on a CPU, where loops can run."""
     return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors) and loops_reason() is None
 
 
@@ -58,7 +95,14 @@ class Loop:
     @functools.cached_property
     def address(self) -> int:
         """Of the compiled function."""
-        return int(cfunc(types.void(types.voidptr), cache=True)(self._function).address)
+        function = self._function
+        named = types.FunctionType(function.__code__, function.__globals__, function.__name__)
+        named.__module__, named.__qualname__ = function.__module__, f"{function.__name__}_{_fingerprint()}"
+        compile_one = functools.partial(cfunc, numba.void(numba.types.voidptr))
+        try:
+            return int(compile_one(cache=True)(named).address)
+        except RuntimeError:  # there is no folder to keep it in
+            return int(compile_one()(named).address)
 
     def run(self, rows: int, *arguments: torch.Tensor | int, scratch: int = 0) -> None:
         """Let torch's threads take their shares of the rows.
@@ -71,7 +115,7 @@ class Loop:
         if rows == 0:
             return
         threads = min(torch.get_num_threads(), rows)
-        memory = torch.empty(threads, scratch)
+        memory = torch.empty(threads, scratch, dtype=torch.float32)
         numbers = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (rows, memory, scratch, *arguments)]
         table = np.array(numbers, dtype=np.int64)
         library = _openmp()[0]
@@ -91,7 +135,7 @@ def wide_vectors(_typing_context):  # type: ignore[no-untyped-def]
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return context.get_dummy_value()
 
-    return types.void(), generate
+    return numba.void(), generate
 
 
 @inlined
@@ -125,10 +169,10 @@ def integers(address, shape):  # type: ignore[no-untyped-def]
     return carray(_integer_pointer(address), shape, np.int64)
 
 
-def _pointer_to(kind: types.Type) -> Any:
+def _pointer_to(kind: str) -> Any:
     @intrinsic
     def pointer(_typing_context, _address):  # type: ignore[no-untyped-def]
-        signature = types.CPointer(kind)(types.int64)
+        signature = numba.types.CPointer(getattr(numba, kind))(numba.int64)
 
         def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -138,7 +182,10 @@ def _pointer_to(kind: types.Type) -> Any:
     return pointer
 
 
-_float_pointer, _integer_pointer = _pointer_to(types.float32), _pointer_to(types.int64)
+_float_pointer, _integer_pointer = _pointer_to("float32"), _pointer_to("int64")
+if numba is not None:
+    _thread_number = numba.types.ExternalFunction("omp_get_thread_num", numba.int32())
+    _thread_count = numba.types.ExternalFunction("omp_get_num_threads", numba.int32())
 
 
 @functools.cache
@@ -149,11 +196,44 @@ def _openmp() -> tuple[ctypes.CDLL | None, str | None]:
         library = ctypes.CDLL(str(path))  # whose symbols are also those of the libraries that it needs
         addresses = {name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value for name in _SYMBOLS}
     except (OSError, AttributeError) as error:
-        reason = f"torch's OpenMP library is not to be had ({error}); plain torch computes the same, more slowly"
-        logging.info(reason)
-        return None, reason
+        return None, f"torch's OpenMP library is not to be had: {error}"
     for name in _SYMBOLS[1:]:
         llvm.add_symbol(name, addresses[name])
     library.GOMP_parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
     library.GOMP_parallel.restype = None
     return library, None
+
+
+@functools.cache
+def _fingerprint() -> str:
+    """Of all files of this folder, of which any may change what a loop does."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
+def _add_one(pointer):  # type: ignore[no-untyped-def]
+    table = table_of(pointer)
+    numbers = floats(table[ARGUMENTS], (table[0],))
+    start, stop = rows_of_thread(table)
+    for row in range(start, stop):
+        numbers[row] += 1
+
+
+_PROBE = Loop(_add_one)
+
+
+@functools.cache
+def _probe() -> str | None:
+    """What keeps the smallest loop from running here."""
+    numbers = torch.zeros(1000, dtype=torch.float32)
+    try:
+        _PROBE.run(len(numbers), numbers)
+    except Exception as error:  # whatever it is, plain torch computes the same
+        reason: str | None = (
+            f"a loop cannot be compiled or run: {(str(error).splitlines() or [type(error).__name__])[0]}"
+        )
+    else:
+        reason = None if bool((numbers == 1).all()) else "loops compute wrong numbers"
+    if reason is not None:
+        logging.info(f"Plain torch computes on the CPU, as {reason}.")
+    return reason

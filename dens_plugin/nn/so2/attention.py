@@ -97,7 +97,7 @@ def _sum(
     for piece in edges.pieces:
         inputs = activated[piece.edges]
         of_piece = inputs.new_empty(len(inputs), weights.width) if values is None else values[piece.edges]
-        write_product(inputs, weights, edges.layout, of_piece)
+        write_product(edges.layout.orders_of(inputs), weights, edges.layout, of_piece)
         _collect_weighed(of_piece, attention[piece.edges], edges, piece, out)
     return out
 

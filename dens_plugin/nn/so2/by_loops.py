@@ -7,6 +7,7 @@ autograd sees none of it.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 
 import torch
 
@@ -15,7 +16,7 @@ from dens_plugin.nn.loops.product_gradient import product_gradient
 from dens_plugin.nn.loops.rotate import End, Factors, rotate_to_edges
 from dens_plugin.nn.so2.edges import Edges, Piece
 from dens_plugin.nn.so2.layout import Layout
-from dens_plugin.nn.so2.radial import Radial, factor_rows
+from dens_plugin.nn.so2.radial import Order, Radial, factor_rows, orders
 
 
 class LoopInputs:
@@ -27,11 +28,16 @@ class LoopInputs:
 
     def of(self, piece: Piece) -> torch.Tensor:
         """(e, S, 2C)."""
-        if self._radial is not None:
-            values = torch.mm(self._radial.hidden[piece.edges], self._radial.weight.t())
-            self._factors = Factors(values.unflatten(1, (-1, 2 * self._nodes.shape[2])), self._radial.bias)
-        rotation = self._edges.rotation[piece.edges]
-        return rotate_to_edges(self._ends(piece), rotation, _blocks(self._edges, self._factors), self._factors)
+        edges, radial = self._edges, self._radial
+        self._factors = None if radial is None else self._factors_of(radial, piece)
+        return rotate_to_edges(
+            self._ends(piece), edges.rotation[piece.edges], _blocks(edges, self._factors), self._factors
+        )
+
+    def by_order(self, piece: Piece) -> Iterator[torch.Tensor]:
+        """For every m from 0 on its share of them, of m and -m: less is in memory at a time."""
+        for m, order in enumerate(orders(self._edges.layout, self._num_rows)):
+            yield self._of_order(piece, m, order)
 
     def add_gradient(self, grad: torch.Tensor, piece: Piece) -> None:
         """Take that of the last piece's inputs, (e, S, 2C), which is written over."""
@@ -56,6 +62,30 @@ class LoopInputs:
         nodes, radial = self._sums
         return nodes, *(radial or ())
 
+    def _of_order(self, piece: Piece, m: int, order: Order) -> torch.Tensor:
+        edges, radial = self._edges, self._radial
+        rotation = edges.rotation[piece.edges, order.start : order.start + order.signs * order.degrees]
+        factors = None if radial is None else self._factors_of(radial, piece, order.rows)
+        return rotate_to_edges(self._ends(piece), rotation, _known_blocks(edges.layout, self._num_rows, m), factors)
+
+    @property
+    def _num_rows(self) -> int:
+        """R of the factors; where there are none it does not matter."""
+        return self._edges.layout.lmax + 1 if self._radial is None else len(self._radial.bias) // self._width
+
+    @property
+    def _width(self) -> int:
+        """2C."""
+        return 2 * self._nodes.shape[2]
+
+    def _factors_of(self, radial: Radial, piece: Piece, rows: slice = slice(None)) -> Factors:
+        """(e, R, 2C) for some of the rows."""
+        weight, bias = (
+            part.unflatten(0, (-1, self._width))[rows].flatten(0, 1) for part in (radial.weight, radial.bias)
+        )
+        values = torch.mm(radial.hidden[piece.edges], weight.t())
+        return Factors(values.unflatten(1, (-1, self._width)), bias)
+
     @functools.cached_property
     def _sums(self) -> tuple[torch.Tensor, Radial | None]:
         return torch.zeros_like(self._nodes), None if self._radial is None else self._radial.zeros()
@@ -75,9 +105,7 @@ def collect(
 ) -> None:
     """As `rotation.collect`, of features that are weighed first if there are attention weights (e, H)."""
     weights = None if attention is None else Weights(attention.contiguous(), edges.scale)
-    add_to_atoms(
-        features, edges.rotation[piece.edges], _degrees(edges.layout), _targets(edges, piece), out, weights
-    )
+    add_to_atoms(features, edges.rotation[piece.edges], _degrees(edges.layout), _targets(edges, piece), out, weights)
 
 
 def collect_backward(
@@ -94,12 +122,17 @@ def _blocks(edges: Edges, factors: Factors | None = None) -> torch.Tensor:
 
 
 @functools.cache
-def _known_blocks(layout: Layout, num_factors: int) -> torch.Tensor:
+def _known_blocks(layout: Layout, num_factors: int, m: int | None = None) -> torch.Tensor:
+    """Of all coefficients, or of those of m and -m, whose rows are counted from their first one."""
     rows = factor_rows(layout, num_factors)
     firsts = {row: s for s, row in reversed([(s, rows[s]) for s in layout.by_degree])}
     coefficients = zip(layout.coefficients, rows, strict=True)
     blocks = [[degree**2, 2 * degree + 1, row, firsts[row] == s] for s, ((degree, _), row) in enumerate(coefficients)]
-    return torch.tensor(blocks)
+    if m is None:
+        return torch.tensor(blocks)
+    order = list(orders(layout, num_factors))[m]
+    of_order = torch.tensor(blocks[order.start : order.start + order.signs * order.degrees])
+    return of_order - torch.tensor([0, 0, order.rows.start, 0])
 
 
 @functools.cache

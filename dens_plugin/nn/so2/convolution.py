@@ -12,7 +12,7 @@ In reduced precision the sums would round the operands, so that there the four a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -58,10 +58,9 @@ class Weights:
         """Number of outputs: X + S C'."""
         return sum(weight.shape[0] for weight in self.orders)
 
-    @cached_property
-    def factors(self) -> list[_Complex]:
-        """(n C, n C') for every m > 0, to multiply with from the right."""
-        return [_Complex(*weight.t().chunk(2, dim=1)) for weight in self.orders[1:]]
+    def factor(self, m: int) -> _Complex:
+        """(n C, n C') of an order m > 0, to multiply with from the right."""
+        return _Complex(*self.orders[m].t().chunk(2, dim=1))
 
     def to(self, dtype: torch.dtype) -> Weights:
         """In another precision."""
@@ -92,13 +91,24 @@ def convolution(features: torch.Tensor, weights: Weights, layout: Layout) -> tor
     return out
 
 
-def write_product(features: torch.Tensor, weights: Weights, layout: Layout, out: torch.Tensor) -> None:
-    """Write the convolution of ``features`` (e, S, C) into ``out`` (e, X + S C'); autograd does not see it."""
-    flat = features.flatten(1)
-    zero, *others = _columns(weights, layout, features.shape[2])
-    torch.addmm(weights.bias, flat[:, zero.inputs], weights.orders[0].t(), out=out[:, zero.outputs])
-    for (inputs, outputs), factor in zip(others, weights.factors, strict=True):
-        _multiply(_halves(flat[:, inputs]), factor, out=_halves(out[:, outputs]))
+def write_product(of_orders: Iterable[torch.Tensor], weights: Weights, layout: Layout, out: torch.Tensor) -> None:
+    """Write the convolution of some features into ``out`` (e, X + S C'); autograd does not see it.
+
+    Args:
+        of_orders: for every m from 0 on the coefficients of m and -m, (e, n, C) or (e, 2 n, C).
+        weights: of the convolution.
+        layout: of the coefficients.
+        out: to write to.
+    """
+    start = 0
+    for m, features in enumerate(of_orders):
+        flat, stop = features.flatten(1), start + len(weights.orders[m])
+        if m == 0:
+            torch.addmm(weights.bias, flat, weights.orders[0].t(), out=out[:, start:stop])
+        else:
+            _multiply(_halves(flat), weights.factor(m), out=_halves(out[:, start:stop]))
+        start = stop
+        del features, flat  # before the next order's are made
 
 
 class Gradient:
@@ -232,7 +242,7 @@ class _Convolution(torch.autograd.Function):
     ) -> torch.Tensor:
         weights = Weights(bias, orders)
         out = features.new_empty(len(features), weights.width)
-        write_product(features, weights, layout, out)
+        write_product(layout.orders_of(features), weights, layout, out)
         ctx.save_for_backward(features, bias, *orders)
         ctx.layout = layout
         return out

@@ -6,7 +6,7 @@ import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -78,8 +78,17 @@ class Edges:
         edge_index = torch.stack([self.source[chosen], self.target[chosen]])
         return self._of(edge_index, atoms, self.rotation[chosen], self.layout, self.num_atoms)
 
-    def parts(self, limit: int) -> Iterator[tuple[Piece, Edges]]:
-        """Pieces of about so many edges, on a CPU, and the edges of each by themselves."""
+    def parts(self, limit: int) -> tuple[tuple[Piece, Edges], ...]:
+        """Pieces of about so many edges, on a CPU, and the edges of each by themselves; made once."""
+        if limit not in self._parts:
+            self._parts[limit] = tuple(self._made(limit))
+        return self._parts[limit]
+
+    @cached_property
+    def _parts(self) -> dict[int, tuple[tuple[Piece, Edges], ...]]:
+        return {}
+
+    def _made(self, limit: int) -> Iterator[tuple[Piece, Edges]]:
         for piece in _pieces(self.offsets, limit):
             offsets = self.offsets[piece.targets.start : piece.targets.stop + 1]
             whole = Piece(slice(0, len(offsets) - 1), slice(0, piece.edges.stop - piece.edges.start), piece.degree)
@@ -134,6 +143,28 @@ class Edges:
         offsets = torch.cat([first, first.new_full((1,), len(source))])
         pieces = tuple(_pieces(offsets, _CPU_EDGES)) if len(source) else ()
         return cls(source, targets, offsets, rotation, layout, num_atoms, pieces)
+
+
+def by_parts(
+    function: Callable[[Edges, torch.Tensor], torch.Tensor], edges: Edges, of_edges: torch.Tensor, limit: int
+) -> torch.Tensor:
+    """(M, ...) sums at the targets; of a few edges at a time where nothing is kept for a gradient, on a CPU.
+
+    Args:
+        function: of edges and what goes with each of them, to the sums at their targets.
+        edges: all.
+        of_edges: (E, ...).
+        limit: about so many edges at a time.
+    """
+    if len(edges.source) <= limit or edges.source.is_cuda or torch.is_grad_enabled():
+        return function(edges, of_edges)
+    out = None
+    for piece, part in edges.parts(limit):
+        of_part = function(part, of_edges[piece.edges])
+        out = of_part.new_zeros(len(edges.targets), *of_part.shape[1:]) if out is None else out
+        out[piece.targets] = of_part
+    assert out is not None, "more edges than the limit are in some part"
+    return out
 
 
 def _pieces(offsets: torch.Tensor, limit: int) -> Iterator[Piece]:

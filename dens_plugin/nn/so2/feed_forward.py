@@ -18,7 +18,7 @@ from torch.nn import functional
 from dens_plugin.nn.so2.grid_parts import grid_parts
 from dens_plugin.nn.so2.tf32 import backward_as_forward
 
-_GRID_BYTES = 4 << 20  # of the values on the grid at a time
+_GRID_BYTES = 2 << 20  # of the values on the grid at a time
 
 
 class DegreeLinear(NamedTuple):

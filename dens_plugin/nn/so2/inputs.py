@@ -7,6 +7,7 @@ In plain torch; `by_loops.LoopInputs` does the same for float32 on a CPU. Autogr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -22,6 +23,9 @@ class Inputs(Protocol):
 
     def of(self, piece: Piece) -> torch.Tensor:
         """(e, S, 2C)."""
+
+    def by_order(self, piece: Piece) -> Iterator[torch.Tensor]:
+        """For every m from 0 on its share of them, of m and -m."""
 
     def add_gradient(self, grad: torch.Tensor, piece: Piece) -> None:
         """Take the gradient (e, S, 2C) of the inputs of the last piece, which is written over."""
@@ -61,11 +65,16 @@ class PlainInputs:
         self._factors = self._radial.factors(piece.edges, 2 * self._nodes.shape[2])
         return multiply(self._ends, self._factors, self._edges.layout)
 
+    def by_order(self, piece: Piece) -> Iterator[torch.Tensor]:
+        """For every m from 0 on its share of them, of m and -m."""
+        return self._edges.layout.orders_of(self.of(piece))
+
     def add_gradient(self, grad: torch.Tensor, piece: Piece) -> None:
         """Take that of the last piece's inputs, (e, S, 2C), which is written over."""
         sums, edges = self._sums, self._edges
         if self._radial is not None and sums.radial is not None:
-            assert self._ends is not None and self._factors is not None, "a gradient comes after its inputs"
+            assert self._ends is not None, "a gradient comes after its inputs"
+            assert self._factors is not None
             of_factors = multiply_backward(grad, self._ends, self._factors, edges.layout)
             self._radial.add_gradients(of_factors, piece.edges, sums.radial)
         of_source, of_target = grad.chunk(2, dim=2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -61,6 +62,11 @@ class Layout:
     def start_of(self, m: int) -> int:
         """Where the coefficients of the orders m and -m begin."""
         return self.degrees_of(0) + sum(2 * self.degrees_of(k) for k in range(1, m)) if m else 0
+
+    def orders_of(self, features: torch.Tensor) -> Iterator[torch.Tensor]:
+        """For every m from 0 on the coefficients of m and -m, of features (E, S, C)."""
+        for m in range(self.mmax + 1):
+            yield features[:, self.start_of(m) : self.start_of(m + 1)]
 
     def constants_for(self, features: torch.Tensor) -> Constants:
         """On the device and in the precision of some features, made once for each, as a copy to a GPU waits for it."""

@@ -64,7 +64,7 @@ def _convolved(nodes: torch.Tensor, radial: Radial | None, weights: Weights, edg
     out = nodes.new_empty(len(edges.source), weights.width)
     inputs = _inputs(nodes, radial, edges)
     for piece in edges.pieces:
-        write_product(inputs.of(piece), weights, edges.layout, out[piece.edges])
+        write_product(inputs.by_order(piece), weights, edges.layout, out[piece.edges])
     return out
 
 

@@ -46,7 +46,7 @@ class Radial(NamedTuple):
         sums.bias.add_(flat.sum(0))
 
 
-class _Order(NamedTuple):
+class Order(NamedTuple):
     """Where an order m is: among the S coefficients, as 1 or 2 signs of so many degrees, and among the R factors.
 
     Attributes:
@@ -74,7 +74,7 @@ def multiply(parts: Sequence[torch.Tensor], factors: torch.Tensor, layout: Layou
         layout: of the S coefficients.
     """
     out = parts[0].new_empty(*parts[0].shape[:2], factors.shape[2])
-    for order in _orders(layout, factors.shape[1]):
+    for order in orders(layout, factors.shape[1]):
         for part, channels in _side_by_side(parts):
             of_part = factors[:, None, order.rows, channels]
             torch.mul(order.of(part), of_part, out=order.of(out)[..., channels])
@@ -86,7 +86,7 @@ def multiply_backward(
 ) -> torch.Tensor:
     """Gradient (e, R, P C) of the factors; ``grad`` (e, S, P C) becomes that of the features, in place."""
     out = torch.empty_like(factors)
-    for order in _orders(layout, factors.shape[1]):
+    for order in orders(layout, factors.shape[1]):
         of_order = order.of(grad)
         for part, channels in _side_by_side(parts):
             of_factors = out[:, order.rows, channels]
@@ -101,8 +101,8 @@ def multiply_backward(
 
 def factor_rows(layout: Layout, num_factors: int) -> list[int]:
     """For each of S coefficients its row among R factors."""
-    orders = _orders(layout, num_factors)
-    return [order.rows.start + n for order in orders for _ in range(order.signs) for n in range(order.degrees)]
+    every = orders(layout, num_factors)
+    return [order.rows.start + n for order in every for _ in range(order.signs) for n in range(order.degrees)]
 
 
 def _side_by_side(parts: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, slice]]:
@@ -113,12 +113,12 @@ def _side_by_side(parts: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor,
         yield part, slice(start, end)
 
 
-def _orders(layout: Layout, num_factors: int) -> Iterator[_Order]:
+def orders(layout: Layout, num_factors: int) -> Iterator[Order]:
     """For every m from 0 on."""
     shares_orders = num_factors == layout.lmax + 1 and layout.mmax > 0
     first = 0
     for m in range(layout.mmax + 1):
         count = layout.degrees_of(m)
         rows = slice(m, m + count) if shares_orders else slice(first, first + count)
-        yield _Order(layout.start_of(m), 1 if m == 0 else 2, count, rows, m == 0 or not shares_orders)
+        yield Order(layout.start_of(m), 1 if m == 0 else 2, count, rows, m == 0 or not shares_orders)
         first += count

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from loop_samples import needs_loops
+
+from dens_plugin.nn.loops import team
+from dens_plugin.nn.loops.team import ARGUMENTS, Loop, floats, loops_reason, rows_of_thread, table_of, uses_loops
+
+
+def _write_thread(pointer):
+    table = table_of(pointer)
+    out = floats(table[ARGUMENTS], (table[0],))
+    start, stop = rows_of_thread(table)
+    for row in range(start, stop):
+        out[row] = 10 * row + 1
+
+
+@needs_loops
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("rows", [0, 1, 2, 1001])
+def test_every_row_is_some_threads(rows, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out = torch.zeros(rows)
+        Loop(_write_thread).run(rows, out)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(out, 10 * torch.arange(rows).float() + 1)
+
+
+@needs_loops
+def test_loops_are_for_float32_on_a_cpu():
+    assert uses_loops(torch.zeros(1))
+    assert not uses_loops(torch.zeros(1), torch.zeros(1, dtype=torch.float64))
+    assert not uses_loops(torch.zeros(1, dtype=torch.bfloat16))
+    assert not uses_loops(torch.zeros(1, device="meta"))
+
+
+def test_a_loop_that_cannot_be_compiled_is_a_reason(monkeypatch):
+    def wrong(pointer):
+        return pointer.nothing
+
+    monkeypatch.setattr(team, "_PROBE", Loop(wrong))
+    team._probe.cache_clear()
+    try:
+        assert "cannot be compiled" in loops_reason()
+        assert not uses_loops(torch.zeros(1))
+    finally:
+        team._probe.cache_clear()
+
+
+def test_another_openmp_library_is_a_reason(monkeypatch):
+    monkeypatch.setattr(team, "_SYMBOLS", ("GOMP_parallel_of_nobody",))
+    team._openmp.cache_clear()
+    try:
+        assert "GOMP_parallel_of_nobody" in loops_reason()
+    finally:
+        team._openmp.cache_clear()
+
+
+@pytest.mark.parametrize("missing", ["numba", "llvmlite"])
+def test_everything_imports_without_numba(missing):
+    program = f"""
+import sys
+sys.modules[{missing!r}] = None
+from dens_plugin.nn.loops.team import loops_reason
+import dens_plugin.nn.so2.attention
+print(loops_reason())
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "Numba cannot be imported" in found.stdout
+
+
+def test_what_is_kept_on_disk_is_of_all_files(monkeypatch, tmp_path):
+    first = team._fingerprint()
+    (tmp_path / "sums.py").write_text("changed")
+    monkeypatch.setattr(team, "__file__", str(tmp_path / "team.py"))
+    team._fingerprint.cache_clear()
+    try:
+        assert team._fingerprint() != first
+    finally:
+        team._fingerprint.cache_clear()
