@@ -162,24 +162,26 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         radial = radial_of(function, self, atomic_numbers, edge_distance, edge_index)
 
         def values(edges: Edges, hidden: torch.Tensor) -> torch.Tensor:
-            convolved, attention = self._convolve(nodes, radial._replace(hidden=hidden), edges, first)
+            activated, attention = self._activated(nodes, radial._replace(hidden=hidden), edges, first, activation)
             with self.shared.edge_products():
-                return reduce(convolved, attention, activation, weights, edges)
+                return reduce(activated, attention, weights, edges)
 
         if self.training:  # dropout draws its numbers for all edges at once
             return values(edges, radial.hidden)
         return by_parts(values, edges, radial.hidden, _limit(edges, self.sphere_channels))
 
-    def _convolve(
-        self, nodes: torch.Tensor, radial: Radial, edges: Edges, weights: Weights
+    def _activated(
+        self, nodes: torch.Tensor, radial: Radial, edges: Edges, weights: Weights, activation: Activation
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Gates and features (E, ...) of the first convolution, and attention weights (E, H)."""
+        """Activated features (E, S, C) of the first convolution, and attention weights (E, H)."""
         dtype = self.shared.edge_dtype(nodes)
         with torch.autocast(nodes.device.type, enabled=False):
             with self.shared.edge_products():
                 width = self.num_heads * self.attn_alpha_channels
                 scalars, features = messages(nodes, radial, weights, edges, dtype, num_scalars=width)
-            return features, self._attention(scalars.to(nodes.dtype), edges)
+            attention = self._attention(scalars.to(nodes.dtype), edges)
+        with self.shared.edge_products():
+            return activation(features, len(edges.layout)), attention
 
     def _attention(self, scalars: torch.Tensor, edges: Edges) -> torch.Tensor:
         """(E, H) attention weights of (E, H A) scalars."""

@@ -20,7 +20,7 @@ from torch.nn import functional
 from dens_plugin.backbones.escn_fast import Geometry, layer
 from dens_plugin.backbones.escn_no_edges import allow_no_edges
 from dens_plugin.backbones.forward_pass import require_directions, require_known_elements, require_sorted
-from dens_plugin.backbones.neighbours import degrees_of
+from dens_plugin.backbones.neighbours import degrees_of, found_graph
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.nn.edge_frames import edge_frames
@@ -77,7 +77,7 @@ class ESCNDeNS(eSCNBackbone):
 
     def _fast_forward(self, data: Batch) -> dict[str, Any]:
         require_known_elements(data, self.max_num_elements)
-        graph = self.generate_graph(data)
+        graph = found_graph(self, data)
         require_sorted(graph.edge_index, searched_by_host=self.otf_graph)
         frames = self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec)
         geometry = self._geometry(graph, frames)

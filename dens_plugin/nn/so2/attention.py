@@ -18,7 +18,6 @@ from dens_plugin.nn.kernels import softmax_by_target as kernels
 from dens_plugin.nn.kernels.availability import uses_triton
 from dens_plugin.nn.loops.team import uses_loops
 from dens_plugin.nn.so2 import by_loops
-from dens_plugin.nn.so2.activation import Activation
 from dens_plugin.nn.so2.convolution import Gradient, Weights, write_product
 from dens_plugin.nn.so2.edges import Edges, Piece
 from dens_plugin.nn.so2.fused import fused_weighted_sum
@@ -36,23 +35,19 @@ def softmax_by_target(logits: torch.Tensor, edges: Edges) -> torch.Tensor:
     return logits.view(-1, degree, logits.shape[1]).softmax(1).view_as(logits)
 
 
-def weighted_sum(
-    convolved: torch.Tensor, attention: torch.Tensor, activation: Activation, weights: Weights, edges: Edges
-) -> torch.Tensor:
+def weighted_sum(activated: torch.Tensor, attention: torch.Tensor, weights: Weights, edges: Edges) -> torch.Tensor:
     """Sum of the values of the edges of every target, in the nodes' frame.
 
     Args:
-        convolved: (E, num_gates C + S C) gates and features of the first convolution.
+        activated: (E, S, C) features of the first convolution behind their activation.
         attention: (E, H) weights of the heads.
-        activation: of gates and features.
         weights: of the second convolution, to H V channels.
         edges: E of them, to M targets.
 
     Returns:
         (M, (lmax + 1)^2, H V), float32 or better.
     """
-    weights = weights.to(convolved.dtype)
-    activated = activation(convolved, len(edges.layout))
+    weights = weights.to(activated.dtype)
     if uses_triton(activated):
         return fused_weighted_sum(activated, attention, weights, edges)
     if not torch.is_grad_enabled():
@@ -61,15 +56,12 @@ def weighted_sum(
     return out
 
 
-def vector_sum(
-    convolved: torch.Tensor, attention: torch.Tensor, activation: Activation, weights: Weights, edges: Edges
-) -> torch.Tensor:
+def vector_sum(activated: torch.Tensor, attention: torch.Tensor, weights: Weights, edges: Edges) -> torch.Tensor:
     """Degree 1 of a sum with one channel: a vector head, whose last projection is folded into ``weights``.
 
     Args:
-        convolved: (E, num_gates C + S C), as for `weighted_sum`.
+        activated: (E, S, C), as for `weighted_sum`.
         attention: (E, H) weights of the heads.
-        activation: of gates and features.
         weights: of the second convolution's outputs of degree 1, a channel for each head: (H, (lmax + 1) C) of m = 0,
             and (2 H, lmax C) of m = 1 unless mmax is 0.
         edges: E of them, to M targets.
@@ -77,8 +69,7 @@ def vector_sum(
     Returns:
         (M, 3) coefficients of degree 1.
     """
-    activated = activation(convolved, len(edges.layout))
-    values = _vector_values(activated, weights.to(convolved.dtype), edges.layout)
+    values = _vector_values(activated, weights.to(activated.dtype), edges.layout)
     messages = (values * attention[:, None]).sum(2) * edges.scale[1]  # (E, 1 or 3)
     rotation = _of_degree_one(edges.rotation, edges.layout)[:, :, 1:4]
     vectors = torch.einsum("ei,eij->ej", messages.to(rotation.dtype), rotation)

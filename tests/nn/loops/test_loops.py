@@ -102,7 +102,7 @@ def test_weighted_sum(targets, layout, kind, in_plain_torch):
     inputs = [convolved, attention, weights.bias, *weights.orders]
 
     def computed():
-        return with_gradients([weighted_sum(convolved, attention, activation, weights, edges)], inputs)
+        return with_gradients([weighted_sum(activation(convolved, len(layout)), attention, weights, edges)], inputs)
 
     found = computed()
     in_plain_torch()
@@ -153,7 +153,7 @@ def test_threads_do_not_change_a_bit():
     before, results = torch.get_num_threads(), []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        out = weighted_sum(convolved, attention, activation, weights, edges)
+        out = weighted_sum(activation(convolved, len(layout)), attention, weights, edges)
         results.append(with_gradients([out], [convolved, attention]))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -166,6 +166,6 @@ def test_nan_stays_where_it_belongs():
     convolved = torch.randn(len(TARGETS), 30 * CHANNELS)
     convolved[0, -1] = float("nan")
     with torch.no_grad():
-        out = weighted_sum(convolved, torch.rand(len(TARGETS), 2), activation, weights, edges)
+        out = weighted_sum(activation(convolved, len(layout)), torch.rand(len(TARGETS), 2), weights, edges)
     assert out[0].isnan().any()
     assert out[1:].isfinite().all()

@@ -22,11 +22,7 @@ def sample(targets, is_separable=True):
     return activation, inputs, torch.rand(len(targets), 2, requires_grad=True)
 
 
-def fused(inputs, attention, activation, weights, edges):
-    return fused_weighted_sum(activation(inputs, SIZE), attention, weights, edges)
-
-
-@pytest.mark.parametrize("function", [weighted_sum, fused])
+@pytest.mark.parametrize("function", [weighted_sum, fused_weighted_sum])
 @pytest.mark.parametrize("is_separable", [True, False])
 @on_all_graphs
 def test_weighted_sum(targets, is_separable, function):
@@ -48,7 +44,7 @@ def test_weighted_sum(targets, is_separable, function):
         )
 
     def found(inputs, attention, bias, *orders):
-        return function(inputs, attention, activation, Weights(bias, orders), edges)
+        return function(activation(inputs, SIZE), attention, Weights(bias, orders), edges)
 
     check(found, formula, inputs, attention, weights.bias, *weights.orders)
 
@@ -64,8 +60,8 @@ def test_vector_sum_is_degree_one(targets):
     zero, one = weights.orders
     of_degree = Weights(weights.bias[2:4], [zero[2:4], one.unflatten(0, (2, 2, 2))[:, 0].flatten(0, 1)])
     check(
-        lambda i, a: vector_sum(i, a, activation, of_degree, edges),
-        lambda i, a: weighted_sum(i, a, activation, weights, edges)[:, 1:4].sum(2),
+        lambda i, a: vector_sum(activation(i, SIZE), a, of_degree, edges),
+        lambda i, a: weighted_sum(activation(i, SIZE), a, weights, edges)[:, 1:4].sum(2),
         inputs,
         attention,
     )
@@ -79,7 +75,7 @@ def test_vector_sum_of_order_zero():
     values = activation(inputs, 3).flatten(1) @ weights.orders[0].T + weights.bias
     messages = (values * attention).sum(1) * layout.constants_for(torch.zeros(())).scale[1]
     expected = torch.zeros(4, 3).index_add(0, edges.target, messages[:, None] * edges.rotation[:, 1, 1:4])
-    assert torch.allclose(vector_sum(inputs, attention, activation, weights, edges), expected)
+    assert torch.allclose(vector_sum(activation(inputs, 3), attention, weights, edges), expected)
 
 
 @on_all_graphs
@@ -94,8 +90,8 @@ def test_softmax_by_target(targets):
 def test_nothing_is_kept_without_gradients():
     edges, weights = graph(GRAPHS["equal degrees"]), weights_of(3, 4)
     activation, inputs, attention = sample(GRAPHS["equal degrees"])
-    expected = weighted_sum(inputs, attention, activation, weights, edges)
+    expected = weighted_sum(activation(inputs, SIZE), attention, weights, edges)
     with torch.no_grad():
-        found = weighted_sum(inputs, attention, activation, weights, edges)
+        found = weighted_sum(activation(inputs, SIZE), attention, weights, edges)
     assert not found.requires_grad
     assert torch.equal(found, expected)
