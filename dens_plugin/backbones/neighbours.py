@@ -139,7 +139,7 @@ def search_of(backbone: Any) -> Search:
 
 
 def found_graph(backbone: Any, data: Batch, **options: Any) -> Any:
-    """The graph of a batch for a backbone that reads records: on a CPU this package's search spares it the host's.
+    """The graph of a batch for a backbone that reads records: on a CPU, in float32, by this package's search.
 
     Args:
         backbone: of the host's, or of this package's.
@@ -149,9 +149,10 @@ def found_graph(backbone: Any, data: Batch, **options: Any) -> Any:
     Raises:
         ValueError: for a record of another batch.
     """
-    if not backbone.otf_graph:
+    is_found_here = data.pos.device.type == "cpu" and data.pos.dtype == torch.float32
+    if not (backbone.otf_graph and (NEIGHBOURS in data or is_found_here)):
         return backbone.generate_graph(data, **options)
-    if not (NEIGHBOURS in data or data.pos.is_cuda):
+    if NEIGHBOURS not in data:
         data = with_neighbours(data, search_of(backbone))
     return read_or_find(backbone, backbone.generate_graph, data, **options)
 
