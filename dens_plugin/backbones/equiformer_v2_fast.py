@@ -107,7 +107,7 @@ class FastEdgeDegreeEmbedding(EdgeDegreeEmbedding):
 
         def sums(edges: Edges, hidden: torch.Tensor) -> torch.Tensor:
             features = functional.linear(hidden, radial.weight, radial.bias)
-            return rotate_back(features.view(len(features), len(edges.layout), -1) * scale, edges)
+            return rotate_back(features.view(len(features), len(edges.layout), self.sphere_channels) * scale, edges)
 
         return _embedding(by_parts(sums, edges, radial.hidden, _limit(edges, self.sphere_channels)), self.lmax_list)
 

@@ -154,6 +154,8 @@ def found_graph(backbone: Any, data: Batch, **options: Any) -> Any:
         return backbone.generate_graph(data, **options)
     if NEIGHBOURS not in data:
         data = with_neighbours(data, search_of(backbone))
+    if "generate_graph" in vars(backbone):  # that of a loader's search reads records, another's is to be called
+        return backbone.generate_graph(data, **options)
     return read_or_find(backbone, backbone.generate_graph, data, **options)
 
 
