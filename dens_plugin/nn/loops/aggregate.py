@@ -82,6 +82,7 @@ def add_to_atoms(
         out: of the atoms; contiguous.
         weights: if there are any.
     """
+    features = features if features.stride(2) == 1 else features.contiguous()
     size, channels = features.shape[1:]
     heads, of_weights = (0, (0, 0)) if weights is None else (weights.attention.shape[1], weights)
     sizes = size, rotation.shape[2], channels, features.stride(0), features.stride(1), heads

@@ -101,7 +101,7 @@ class Loop:
         compile_one = functools.partial(cfunc, numba.void(numba.types.voidptr))
         try:
             return int(compile_one(cache=True)(named).address)
-        except RuntimeError:  # there is no folder to keep it in
+        except Exception:  # there is no folder to keep it in, or what is kept there is damaged
             return int(compile_one()(named).address)
 
     def run(self, rows: int, *arguments: torch.Tensor | int, scratch: int = 0) -> None:
@@ -111,16 +111,25 @@ class Loop:
             rows: how many there are.
             arguments: what the table holds from `ARGUMENTS` on: tensors as the addresses of their first elements.
             scratch: numbers in float32 that every thread needs for itself.
+
+        Raises:
+            TypeError: for a tensor that a loop would misread.
         """
         if rows == 0:
             return
         threads = min(torch.get_num_threads(), rows)
-        memory = torch.empty(threads, scratch, dtype=torch.float32)
-        numbers = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in (rows, memory, scratch, *arguments)]
+        memory = torch.empty(threads, scratch, dtype=torch.float32, device="cpu")
+        numbers = [_address(a) if isinstance(a, torch.Tensor) else a for a in (rows, memory, scratch, *arguments)]
         table = np.array(numbers, dtype=np.int64)
         library = _openmp()[0]
         assert library is not None, "whoever runs a loop has asked `uses_loops`"
         library.GOMP_parallel(self.address, table.ctypes.data, threads, 0)
+
+
+def _address(tensor: torch.Tensor) -> int:
+    if tensor.device.type != "cpu" or tensor.dtype not in (torch.float32, torch.int64):
+        raise TypeError(f"loops read float32 and int64 on a CPU, got {tensor.dtype} on {tensor.device}")
+    return tensor.data_ptr()
 
 
 @intrinsic
@@ -225,7 +234,7 @@ _PROBE = Loop(_add_one)
 @functools.cache
 def _probe() -> str | None:
     """What keeps the smallest loop from running here."""
-    numbers = torch.zeros(1000, dtype=torch.float32)
+    numbers = torch.zeros(1000, dtype=torch.float32, device="cpu")
     try:
         _PROBE.run(len(numbers), numbers)
     except Exception as error:  # whatever it is, plain torch computes the same

@@ -117,7 +117,8 @@ class _WeightedSum(torch.autograd.Function):
         activated, attention, values, bias, *orders = ctx.saved_tensors
         edges = ctx.edges
         gradient = Gradient(Weights(bias, orders), edges.layout)
-        grad_activated, grad_attention = torch.empty_like(activated), torch.empty_like(attention)
+        grad_activated = activated.new_empty(activated.shape)  # in rows, whatever the order of the features in memory
+        grad_attention = torch.empty_like(attention)
         for piece in edges.pieces:
             of_piece = piece.edges
             grad_values, grad_attention[of_piece] = _weighed_backward(

@@ -129,23 +129,24 @@ def _known_blocks(layout: Layout, num_factors: int, m: int | None = None) -> tor
     coefficients = zip(layout.coefficients, rows, strict=True)
     blocks = [[degree**2, 2 * degree + 1, row, firsts[row] == s] for s, ((degree, _), row) in enumerate(coefficients)]
     if m is None:
-        return torch.tensor(blocks)
+        return torch.tensor(blocks, device="cpu")
     order = list(orders(layout, num_factors))[m]
-    of_order = torch.tensor(blocks[order.start : order.start + order.signs * order.degrees])
-    return of_order - torch.tensor([0, 0, order.rows.start, 0])
+    of_order = blocks[order.start : order.start + order.signs * order.degrees]
+    return torch.tensor([[*ends, row - order.rows.start, first] for *ends, row, first in of_order], device="cpu")
 
 
 @functools.cache
 def _degrees(layout: Layout) -> Degrees:
     counts = [2 * min(degree, layout.mmax) + 1 for degree in range(layout.lmax + 1)]
-    return Degrees(torch.tensor(layout.by_degree), torch.tensor(counts))
+    return Degrees(torch.tensor(layout.by_degree, device="cpu"), torch.tensor(counts, device="cpu"))
 
 
 def _targets(edges: Edges, piece: Piece) -> Groups:
     """Edges of a piece by rows of targets."""
     rows, count = piece.targets, piece.edges.stop - piece.edges.start
     offsets = edges.offsets[rows.start : rows.stop + 1] - piece.edges.start
-    return Groups(torch.arange(rows.start, rows.stop), offsets, torch.arange(count))
+    targets, numbers = torch.arange(rows.start, rows.stop, device="cpu"), torch.arange(count, device="cpu")
+    return Groups(targets, offsets, numbers)
 
 
 def _grouped(atoms: torch.Tensor) -> Groups:

@@ -130,7 +130,7 @@ class Gradient:
         self, grad: torch.Tensor, features: torch.Tensor, scalars: torch.Tensor | None = None
     ) -> torch.Tensor:
         """As `write`, (e, S, C)."""
-        out = torch.empty_like(features)
+        out = features.new_empty(features.shape)
         self.write(grad, features, out, scalars)
         return out
 

@@ -138,11 +138,11 @@ class Edges:
         layout: Layout,
         num_atoms: int,
     ) -> Edges:
-        source, target = edge_index
-        first = torch.searchsorted(target.contiguous(), targets)
+        source, target = edge_index.long().contiguous()
+        first = torch.searchsorted(target, targets)
         offsets = torch.cat([first, first.new_full((1,), len(source))])
         pieces = tuple(_pieces(offsets, _CPU_EDGES)) if len(source) else ()
-        return cls(source, targets, offsets, rotation, layout, num_atoms, pieces)
+        return cls(source, targets, offsets, rotation.contiguous(), layout, num_atoms, pieces)
 
 
 def by_parts(

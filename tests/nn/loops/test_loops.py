@@ -10,6 +10,7 @@ from dens_plugin.nn.so2.activation import GateActivation, GridActivation
 from dens_plugin.nn.so2.attention import weighted_sum
 from dens_plugin.nn.so2.by_loops import LoopInputs
 from dens_plugin.nn.so2.convolution import Weights
+from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.message import messages
 from dens_plugin.nn.so2.radial import Radial
@@ -142,6 +143,28 @@ def test_activation_of_large_values_next_to_small_ones():
     unseparated = GridActivation(grid, grid, False)(features.flatten(1), 3)
     expected = torch.einsum("gs,egc->esc", grid.dense, torch.nn.functional.silu(grid.dense @ features))
     require_close([found[:, 1:], unseparated], [expected[:, 1:], expected])
+
+
+def test_order_in_memory_does_not_matter(in_plain_torch):
+    layout = LAYOUTS[1]
+    edges, weights = graph(TARGETS, layout), weights_of(layout, CHANNELS, 6)
+    rotation = torch.cat([edges.rotation, edges.rotation], dim=1)[:, : len(layout)]
+    index = torch.stack([edges.source, edges.target], dim=1).int().t()
+    strided = Edges.build(index, rotation, layout, num_atoms=4)
+    activated = torch.randn(len(layout), CHANNELS, len(TARGETS)).permute(2, 0, 1).requires_grad_()
+    attention = torch.rand(2, len(TARGETS)).t().requires_grad_()
+    nodes = torch.randn(4, CHANNELS, 49).transpose(1, 2).requires_grad_()
+    of_nodes = weights_of(layout, 2 * CHANNELS, 3)
+    features = torch.randn(len(TARGETS), CHANNELS, len(layout)).transpose(1, 2)
+
+    def computed(edges):
+        outputs = [weighted_sum(activated, attention, weights, edges), rotate_back(features, edges)]
+        outputs += messages(nodes, None, of_nodes, edges, nodes.dtype)
+        return with_gradients(outputs, [activated, attention, nodes])
+
+    found = computed(strided)
+    in_plain_torch()
+    require_close(found, computed(edges))
 
 
 def test_threads_do_not_change_a_bit():

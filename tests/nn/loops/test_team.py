@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -85,3 +86,36 @@ def test_what_is_kept_on_disk_is_of_all_files(monkeypatch, tmp_path):
         assert team._fingerprint() != first
     finally:
         team._fingerprint.cache_clear()
+
+
+@needs_loops
+@pytest.mark.parametrize("wrong", [torch.zeros(3, dtype=torch.int32), torch.zeros(3, device="meta")])
+def test_what_a_loop_would_misread_is_an_error(wrong):
+    with pytest.raises(TypeError, match="loops read float32 and int64 on a CPU"):
+        Loop(_write_thread).run(3, wrong)
+
+
+@needs_loops
+def test_the_default_device_does_not_matter():
+    out = torch.zeros(10)
+    with torch.device("meta"):
+        Loop(_write_thread).run(10, out)
+    assert out[9] == 91
+
+
+@needs_loops
+def test_a_damaged_cache_is_no_error(tmp_path):
+    program = """
+import torch
+from dens_plugin.nn.loops.team import loops_reason
+print(loops_reason())
+"""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", program]
+    for _ in range(2):
+        found = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        assert found.stdout.strip() == "None"
+        kept = list(tmp_path.rglob("*.nbi"))
+        assert kept
+        for path in kept:
+            path.write_bytes(b"")
