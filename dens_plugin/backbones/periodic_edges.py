@@ -96,6 +96,8 @@ def _pairs(batch: Batch, cells: torch.Tensor, cutoff: float) -> Iterator[Pairs]:
     offsets = torch.bmm(batch.cell.transpose(1, 2), cells.T[None].expand(shape))  # (B, 3, K) Å
     start = 0
     for pos, offset in zip(batch.pos.split(batch.natoms.tolist()), offsets, strict=True):
+        if len(pos) == 0:  # a structure without atoms
+            continue
         near = _within_reach(pos, offset, cutoff)
         moved = pos[:, :, None] + offset[:, near]  # (n, 3, K')
         squared = torch.sum((pos[:, None, :, None] - moved) ** 2, dim=2)  # (n, n, K')

@@ -43,6 +43,7 @@ BATCHES = {
     "open": lambda: batch_of(*slabs(), pbc=[False, False, False]),
     "surface": lambda: batch_of(*slabs(), pbc=[True, True, False]),
     "atom": lambda: batch_of(bulk("Cu") * (1, 1, 1)),
+    "one without atoms": lambda: batch_of(slabs()[1][:0], slabs()[1]),
 }
 
 
@@ -54,6 +55,12 @@ def test_are_the_hosts(kind, cutoff, limit, strictly):
     expected = radius_graph_pbc(BATCHES[kind](), cutoff, limit, strictly)
     assert all(torch.equal(ours, hosts) for ours, hosts in zip(found, expected, strict=True))
     assert [ours.dtype for ours in found] == [hosts.dtype for hosts in expected]
+
+
+def test_flat_cells_are_left_to_the_host():
+    batch = BATCHES["alone"]()
+    batch.cell[0, 2] = batch.cell[0, 1]
+    assert periodic_edges(batch, 6.0, 20, strictly=True) is None
 
 
 @pytest.mark.parametrize("seed", range(20))
