@@ -59,7 +59,7 @@ def test_are_the_hosts(kind, cutoff, limit, strictly):
 
 def test_flat_cells_are_left_to_the_host():
     batch = BATCHES["alone"]()
-    batch.cell[0, 2] = batch.cell[0, 1]
+    batch.cell[0, 2] = 0
     assert periodic_edges(batch, 6.0, 20, strictly=True) is None
 
 
