@@ -221,12 +221,8 @@ def add_rotated_back(rows, rotation, e, size, components, order, counts, channel
 def _add(pointer):  # type: ignore[no-untyped-def]
     table, i = table_of(pointer), ARGUMENTS + 12
     t, count = _read(table), table[0]
-    atoms, offsets, edges, out = (
-        integers(table[i], (count,)),
-        integers(table[i + 1], (count + 1,)),
-        table[i + 2],
-        table[i + 3],
-    )
+    atoms, offsets = integers(table[i], (count,)), integers(table[i + 1], (count + 1,))
+    edges, out = table[i + 2], table[i + 3]
     rows = scratch_of_thread(table)
     factors = rows + FLOAT * t.size * t.channels
     of_component = factors + FLOAT * t.channels
@@ -242,14 +238,8 @@ def _add(pointer):  # type: ignore[no-untyped-def]
 
 def _backward(pointer):  # type: ignore[no-untyped-def]
     t, i = table_of(pointer), ARGUMENTS
-    size, components, channels, heads, grad, row = (
-        t[i],
-        t[i + 1],
-        t[i + 2],
-        t[i + 3],
-        t[i + 4],
-        integers(t[i + 5], (t[0],)),
-    )
+    size, components, channels, heads = t[i], t[i + 1], t[i + 2], t[i + 3]
+    grad, row = t[i + 4], integers(t[i + 5], (t[0],))
     values, rotation, blocks, attention = t[i + 6], t[i + 7], integers(t[i + 8], (size, 4)), t[i + 9]
     scale, of_values, of_attention = floats(t[i + 10], (size,)), t[i + 11], floats(t[i + 12], (t[0], heads))
     rotated = scratch_of_thread(t)

@@ -87,14 +87,8 @@ def _gradient(pointer):  # type: ignore[no-untyped-def]
     size, components, channels, width, nodes = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4]
     rotation, blocks, order, counts = t[i + 5], integers(t[i + 6], (size, 4)), t[i + 7], t[i + 8]
     atoms, offsets, edges = integers(t[i + 9], (t[0],)), integers(t[i + 10], (t[0] + 1,)), t[i + 11]
-    grad, num_factors, factors, bias, of_factors, of_nodes = (
-        t[i + 12],
-        t[i + 13],
-        t[i + 14],
-        t[i + 15],
-        t[i + 16],
-        t[i + 17],
-    )
+    grad, num_factors, factors, bias = t[i + 12], t[i + 13], t[i + 14], t[i + 15]
+    of_factors, of_nodes = t[i + 16], t[i + 17]
     by_degree = integers(order, (size,))
     rows = scratch_of_thread(t)
     rotated = rows + FLOAT * size * channels

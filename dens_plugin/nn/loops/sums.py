@@ -89,7 +89,7 @@ def _add_few(count, weights, rows, stride, out, size):  # type: ignore[no-untype
 @compiled
 def write_sum(count, weights, rows, stride, out, size):  # type: ignore[no-untyped-def]
     """Write the sum of ``count`` rows, weighted; there must be one at least."""
-    few = min(count, 8)
+    few = min(count, _AT_ONCE)
     _write_few(few, weights, rows, stride, out, size)
     if count > few:
         add_sum(count - few, weights + FLOAT * few, rows + FLOAT * few * stride, stride, out, size)
@@ -98,6 +98,6 @@ def write_sum(count, weights, rows, stride, out, size):  # type: ignore[no-untyp
 @compiled
 def add_sum(count, weights, rows, stride, out, size):  # type: ignore[no-untyped-def]
     """Add the sum of ``count`` rows, weighted."""
-    for first in range(0, count, 8):
-        few = min(count - first, 8)
+    for first in range(0, count, _AT_ONCE):
+        few = min(count - first, _AT_ONCE)
         _add_few(few, weights + FLOAT * first, rows + FLOAT * first * stride, stride, out, size)

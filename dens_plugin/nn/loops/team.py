@@ -43,7 +43,6 @@ else:
 __all__ = [
     "ARGUMENTS",
     "FLOAT",
-    "INTEGER",
     "Loop",
     "compiled",
     "floats",
@@ -58,7 +57,7 @@ __all__ = [
     "wide_vectors",
 ]
 
-FLOAT, INTEGER = 4, 8  # bytes of a number
+FLOAT = 4  # bytes of a number
 ARGUMENTS = 3  # where a loop's own arguments begin in its table
 
 _SYMBOLS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
@@ -238,9 +237,8 @@ def _probe() -> str | None:
     try:
         _PROBE.run(len(numbers), numbers)
     except Exception as error:  # whatever it is, plain torch computes the same
-        reason: str | None = (
-            f"a loop cannot be compiled or run: {(str(error).splitlines() or [type(error).__name__])[0]}"
-        )
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason: str | None = f"a loop cannot be compiled or run: {first_line}"
     else:
         reason = None if bool((numbers == 1).all()) else "loops compute wrong numbers"
     if reason is not None:

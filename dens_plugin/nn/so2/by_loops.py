@@ -28,11 +28,9 @@ class LoopInputs:
 
     def of(self, piece: Piece) -> torch.Tensor:
         """(e, S, 2C)."""
-        edges, radial = self._edges, self._radial
-        self._factors = None if radial is None else self._factors_of(radial, piece)
-        return rotate_to_edges(
-            self._ends(piece), edges.rotation[piece.edges], _blocks(edges, self._factors), self._factors
-        )
+        self._factors = None if self._radial is None else self._factors_of(self._radial, piece)
+        rotation, blocks = self._edges.rotation[piece.edges], _blocks(self._edges.layout, self._num_rows)
+        return rotate_to_edges(self._ends(piece), rotation, blocks, self._factors)
 
     def by_order(self, piece: Piece) -> Iterator[torch.Tensor]:
         """For every m from 0 on its share of them, of m and -m: less is in memory at a time."""
@@ -52,7 +50,7 @@ class LoopInputs:
                 add_to_atoms(grad[:, :, part], rotation, degrees, of_end, of_nodes)
             return
         of_factors = torch.empty_like(factors.values)
-        tables = rotation, _blocks(edges, factors), degrees, factors
+        tables = rotation, _blocks(edges.layout, self._num_rows), degrees, factors
         for of_end, part in zip(groups, parts, strict=True):
             product_gradient(grad, self._nodes, of_end, *tables, part, of_factors, of_nodes)
         self._radial.add_gradients(of_factors, piece.edges, of_radial)
@@ -66,12 +64,12 @@ class LoopInputs:
         edges, radial = self._edges, self._radial
         rotation = edges.rotation[piece.edges, order.start : order.start + order.signs * order.degrees]
         factors = None if radial is None else self._factors_of(radial, piece, order.rows)
-        return rotate_to_edges(self._ends(piece), rotation, _known_blocks(edges.layout, self._num_rows, m), factors)
+        return rotate_to_edges(self._ends(piece), rotation, _blocks(edges.layout, self._num_rows, m), factors)
 
     @property
     def _num_rows(self) -> int:
-        """R of the factors; where there are none it does not matter."""
-        return self._edges.layout.lmax + 1 if self._radial is None else len(self._radial.bias) // self._width
+        """R of the factors; 0 for none."""
+        return 0 if self._radial is None else len(self._radial.bias) // self._width
 
     @property
     def _width(self) -> int:
@@ -97,7 +95,7 @@ class LoopInputs:
 def expand(features: torch.Tensor, edges: Edges, piece: Piece) -> torch.Tensor:
     """As `rotation.expand`."""
     ends = [End(features.contiguous(), edges.row[piece.edges])]
-    return rotate_to_edges(ends, edges.rotation[piece.edges], _blocks(edges))
+    return rotate_to_edges(ends, edges.rotation[piece.edges], _blocks(edges.layout))
 
 
 def collect(
@@ -113,17 +111,14 @@ def collect_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of values (e, S, C) and attention (e, H) of a weighed `collect`, from that of its sums (M, L, C)."""
     weights, rotation = Weights(attention.contiguous(), edges.scale), edges.rotation[piece.edges]
-    return weighted_backward(grad.contiguous(), edges.row[piece.edges], values, rotation, _blocks(edges), weights)
-
-
-def _blocks(edges: Edges, factors: Factors | None = None) -> torch.Tensor:
-    """As `rotate_to_edges` wants them."""
-    return _known_blocks(edges.layout, edges.layout.lmax + 1 if factors is None else factors.values.shape[1])
+    return weighted_backward(
+        grad.contiguous(), edges.row[piece.edges], values, rotation, _blocks(edges.layout), weights
+    )
 
 
 @functools.cache
-def _known_blocks(layout: Layout, num_factors: int, m: int | None = None) -> torch.Tensor:
-    """Of all coefficients, or of those of m and -m, whose rows are counted from their first one."""
+def _blocks(layout: Layout, num_factors: int = 0, m: int | None = None) -> torch.Tensor:
+    """As `rotate_to_edges` wants them: of all coefficients, or of m and -m, whose rows count from their first one."""
     rows = factor_rows(layout, num_factors)
     firsts = {row: s for s, row in reversed([(s, rows[s]) for s in layout.by_degree])}
     coefficients = zip(layout.coefficients, rows, strict=True)
