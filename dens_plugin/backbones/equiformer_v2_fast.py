@@ -38,7 +38,7 @@ from dens_plugin.nn.so2.radial import Radial
 from dens_plugin.nn.so2.rotation import rotate_back
 from dens_plugin.nn.zero_gradients import with_zero_gradients
 
-_INFERENCE_NUMBERS = 5 << 19  # of an edge's two ends in its frame at a time: some 350 edges at the published size
+_INFERENCE_NUMBERS = 15 << 18  # of an edge's two ends in its frame at a time: some 530 edges at the published size
 
 
 def use_fast_path(model: nn.Module, shared: Pass | None) -> None:

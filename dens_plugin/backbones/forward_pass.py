@@ -72,10 +72,10 @@ class Pass:
         self._edge_index, self._edges = edge_index, None
         self._num_atoms, self._num_graphs = num_atoms, num_graphs
 
-    def rotate(self, rotation: torch.Tensor) -> None:
-        """Make the edges from their rotations (E, S, L), in the order of `layout`."""
+    def rotate(self, packed: torch.Tensor) -> None:
+        """Make the edges from their rotations (E, P), in the order of `layout`."""
         assert self._edge_index is not None, "the backbone begins a pass before it rotates"
-        self._edges = Edges.build(self._edge_index, rotation, self.layout, num_atoms=self._num_atoms)
+        self._edges = Edges.build(self._edge_index, packed, self.layout, num_atoms=self._num_atoms)
 
     @contextmanager
     def again(self, edges: Edges, num_graphs: int) -> Iterator[None]:

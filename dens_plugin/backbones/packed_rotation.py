@@ -21,7 +21,7 @@ class _Degree(NamedTuple):
 
     Attributes:
         matrix: (2 l + 1, 2 l + 1), J.
-        places: (n,) rows of the layout.
+        places: (n (2 l + 1),) of the rows' numbers among those of a packed rotation.
     """
 
     matrix: torch.Tensor
@@ -55,7 +55,7 @@ class _Turn(NamedTuple):
 
 
 def rotations(frames: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """(E, S, (lmax + 1)^2) rows of the Wigner matrices, of the host's angles, in the precision of the frames.
+    """(E, P) rows of the Wigner matrices, of the host's angles, in the precision of the frames (`Edges.packed`).
 
     Args:
         frames: (E, 3, 3) rotations to the frames of the edges.
@@ -63,11 +63,11 @@ def rotations(frames: torch.Tensor, layout: Layout) -> torch.Tensor:
     """
     with torch.autocast(frames.device.type, enabled=False):
         turns = [_Turn.by(angle, layout.lmax) for angle in _angles(frames)]
-        out = frames.new_zeros(len(frames), len(layout), (layout.lmax + 1) ** 2)
+        out = frames.new_empty(len(frames), layout.packed_starts[-1])
         for degree, (matrix, places) in enumerate(_degrees(layout, frames.device, frames.dtype)):
             alpha, beta, gamma = (turn.of(degree) for turn in turns)
             rows = beta.behind(alpha.of(min(degree, layout.mmax)).times(matrix)) @ matrix
-            out[:, :, degree * degree : (degree + 1) ** 2].index_copy_(1, places, gamma.behind(rows))
+            out.index_copy_(1, places, gamma.behind(rows).flatten(1))
     return out
 
 
@@ -88,13 +88,13 @@ def _degrees(layout: Layout, device: torch.device, dtype: torch.dtype) -> tuple[
     """
     if layout.lmax >= len(wigner._Jd):
         raise ValueError(f"lmax must be at most {len(wigner._Jd) - 1}, got {layout.lmax}")
-    place = {pair: number for number, pair in enumerate(layout.coefficients)}
+    start = dict(zip(layout.coefficients, layout.packed_starts, strict=False))
     orders = [range(-min(degree, layout.mmax), min(degree, layout.mmax) + 1) for degree in range(layout.lmax + 1)]
     with torch.inference_mode(False):  # whose tensors no later training step could use
         return tuple(
             _Degree(
                 wigner._Jd[degree].to(device=device, dtype=dtype),
-                torch.tensor([place[degree, m] for m in of_degree], device=device),
+                torch.tensor([start[degree, m] + j for m in of_degree for j in range(2 * degree + 1)], device=device),
             )
             for degree, of_degree in enumerate(orders)
         )

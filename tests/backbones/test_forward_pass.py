@@ -18,12 +18,12 @@ EDGES = torch.tensor([[1, 0], [0, 1]])
 
 def test_edges_live_from_rotation_to_the_next_batch():
     shared = Pass(LAYOUT)
-    for rotation in (torch.randn(2, 4, 4), torch.randn(2, 4, 4)):
+    for packed in (torch.randn(2, 10), torch.randn(2, 10)):
         shared.begin(EDGES, num_atoms=2, num_graphs=1)
         with pytest.raises(RuntimeError, match="no forward pass is under way"):
             _ = shared.edges
-        shared.rotate(rotation)
-        assert shared.edges.rotation is rotation
+        shared.rotate(packed)
+        assert shared.edges.packed is packed
         assert (shared.edges.num_atoms, shared.num_graphs) == (2, 1)
 
 

@@ -45,10 +45,12 @@ class Degrees(NamedTuple):
 
     Attributes:
         order: (S,) int64, the coefficients sorted by degree.
+        starts: (S,) int64, in this order, their first numbers in a packed rotation.
         counts: (lmax + 1,) int64, how many a degree has.
     """
 
     order: torch.Tensor
+    starts: torch.Tensor
     counts: torch.Tensor
 
 
@@ -66,7 +68,7 @@ class Weights(NamedTuple):
 
 def add_to_atoms(
     features: torch.Tensor,
-    rotation: torch.Tensor,
+    packed: torch.Tensor,
     degrees: Degrees,
     groups: Groups,
     out: torch.Tensor,
@@ -76,7 +78,7 @@ def add_to_atoms(
 
     Args:
         features: of the edges.
-        rotation: (e, S, L).
+        packed: (e, P) rotations, whose rows may be parts of longer ones.
         degrees: of the S coefficients.
         groups: of the edges.
         out: of the atoms; contiguous.
@@ -85,8 +87,8 @@ def add_to_atoms(
     features = features if features.stride(2) == 1 else features.contiguous()
     size, channels = features.shape[1:]
     heads, of_weights = (0, (0, 0)) if weights is None else (weights.attention.shape[1], weights)
-    sizes = size, rotation.shape[2], channels, features.stride(0), features.stride(1), heads
-    arguments = features, rotation, *degrees, *of_weights, *groups, out
+    sizes = size, out.shape[1], channels, features.stride(0), features.stride(1), packed.stride(0), heads
+    arguments = features, packed, *degrees, *of_weights, *groups, out
     _ADD.run(len(groups.atoms), *sizes, *arguments, scratch=(size + 1) * channels + size)
 
 
@@ -94,7 +96,7 @@ def weighted_backward(
     grad: torch.Tensor,
     row: torch.Tensor,
     values: torch.Tensor,
-    rotation: torch.Tensor,
+    packed: torch.Tensor,
     blocks: torch.Tensor,
     weights: Weights,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,20 +106,20 @@ def weighted_backward(
         grad: of the atoms; contiguous.
         row: (e,) the atom of every edge.
         values: (e, S, C).
-        rotation: (e, S, L).
-        blocks: (S, 4) as for `rotate_to_edges`.
+        packed: (e, P) rotations, whose rows may be parts of longer ones.
+        blocks: (S, 5) as for `rotate_to_edges`.
         weights: those of the sum.
     """
     size, channels = values.shape[1:]
     of_values, of_attention = torch.empty_like(values), torch.empty_like(weights.attention)
-    sizes = size, rotation.shape[2], channels, weights.attention.shape[1]
+    sizes = size, grad.shape[1], channels, packed.stride(0), weights.attention.shape[1]
     _BACKWARD.run(
         len(values),
         *sizes,
         grad,
         row,
         values,
-        rotation,
+        packed,
         blocks,
         *weights,
         of_values,
@@ -169,10 +171,12 @@ class _Table(NamedTuple):
     channels: int
     edge_stride: int
     stride: int
+    packed_stride: int
     heads: int
     features: int
-    rotation: int
+    packed: int
     order: int
+    starts: int
     counts: int
     attention: int
     scale: int
@@ -181,8 +185,8 @@ class _Table(NamedTuple):
 @compiled
 def _read(t):  # type: ignore[no-untyped-def]
     i = ARGUMENTS
-    sizes = (t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5])
-    return _Table(*sizes, t[i + 6], t[i + 7], t[i + 8], t[i + 9], t[i + 10], t[i + 11])
+    sizes = (t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5], t[i + 6])
+    return _Table(*sizes, t[i + 7], t[i + 8], t[i + 9], t[i + 10], t[i + 11], t[i + 12], t[i + 13])
 
 
 @compiled
@@ -201,25 +205,24 @@ def _write_by_degree(t, e, rows, factors):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def add_rotated_back(rows, rotation, e, size, components, order, counts, channels, of_component, out):  # type: ignore[no-untyped-def]
+def add_rotated_back(rows, packed, size, components, starts, counts, channels, of_component, out):  # type: ignore[no-untyped-def]
     """Add an edge's features (S, C), sorted by degree, to an atom's (L, C); ``of_component`` has room for S numbers."""
-    places, numbers = integers(order, (size,)), integers(counts, (components,))
-    matrix = floats(rotation + FLOAT * e * size * components, (size, components))
-    weights = floats(of_component, (size,))
+    first_numbers, numbers = integers(starts, (size,)), integers(counts, (components,))
+    rotation, weights = floats(packed, (size * components,)), floats(of_component, (size,))
     first, degree = 0, 0
     while degree * degree < components:
         count = numbers[degree]
-        for j in range(degree * degree, (degree + 1) * (degree + 1)):
+        for j in range(2 * degree + 1):
             for n in range(count):
-                weights[n] = matrix[places[first + n], j]
-            place, of_degree = out + FLOAT * j * channels, rows + FLOAT * first * channels
+                weights[n] = rotation[first_numbers[first + n] + j]
+            place, of_degree = out + FLOAT * (degree * degree + j) * channels, rows + FLOAT * first * channels
             add_sum(count, of_component, of_degree, channels, place, channels)
         first += count
         degree += 1
 
 
 def _add(pointer):  # type: ignore[no-untyped-def]
-    table, i = table_of(pointer), ARGUMENTS + 12
+    table, i = table_of(pointer), ARGUMENTS + 14
     t, count = _read(table), table[0]
     atoms, offsets = integers(table[i], (count,)), integers(table[i + 1], (count + 1,))
     edges, out = table[i + 2], table[i + 3]
@@ -232,16 +235,17 @@ def _add(pointer):  # type: ignore[no-untyped-def]
         chosen = integers(edges, (offsets[group + 1],))
         for place in range(offsets[group], offsets[group + 1]):
             _write_by_degree(t, chosen[place], rows, factors)
-            sizes = t.size, t.components, t.order, t.counts, t.channels
-            add_rotated_back(rows, t.rotation, chosen[place], *sizes, of_component, of_atom)
+            packed = t.packed + FLOAT * chosen[place] * t.packed_stride
+            sizes = t.size, t.components, t.starts, t.counts, t.channels
+            add_rotated_back(rows, packed, *sizes, of_component, of_atom)
 
 
 def _backward(pointer):  # type: ignore[no-untyped-def]
     t, i = table_of(pointer), ARGUMENTS
-    size, components, channels, heads = t[i], t[i + 1], t[i + 2], t[i + 3]
-    grad, row = t[i + 4], integers(t[i + 5], (t[0],))
-    values, rotation, blocks, attention = t[i + 6], t[i + 7], integers(t[i + 8], (size, 4)), t[i + 9]
-    scale, of_values, of_attention = floats(t[i + 10], (size,)), t[i + 11], floats(t[i + 12], (t[0], heads))
+    size, components, channels, stride, heads = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4]
+    grad, row = t[i + 5], integers(t[i + 6], (t[0],))
+    values, packed, blocks, attention = t[i + 7], t[i + 8], integers(t[i + 9], (size, 5)), t[i + 10]
+    scale, of_values, of_attention = floats(t[i + 11], (size,)), t[i + 12], floats(t[i + 13], (t[0], heads))
     rotated = scratch_of_thread(t)
     factors, of_factors = rotated + FLOAT * channels, rotated + 2 * FLOAT * channels
     of_channels = floats(of_factors, (heads, channels // heads))
@@ -251,9 +255,9 @@ def _backward(pointer):  # type: ignore[no-untyped-def]
         of_channels[:] = 0
         of_atom = grad + FLOAT * row[e] * components * channels
         for s in range(size):
-            first, place = blocks[s, 0], FLOAT * (e * size + s) * channels
-            weights = rotation + FLOAT * ((e * size + s) * components + first)
-            write_sum(blocks[s, 1], weights, of_atom + FLOAT * first * channels, channels, rotated, channels)
+            first, place = blocks[s, 1], FLOAT * (e * size + s) * channels
+            weights = packed + FLOAT * (e * stride + blocks[s, 0])
+            write_sum(blocks[s, 2], weights, of_atom + FLOAT * first * channels, channels, rotated, channels)
             _products(rotated, values + place, factors, scale[s], of_values + place, of_factors, channels)
         for h in range(heads):
             total = of_channels[h, 0]

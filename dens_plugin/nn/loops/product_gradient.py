@@ -32,7 +32,7 @@ def product_gradient(
     grad: torch.Tensor,
     nodes: torch.Tensor,
     groups: Groups,
-    rotation: torch.Tensor,
+    packed: torch.Tensor,
     blocks: torch.Tensor,
     degrees: Degrees,
     factors: Factors,
@@ -46,8 +46,8 @@ def product_gradient(
         grad: (e, S, P C) of the product.
         nodes: (N, L, C).
         groups: of the edges by the atoms at this end.
-        rotation: (e, S, L).
-        blocks: (S, 4) as for `rotate_to_edges`.
+        packed: (e, P) rotations, whose rows may be parts of longer ones.
+        blocks: (S, 5) as for `rotate_to_edges`.
         degrees: of the S coefficients.
         factors: of the product.
         channels: those of this end among P C.
@@ -55,8 +55,8 @@ def product_gradient(
         of_nodes: (N, L, C) to add to.
     """
     (_, components, width), size = nodes.shape, len(blocks)
-    sizes = size, components, width, grad.shape[2]
-    tables = rotation, blocks, *degrees, *groups
+    sizes = size, components, width, grad.shape[2], packed.stride(0)
+    tables = packed, blocks, *degrees, *groups
     places = grad[:, :, channels], *factors.of(channels), of_factors[:, :, channels], of_nodes
     _GRADIENT.run(len(groups.atoms), *sizes, nodes, *tables, *places, scratch=(size + 1) * width + size)
 
@@ -84,11 +84,11 @@ _write_products, _add_products = _products(is_first=True), _products(is_first=Fa
 
 def _gradient(pointer):  # type: ignore[no-untyped-def]
     t, i = table_of(pointer), ARGUMENTS
-    size, components, channels, width, nodes = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4]
-    rotation, blocks, order, counts = t[i + 5], integers(t[i + 6], (size, 4)), t[i + 7], t[i + 8]
-    atoms, offsets, edges = integers(t[i + 9], (t[0],)), integers(t[i + 10], (t[0] + 1,)), t[i + 11]
-    grad, num_factors, factors, bias = t[i + 12], t[i + 13], t[i + 14], t[i + 15]
-    of_factors, of_nodes = t[i + 16], t[i + 17]
+    size, components, channels, width, stride, nodes = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5]
+    packed, blocks, order, starts, counts = t[i + 6], integers(t[i + 7], (size, 5)), t[i + 8], t[i + 9], t[i + 10]
+    atoms, offsets, edges = integers(t[i + 11], (t[0],)), integers(t[i + 12], (t[0] + 1,)), t[i + 13]
+    grad, num_factors, factors, bias = t[i + 14], t[i + 15], t[i + 16], t[i + 17]
+    of_factors, of_nodes = t[i + 18], t[i + 19]
     by_degree = integers(order, (size,))
     rows = scratch_of_thread(t)
     rotated = rows + FLOAT * size * channels
@@ -99,10 +99,11 @@ def _gradient(pointer):  # type: ignore[no-untyped-def]
         chosen = integers(edges, (offsets[group + 1],))
         for number in range(offsets[group], offsets[group + 1]):
             e = chosen[number]
+            rotation = packed + FLOAT * e * stride
             for n in range(size):
                 s = by_degree[n]
-                first, count, row, is_first = blocks[s, 0], blocks[s, 1], blocks[s, 2], blocks[s, 3]
-                weights = rotation + FLOAT * ((e * size + s) * components + first)
+                first, count, row, is_first = blocks[s, 1], blocks[s, 2], blocks[s, 3], blocks[s, 4]
+                weights = rotation + FLOAT * blocks[s, 0]
                 write_sum(count, weights, nodes + of_atom + FLOAT * first * channels, channels, rotated, channels)
                 of_edge, of_row = grad + FLOAT * (e * size + s) * width, FLOAT * (e * num_factors + row) * width
                 place, of_bias = rows + FLOAT * n * channels, bias + FLOAT * row * width
@@ -110,8 +111,8 @@ def _gradient(pointer):  # type: ignore[no-untyped-def]
                     _write_products(of_edge, rotated, factors + of_row, of_bias, place, of_factors + of_row, channels)
                 else:
                     _add_products(of_edge, rotated, factors + of_row, of_bias, place, of_factors + of_row, channels)
-            sizes = size, components, order, counts, channels
-            add_rotated_back(rows, rotation, e, *sizes, of_component, of_nodes + of_atom)
+            sizes = size, components, starts, counts, channels
+            add_rotated_back(rows, rotation, *sizes, of_component, of_nodes + of_atom)
 
 
 _GRADIENT = Loop(_gradient)

@@ -55,23 +55,23 @@ class Factors(NamedTuple):
 
 
 def rotate_to_edges(
-    ends: Sequence[End], rotation: torch.Tensor, blocks: torch.Tensor, factors: Factors | None = None
+    ends: Sequence[End], packed: torch.Tensor, blocks: torch.Tensor, factors: Factors | None = None
 ) -> torch.Tensor:
     """Features in the edges' frames, those of P ends side by side: (e, S, P C).
 
     Args:
         ends: one or two, of as many components and channels.
-        rotation: (e, S, L), whose rows may be parts of longer ones.
-        blocks: (S, 4) of the coefficients: first component, number of components, row of the factors, and whether it is
-            the first of the coefficients, sorted by degree, that have this row.
+        packed: (e, P) rotations, whose rows may be parts of longer ones.
+        blocks: (S, 5) of the coefficients: first number in a packed rotation, first component, number of both, row of
+            the factors, and whether it is the first of the coefficients, sorted by degree, that have this row.
         factors: of the products, if there are any.
     """
     (_, components, channels), (first, *others) = ends[0].nodes.shape, ends
-    out = rotation.new_empty(len(rotation), len(blocks), len(ends) * channels)
-    sizes = len(blocks), components, channels, len(ends), rotation.stride(0)
+    out = packed.new_empty(len(packed), len(blocks), len(ends) * channels)
+    sizes = len(blocks), components, channels, len(ends), packed.stride(0)
     of_factors = (0, 0, 0) if factors is None else factors.of(slice(None))
     second = others[0] if others else (0, 0)
-    _ROTATE.run(len(rotation), *sizes, *first, *second, rotation, blocks, *of_factors, out)
+    _ROTATE.run(len(packed), *sizes, *first, *second, packed, blocks, *of_factors, out)
     return out
 
 
@@ -85,14 +85,14 @@ def _multiply(features, factors, bias, size):  # type: ignore[no-untyped-def]
 def _rotate(pointer):  # type: ignore[no-untyped-def]
     t, i = table_of(pointer), ARGUMENTS
     size, components, channels, ends, stride = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4]
-    rotation, blocks = t[i + 9], integers(t[i + 10], (size, 4))
+    packed, blocks = t[i + 9], integers(t[i + 10], (size, 5))
     num_factors, factors, bias, out = t[i + 11], t[i + 12], t[i + 13], t[i + 14]
     width = ends * channels
     start, stop = rows_of_thread(t)
     for e in range(start, stop):
         for s in range(size):
-            first, count, row = blocks[s, 0], blocks[s, 1], blocks[s, 2]
-            weights = rotation + FLOAT * (e * stride + s * components + first)
+            first, count, row = blocks[s, 1], blocks[s, 2], blocks[s, 3]
+            weights = packed + FLOAT * (e * stride + blocks[s, 0])
             place = out + FLOAT * (e * size + s) * width
             for end in range(ends):
                 nodes, chosen = t[i + 5 + 2 * end], integers(t[i + 6 + 2 * end], (t[0],))

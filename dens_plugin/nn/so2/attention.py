@@ -71,7 +71,7 @@ def vector_sum(activated: torch.Tensor, attention: torch.Tensor, weights: Weight
     """
     values = _vector_values(activated, weights.to(activated.dtype), edges.layout)
     messages = (values * attention[:, None]).sum(2) * edges.scale[1]  # (E, 1 or 3)
-    rotation = _of_degree_one(edges.rotation, edges.layout)[:, :, 1:4]
+    rotation = _of_degree_one(edges.packed, edges.layout)
     vectors = torch.einsum("ei,eij->ej", messages.to(rotation.dtype), rotation)
     return vectors.new_zeros(len(edges.targets), 3).index_add(0, edges.row, vectors)
 
@@ -84,7 +84,7 @@ def _sum(
     values: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`weighted_sum`, which writes the values (E, S H V) where it is told to; autograd does not see it."""
-    out = attention.new_zeros(len(edges.targets), edges.rotation.shape[2], weights.width // len(edges.layout))
+    out = attention.new_zeros(len(edges.targets), (edges.layout.lmax + 1) ** 2, weights.width // len(edges.layout))
     for piece in edges.pieces:
         inputs = activated[piece.edges]
         of_piece = inputs.new_empty(len(inputs), weights.width) if values is None else values[piece.edges]
@@ -132,7 +132,7 @@ def _collect_weighed(
     values: torch.Tensor, attention: torch.Tensor, edges: Edges, piece: Piece, out: torch.Tensor
 ) -> None:
     """Add the sums of the values (e, S H V) of a piece, weighed with (e, H), to (M, (lmax + 1)^2, H V)."""
-    if uses_loops(values, attention, edges.rotation):
+    if uses_loops(values, attention, edges.packed):
         by_loops.collect(values.view(len(values), len(edges.layout), -1), edges, piece, out, attention)
     else:
         collect(_weigh(values, attention, edges.scale), edges, piece, out)
@@ -143,7 +143,7 @@ def _weighed_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of values (e, S, H V) and attention (e, H) from that of the sums of all targets."""
     values = values.view(len(values), len(edges.layout), -1)
-    if uses_loops(grad, values, attention, edges.rotation):
+    if uses_loops(grad, values, attention, edges.packed):
         return by_loops.collect_backward(grad, values, attention, edges, piece)
     grad_messages = expand(grad, edges, piece).to(values.dtype)
     of_attention = _attention_backward(grad_messages, values, edges.scale, attention.shape[1])
@@ -174,9 +174,8 @@ def _vector_values(activated: torch.Tensor, weights: Weights, layout: Layout) ->
     return torch.stack([zero, a - d, c + b], dim=1)
 
 
-def _of_degree_one(rotation: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """(E, 1 or 3, L) its rows of degree 1, by slices: a list of them would be copied to a GPU."""
-    if layout.mmax == 0:
-        return rotation[:, 1:2]
-    first, size = layout.start_of(1), layout.degrees_of(1)
-    return torch.cat([rotation[:, 1:2], rotation[:, first : first + size + 1 : size]], dim=1)
+def _of_degree_one(packed: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """(E, 1 or 3, 3) the rows of m = 0, 1 and -1, by slices: a list of them would be copied to a GPU."""
+    orders = (0,) if layout.mmax == 0 else (0, 1, -1)
+    starts = [layout.packed_starts[layout.coefficients.index((1, m))] for m in orders]
+    return torch.stack([packed[:, start : start + 3] for start in starts], dim=1)

@@ -29,8 +29,8 @@ class LoopInputs:
     def of(self, piece: Piece) -> torch.Tensor:
         """(e, S, 2C)."""
         self._factors = None if self._radial is None else self._factors_of(self._radial, piece)
-        rotation, blocks = self._edges.rotation[piece.edges], _blocks(self._edges.layout, self._num_rows)
-        return rotate_to_edges(self._ends(piece), rotation, blocks, self._factors)
+        packed, blocks = self._edges.packed[piece.edges], _blocks(self._edges.layout, self._num_rows)
+        return rotate_to_edges(self._ends(piece), packed, blocks, self._factors)
 
     def by_order(self, piece: Piece) -> Iterator[torch.Tensor]:
         """For every m from 0 on its share of them, of m and -m: less is in memory at a time."""
@@ -40,17 +40,17 @@ class LoopInputs:
     def add_gradient(self, grad: torch.Tensor, piece: Piece) -> None:
         """Take that of the last piece's inputs, (e, S, 2C), which is written over."""
         of_nodes, of_radial = self._sums
-        edges, factors, rotation = self._edges, self._factors, self._edges.rotation[piece.edges]
+        edges, factors, packed = self._edges, self._factors, self._edges.packed[piece.edges]
         degrees, channels = _degrees(edges.layout), self._nodes.shape[2]
         of_targets = _targets(edges, piece)
         groups = _grouped(edges.source[piece.edges]), of_targets._replace(atoms=edges.targets[piece.targets])
         parts = slice(channels), slice(channels, None)
         if self._radial is None or of_radial is None or factors is None:
             for of_end, part in zip(groups, parts, strict=True):
-                add_to_atoms(grad[:, :, part], rotation, degrees, of_end, of_nodes)
+                add_to_atoms(grad[:, :, part], packed, degrees, of_end, of_nodes)
             return
         of_factors = torch.empty_like(factors.values)
-        tables = rotation, _blocks(edges.layout, self._num_rows), degrees, factors
+        tables = packed, _blocks(edges.layout, self._num_rows), degrees, factors
         for of_end, part in zip(groups, parts, strict=True):
             product_gradient(grad, self._nodes, of_end, *tables, part, of_factors, of_nodes)
         self._radial.add_gradients(of_factors, piece.edges, of_radial)
@@ -62,9 +62,9 @@ class LoopInputs:
 
     def _of_order(self, piece: Piece, m: int, order: Order) -> torch.Tensor:
         edges, radial = self._edges, self._radial
-        rotation = edges.rotation[piece.edges, order.start : order.start + order.signs * order.degrees]
+        packed, blocks = edges.packed[piece.edges], _blocks(edges.layout, self._num_rows, m)
         factors = None if radial is None else self._factors_of(radial, piece, order.rows)
-        return rotate_to_edges(self._ends(piece), rotation, _blocks(edges.layout, self._num_rows, m), factors)
+        return rotate_to_edges(self._ends(piece), packed, blocks, factors)
 
     @property
     def _num_rows(self) -> int:
@@ -95,7 +95,7 @@ class LoopInputs:
 def expand(features: torch.Tensor, edges: Edges, piece: Piece) -> torch.Tensor:
     """As `rotation.expand`."""
     ends = [End(features.contiguous(), edges.row[piece.edges])]
-    return rotate_to_edges(ends, edges.rotation[piece.edges], _blocks(edges.layout))
+    return rotate_to_edges(ends, edges.packed[piece.edges], _blocks(edges.layout))
 
 
 def collect(
@@ -103,17 +103,15 @@ def collect(
 ) -> None:
     """As `rotation.collect`, of features that are weighed first if there are attention weights (e, H)."""
     weights = None if attention is None else Weights(attention.contiguous(), edges.scale)
-    add_to_atoms(features, edges.rotation[piece.edges], _degrees(edges.layout), _targets(edges, piece), out, weights)
+    add_to_atoms(features, edges.packed[piece.edges], _degrees(edges.layout), _targets(edges, piece), out, weights)
 
 
 def collect_backward(
     grad: torch.Tensor, values: torch.Tensor, attention: torch.Tensor, edges: Edges, piece: Piece
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of values (e, S, C) and attention (e, H) of a weighed `collect`, from that of its sums (M, L, C)."""
-    weights, rotation = Weights(attention.contiguous(), edges.scale), edges.rotation[piece.edges]
-    return weighted_backward(
-        grad.contiguous(), edges.row[piece.edges], values, rotation, _blocks(edges.layout), weights
-    )
+    weights, packed = Weights(attention.contiguous(), edges.scale), edges.packed[piece.edges]
+    return weighted_backward(grad.contiguous(), edges.row[piece.edges], values, packed, _blocks(edges.layout), weights)
 
 
 @functools.cache
@@ -121,8 +119,11 @@ def _blocks(layout: Layout, num_factors: int = 0, m: int | None = None) -> torch
     """As `rotate_to_edges` wants them: of all coefficients, or of m and -m, whose rows count from their first one."""
     rows = factor_rows(layout, num_factors)
     firsts = {row: s for s, row in reversed([(s, rows[s]) for s in layout.by_degree])}
-    coefficients = zip(layout.coefficients, rows, strict=True)
-    blocks = [[degree**2, 2 * degree + 1, row, firsts[row] == s] for s, ((degree, _), row) in enumerate(coefficients)]
+    coefficients = zip(layout.coefficients, layout.packed_starts, rows, strict=False)
+    blocks = [
+        [start, degree**2, 2 * degree + 1, row, firsts[row] == s]
+        for s, ((degree, _), start, row) in enumerate(coefficients)
+    ]
     if m is None:
         return torch.tensor(blocks, device="cpu")
     order = list(orders(layout, num_factors))[m]
@@ -133,7 +134,8 @@ def _blocks(layout: Layout, num_factors: int = 0, m: int | None = None) -> torch
 @functools.cache
 def _degrees(layout: Layout) -> Degrees:
     counts = [2 * min(degree, layout.mmax) + 1 for degree in range(layout.lmax + 1)]
-    return Degrees(torch.tensor(layout.by_degree, device="cpu"), torch.tensor(counts, device="cpu"))
+    starts = [layout.packed_starts[s] for s in layout.by_degree]
+    return Degrees(*(torch.tensor(numbers, device="cpu") for numbers in (layout.by_degree, starts, counts)))
 
 
 def _targets(edges: Edges, piece: Piece) -> Groups:

@@ -58,9 +58,10 @@ class Weights:
         """Number of outputs: X + S C'."""
         return sum(weight.shape[0] for weight in self.orders)
 
-    def factor(self, m: int) -> _Complex:
-        """(n C, n C') of an order m > 0, to multiply with from the right."""
-        return _Complex(*self.orders[m].t().chunk(2, dim=1))
+    @cached_property
+    def factors(self) -> tuple[_Complex, ...]:
+        """(n C, n C') of every order m > 0, to multiply with from the right; their sums are made once."""
+        return tuple(_Complex(*order.t().chunk(2, dim=1)) for order in self.orders[1:])
 
     def to(self, dtype: torch.dtype) -> Weights:
         """In another precision."""
@@ -106,7 +107,7 @@ def write_product(of_orders: Iterable[torch.Tensor], weights: Weights, layout: L
         if m == 0:
             torch.addmm(weights.bias, flat, weights.orders[0].t(), out=out[:, start:stop])
         else:
-            _multiply(_halves(flat), weights.factor(m), out=_halves(out[:, start:stop]))
+            _multiply(_halves(flat), weights.factors[m - 1], out=_halves(out[:, start:stop]))
         start = stop
         del features, flat  # before the next order's are made
 

@@ -95,7 +95,7 @@ def group_edges(edges: Edges, degrees: Degrees | None = None) -> tuple[tuple[Gro
         edges: to all atoms.
         degrees: of these edges, which say how large the groups are; without them the device is asked.
     """
-    rows, ends = _rows(edges.rotation, edges.layout), torch.stack([edges.source, edges.target])
+    rows, ends = _rows(edges.packed, edges.layout), torch.stack([edges.source, edges.target])
     atoms = torch.arange(len(edges.targets) + 1, device=ends.device).expand(2, -1).contiguous()
     counts = torch.searchsorted(ends.sort(dim=1).values, atoms).diff(dim=1)
     counts, atoms = counts.sort(dim=1, descending=True, stable=True)
@@ -198,13 +198,13 @@ def _of_degrees(features: torch.Tensor, weight: torch.Tensor) -> list[tuple[slic
     ]
 
 
-def _rows(rotation: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
+def _rows(packed: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
     """For every part (E, signs, (lmax + 1)^2 - m^2): the rows that give +m and -m, for the imaginary part times i."""
     out = []
     for m in range(layout.mmax + 1):
         start, signs, count = layout.start_of(m), min(m, 1) + 1, layout.degrees_of(m)
-        of_order = rotation[:, start : start + signs * count, m * m :].unflatten(1, (signs, count))
-        real = of_order.sum(2)  # in every column one degree alone is not zero
+        first, last = layout.packed_starts[start], layout.packed_starts[start + signs * count]
+        real = packed[:, first:last].unflatten(1, (signs, -1))  # the degrees one behind the other, as the components
         out += [real] if m == 0 else [real, torch.stack([-real[:, 1], real[:, 0]], dim=1)]
     return out
 

@@ -41,7 +41,7 @@ class Edges:
         source: (E,) atoms that messages come from.
         targets: (M,) atoms that messages go to, in ascending order.
         offsets: (M + 1,) first edge of every target, and E.
-        rotation: (E, S, (lmax + 1)^2) from a node's frame to the edge's, in the order of `layout`.
+        packed: (E, P) rotations from a node's frame to the edge's, without their zeros (`Layout.packed_starts`).
         layout: of the rotated features.
         num_atoms: N.
         pieces: the targets, a few at a time; those without an edge may be missing.
@@ -50,23 +50,23 @@ class Edges:
     source: torch.Tensor
     targets: torch.Tensor
     offsets: torch.Tensor
-    rotation: torch.Tensor
+    packed: torch.Tensor
     layout: Layout
     num_atoms: int
     pieces: tuple[Piece, ...]
 
     @classmethod
-    def build(cls, edge_index: torch.Tensor, rotation: torch.Tensor, layout: Layout, *, num_atoms: int) -> Edges:
+    def build(cls, edge_index: torch.Tensor, packed: torch.Tensor, layout: Layout, *, num_atoms: int) -> Edges:
         """All atoms are targets.
 
         Args:
             edge_index: (2, E) sources and targets, sorted by target.
-            rotation: (E, S, L).
-            layout: of the rows of ``rotation``.
+            packed: (E, P) rotations.
+            layout: of their rows.
             num_atoms: N.
         """
         targets = torch.arange(num_atoms, device=edge_index.device)
-        return cls._of(edge_index, targets, rotation, layout, num_atoms)
+        return cls._of(edge_index, targets, packed, layout, num_atoms)
 
     def ending_at(self, atoms: torch.Tensor, chosen: torch.Tensor) -> Edges:
         """The edges that end at some atoms, of an `Edges` of all atoms.
@@ -76,7 +76,7 @@ class Edges:
             chosen: (e,) which edges end at them, in ascending order.
         """
         edge_index = torch.stack([self.source[chosen], self.target[chosen]])
-        return self._of(edge_index, atoms, self.rotation[chosen], self.layout, self.num_atoms)
+        return self._of(edge_index, atoms, self.packed[chosen], self.layout, self.num_atoms)
 
     def parts(self, limit: int) -> tuple[tuple[Piece, Edges], ...]:
         """Pieces of about so many edges, on a CPU, and the edges of each by themselves; made once."""
@@ -97,16 +97,23 @@ class Edges:
                 source=self.source[piece.edges],
                 targets=self.targets[piece.targets],
                 offsets=offsets - offsets[0],
-                rotation=self.rotation[piece.edges],
+                packed=self.packed[piece.edges],
                 pieces=(whole,),
             )
             yield piece, part
 
     def of_order_zero(self) -> Edges:
         """The same edges with the coefficients of m = 0 only."""
-        count = self.layout.degrees_of(0)
         layout = dataclasses.replace(self.layout, mmax=0)
-        return dataclasses.replace(self, rotation=self.rotation[:, :count].contiguous(), layout=layout)
+        return dataclasses.replace(self, packed=self.packed[:, : layout.packed_starts[-1]], layout=layout)
+
+    @cached_property
+    def rotation(self) -> torch.Tensor:
+        """(E, S, (lmax + 1)^2) rotations with their zeros."""
+        size, columns = len(self.layout), (self.layout.lmax + 1) ** 2
+        places = self.layout.constants_for(self.packed).of_packed
+        out = self.packed.new_zeros(len(self.packed), size * columns)
+        return out.index_copy_(1, places, self.packed).view(-1, size, columns)
 
     @cached_property
     def target(self) -> torch.Tensor:
@@ -127,14 +134,14 @@ class Edges:
     @cached_property
     def scale(self) -> torch.Tensor:
         """(S,) that of the layout, where the edges are."""
-        return self.layout.constants_for(self.rotation).scale
+        return self.layout.constants_for(self.packed).scale
 
     @classmethod
     def _of(
         cls,
         edge_index: torch.Tensor,
         targets: torch.Tensor,
-        rotation: torch.Tensor,
+        packed: torch.Tensor,
         layout: Layout,
         num_atoms: int,
     ) -> Edges:
@@ -142,7 +149,7 @@ class Edges:
         first = torch.searchsorted(target, targets)
         offsets = torch.cat([first, first.new_full((1,), len(source))])
         pieces = tuple(_pieces(offsets, _CPU_EDGES)) if len(source) else ()
-        return cls(source, targets, offsets, rotation.contiguous(), layout, num_atoms, pieces)
+        return cls(source, targets, offsets, packed.contiguous(), layout, num_atoms, pieces)
 
 
 def by_parts(

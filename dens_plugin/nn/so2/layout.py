@@ -6,6 +6,7 @@ m = 0:  l = 0 ... lmax        then for m = 1 ... mmax:  +m with l = m ... lmax, 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ class Constants(NamedTuple):
         positions_by_degree: (S,) position of every coefficient among the S sorted by degree.
         by_degree: (S,) the coefficients sorted by degree: the inverse.
         scale: (S,) factor that makes up for the orders left out when features are rotated back.
+        of_packed: (P,) places of the numbers of a packed rotation in one with its zeros, (S (lmax + 1)^2,).
     """
 
     positions_by_degree: torch.Tensor
     by_degree: torch.Tensor
     scale: torch.Tensor
+    of_packed: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,15 @@ class Layout:
     def by_degree(self) -> tuple[int, ...]:
         """Positions of the coefficients, sorted by degree and then by order."""
         return tuple(sorted(range(len(self)), key=self.coefficients.__getitem__))
+
+    @cached_property
+    def packed_starts(self) -> tuple[int, ...]:
+        """(S + 1,) first number of every coefficient in a packed rotation, and P, how many there are.
+
+        A row of a rotation is zero but for the 2 l + 1 components of its coefficient's degree; packed, the rows are
+        these alone, one behind the other.
+        """
+        return tuple(itertools.accumulate((2 * degree + 1 for degree, _ in self.coefficients), initial=0))
 
     def __len__(self) -> int:
         return len(self.coefficients)
@@ -77,6 +89,14 @@ class Layout:
 def _constants(layout: Layout, device: torch.device, dtype: torch.dtype) -> Constants:
     kept = 2 * layout.mmax + 1
     scale = [math.sqrt(max(2 * degree + 1, kept) / kept) for degree, _ in layout.coefficients]
+    columns = (layout.lmax + 1) ** 2
+    rows = enumerate(layout.coefficients)
+    places = [s * columns + j for s, (degree, _) in rows for j in range(degree**2, (degree + 1) ** 2)]
     with torch.inference_mode(False):  # whose tensors no later training step could use
         order = torch.tensor(layout.by_degree, device=device)
-        return Constants(order.argsort(), order, torch.tensor(scale, dtype=dtype, device=device))
+        return Constants(
+            order.argsort(),
+            order,
+            torch.tensor(scale, dtype=dtype, device=device),
+            torch.tensor(places, device=device),
+        )

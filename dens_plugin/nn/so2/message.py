@@ -105,7 +105,7 @@ def _split(convolved: torch.Tensor, num_scalars: int) -> tuple[torch.Tensor, tor
 
 
 def _inputs(nodes: torch.Tensor, radial: Radial | None, edges: Edges) -> Inputs:
-    return (LoopInputs if uses_loops(nodes, edges.rotation) else PlainInputs)(nodes, radial, edges)
+    return (LoopInputs if uses_loops(nodes, edges.packed) else PlainInputs)(nodes, radial, edges)
 
 
 def _parse(bias: torch.Tensor, rest: Sequence[torch.Tensor], num_orders: int) -> tuple[Weights, Radial | None]:

@@ -44,7 +44,7 @@ def expand(features: torch.Tensor, edges: Edges, piece: Piece) -> torch.Tensor:
     Returns:
         (e, S, C), of the edges of the piece.
     """
-    if uses_loops(features, edges.rotation):
+    if uses_loops(features, edges.packed):
         return by_loops.expand(features, edges, piece)
     rotation = edges.rotation[piece.edges].to(features.dtype)
     if piece.degree is None:
@@ -62,7 +62,7 @@ def collect(features: torch.Tensor, edges: Edges, piece: Piece, out: torch.Tenso
         piece: which of them.
         out: (M, (lmax + 1)^2, C), of all targets.
     """
-    if uses_loops(features, edges.rotation, out):
+    if uses_loops(features, edges.packed, out):
         by_loops.collect(features, edges, piece, out)
         return
     rotation = edges.rotation[piece.edges].to(features.dtype)
@@ -86,7 +86,7 @@ class _RotateBack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, edges: Edges) -> torch.Tensor:
         ctx.edges = edges
-        out = features.new_zeros(len(edges.targets), edges.rotation.shape[2], features.shape[2])
+        out = features.new_zeros(len(edges.targets), (edges.layout.lmax + 1) ** 2, features.shape[2])
         for piece in edges.pieces:
             collect(features[piece.edges], edges, piece, out)
         return out
@@ -95,7 +95,7 @@ class _RotateBack(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         edges = ctx.edges
-        out = grad.new_empty(*edges.rotation.shape[:2], grad.shape[2])
+        out = grad.new_empty(len(edges.source), len(edges.layout), grad.shape[2])
         for piece in edges.pieces:
             out[piece.edges] = expand(grad, edges, piece)
         return out, None

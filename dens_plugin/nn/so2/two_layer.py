@@ -58,7 +58,7 @@ def fused_message_sum(layer: SecondLayer, grid: Grid, edges: Edges) -> torch.Ten
     """As `message_sum`, by the kernels of `dens_plugin.nn.kernels`: as much is kept for the backward pass."""
     matrices = [matrix.dense for matrix in grid]
     activated = s2_activation(layer.all(), None, *matrices, allow_tf32=torch.backends.cuda.matmul.allow_tf32)
-    scale = edges.rotation.new_ones(len(edges.layout))  # unlike EquiformerV2, eSCN does not make up for orders left out
+    scale = edges.packed.new_ones(len(edges.layout))  # unlike EquiformerV2, eSCN does not make up for orders left out
     return aggregate(activated, None, edges.rotation, scale, edges.offsets)
 
 
@@ -68,7 +68,7 @@ class _MessageSum(torch.autograd.Function):
         layer = SecondLayer.parse(tensors, edges.layout)
         size = len(edges.layout), layer.channels
         convolved = tensors[0].new_empty(layer.num_edges if is_training else 0, *size)
-        out = edges.rotation.new_zeros(len(edges.targets), edges.rotation.shape[2], layer.channels)
+        out = edges.packed.new_zeros(len(edges.targets), (edges.layout.lmax + 1) ** 2, layer.channels)
         for piece in edges.pieces:
             count = len(edges.source[piece.edges])
             of_piece = convolved[piece.edges] if is_training else convolved.new_empty(count, *size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_samples import DEVICE, assert_twins, needs_triton, random, rotation
+from kernel_samples import DEVICE, assert_twins, needs_triton, random
 
 from dens_plugin.nn.kernels import aggregate, s2_activation
 from dens_plugin.nn.so2 import two_layer
@@ -35,7 +35,7 @@ def inputs_of(layout, edges):
 def test_triton_message_sum(lmax, mmax, targets, dtype, monkeypatch):
     layout, count = Layout(lmax, mmax), len(targets)
     edge_index = torch.tensor([[1] * count, targets], dtype=torch.long, device=DEVICE)
-    edges = Edges.build(edge_index, rotation(count, lmax, mmax), layout, num_atoms=4)
+    edges = Edges.build(edge_index, random(count, layout.packed_starts[-1], seed=7), layout, num_atoms=4)
     grid = two_layer.Grid(*(GridMatrix(random(POINTS, len(layout), seed=seed)) for seed in (0, 1)))
 
     def summed(by_kernels, tensors):

@@ -1,4 +1,4 @@
-"""Graphs whose rotations are block-diagonal as those of real edges, and a comparison of two ways to compute."""
+"""Small graphs, and a comparison of two ways to compute."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ on_all_graphs = pytest.mark.parametrize("targets", TARGETS.values(), ids=TARGETS
 
 def graph(targets, layout, num_atoms=4):
     edge_index = torch.stack([torch.randint(num_atoms, (len(targets),)), torch.tensor(targets, dtype=torch.long)])
-    rows = torch.tensor([degree for degree, _ in layout.coefficients])
-    columns = torch.arange((layout.lmax + 1) ** 2).sqrt().floor()
-    rotation = torch.randn(len(targets), len(rows), len(columns)) * (rows[:, None] == columns)
-    return Edges.build(edge_index, rotation, layout, num_atoms=num_atoms)
+    packed = torch.randn(len(targets), layout.packed_starts[-1])
+    return Edges.build(edge_index, packed, layout, num_atoms=num_atoms)
 
 
 def require_close(found, expected, tolerance=2e-6):

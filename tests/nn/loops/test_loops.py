@@ -148,9 +148,9 @@ def test_activation_of_large_values_next_to_small_ones():
 def test_order_in_memory_does_not_matter(in_plain_torch):
     layout = LAYOUTS[1]
     edges, weights = graph(TARGETS, layout), weights_of(layout, CHANNELS, 6)
-    rotation = torch.cat([edges.rotation, edges.rotation], dim=1)[:, : len(layout)]
+    packed = torch.cat([edges.packed, edges.packed], dim=1)[:, : layout.packed_starts[-1]]
     index = torch.stack([edges.source, edges.target], dim=1).int().t()
-    strided = Edges.build(index, rotation, layout, num_atoms=4)
+    strided = Edges.build(index, packed, layout, num_atoms=4)
     activated = torch.randn(len(layout), CHANNELS, len(TARGETS)).permute(2, 0, 1).requires_grad_()
     attention = torch.rand(2, len(TARGETS)).t().requires_grad_()
     nodes = torch.randn(4, CHANNELS, 49).transpose(1, 2).requires_grad_()

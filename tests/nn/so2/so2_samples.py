@@ -20,8 +20,8 @@ on_all_graphs = pytest.mark.parametrize("targets", GRAPHS.values(), ids=GRAPHS)
 
 def graph(targets, layout=LAYOUT, num_atoms=4):
     edge_index = torch.stack([torch.randint(num_atoms, (len(targets),)), torch.tensor(targets, dtype=torch.long)])
-    rotation = torch.randn(len(targets), len(layout), (layout.lmax + 1) ** 2)
-    return Edges.build(edge_index, rotation, layout, num_atoms=num_atoms)
+    packed = torch.randn(len(targets), layout.packed_starts[-1])
+    return Edges.build(edge_index, packed, layout, num_atoms=num_atoms)
 
 
 def weights_of(channels, out_channels, extra=0):

@@ -51,11 +51,8 @@ def test_weighted_sum(targets, is_separable, function):
 
 @on_all_graphs
 def test_vector_sum_is_degree_one(targets):
-    """Of the whole sum with a channel for each head, whose rotation does not mix degrees."""
+    """Of the whole sum with a channel for each head."""
     edges, weights = graph(targets), weights_of(3, 2)
-    for row, (degree, _) in enumerate(LAYOUT.coefficients):
-        mixed = [column for column in range(9) if not degree**2 <= column < (degree + 1) ** 2]
-        edges.rotation[:, row, mixed] = 0
     activation, inputs, attention = sample(targets)
     zero, one = weights.orders
     of_degree = Weights(weights.bias[2:4], [zero[2:4], one.unflatten(0, (2, 2, 2))[:, 0].flatten(0, 1)])

@@ -36,7 +36,7 @@ def test_parts_are_pieces_by_themselves(targets, monkeypatch):
     for piece, part in parts:
         assert torch.equal(part.target, edges.target[piece.edges])
         assert torch.equal(part.source, edges.source[piece.edges])
-        assert torch.equal(part.rotation, edges.rotation[piece.edges])
+        assert torch.equal(part.packed, edges.packed[piece.edges])
         ((all_targets, all_edges, degree),) = part.pieces
         assert (len(part.targets[all_targets]), len(part.source[all_edges])) == (len(part.targets), len(part.source))
         assert degree == piece.degree
@@ -47,8 +47,17 @@ def test_ending_at_some_atoms():
     some = edges.ending_at(torch.tensor([0, 2, 3]), torch.tensor([0, 4]))
     assert some.target.tolist() == [0, 3]
     assert some.targets.tolist() == [0, 2, 3]
-    assert torch.equal(some.rotation, edges.rotation[[0, 4]])
+    assert torch.equal(some.packed, edges.packed[[0, 4]])
     assert torch.equal(some.source, edges.source[[0, 4]])
+
+
+def test_rotations_mix_no_degrees():
+    edges = graph(GRAPHS["equal degrees"])
+    for s, (degree, _) in enumerate(LAYOUT.coefficients):
+        first, last = LAYOUT.packed_starts[s : s + 2]
+        others = edges.rotation[:, s].clone()
+        others[:, degree**2 : (degree + 1) ** 2] -= edges.packed[:, first:last]
+        assert not others.any()
 
 
 def test_of_order_zero():

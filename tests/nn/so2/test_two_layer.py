@@ -29,12 +29,9 @@ def small_pieces(monkeypatch):
 
 
 def graph(targets, num_atoms=4):
-    """Edges whose rotations do not mix degrees."""
     edge_index = torch.stack([torch.randint(num_atoms, (len(targets),)), torch.tensor(targets, dtype=torch.long)])
-    degrees = torch.tensor([degree for degree in range(LAYOUT.lmax + 1) for _ in range(2 * degree + 1)])
-    is_block = torch.tensor([degree for degree, _ in LAYOUT.coefficients])[:, None] == degrees
-    rotation = torch.randn(len(targets), *is_block.shape) * is_block
-    return Edges.build(edge_index, rotation, LAYOUT, num_atoms=num_atoms)
+    packed = torch.randn(len(targets), LAYOUT.packed_starts[-1])
+    return Edges.build(edge_index, packed, LAYOUT, num_atoms=num_atoms)
 
 
 def random_weights(shapes):
