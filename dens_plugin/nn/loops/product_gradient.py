@@ -22,6 +22,7 @@ from dens_plugin.nn.loops.team import (
     compiled,
     floats,
     integers,
+    named,
     rows_of_thread,
     scratch_of_thread,
     table_of,
@@ -65,6 +66,7 @@ def _products(*, is_first: bool) -> Any:
     """Of a coefficient: the gradient of its features, and what it gives to that of its factors."""
 
     @compiled
+    @named("write_products" if is_first else "add_products")
     def write(grad, features, factors, bias, of_features, of_factors, size):  # type: ignore[no-untyped-def]
         g, x, f, b = floats(grad, (size,)), floats(features, (size,)), floats(factors, (size,)), floats(bias, (size,))
         y, out = floats(of_features, (size,)), floats(of_factors, (size,))

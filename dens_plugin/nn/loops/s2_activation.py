@@ -23,6 +23,7 @@ from dens_plugin.nn.loops.team import (
     compiled,
     floats,
     integers,
+    named,
     rows_of_thread,
     scratch_of_thread,
     table_of,
@@ -147,6 +148,7 @@ def _activate(count: int) -> Any:
     both = 2 * count
 
     @compiled
+    @named(f"activate_{count}")
     def add(values, to_rows, from_rows, sums, width):  # type: ignore[no-untyped-def]
         wide_vectors()
         x, out = floats(values, (count, width)), floats(sums, (count, width))
@@ -170,6 +172,7 @@ def _activate_backward(count: int) -> Any:
     both = 2 * count
 
     @compiled
+    @named(f"activate_backward_{count}")
     def add(values, grads, to_rows, from_rows, sums, width):  # type: ignore[no-untyped-def]
         wide_vectors()
         x, g, out = floats(values, (count, width)), floats(grads, (count, width)), floats(sums, (count, width))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dens_plugin.nn.loops.team import FLOAT, compiled, floats, wide_vectors
+from dens_plugin.nn.loops.team import FLOAT, compiled, floats, named, wide_vectors
 
 _AT_ONCE = 8
 
@@ -16,6 +16,7 @@ def _sum_of(count: int, *, is_first: bool) -> Any:
     """For a number of rows that is a constant, so that LLVM unrolls it: write the sum, or add it to what is there."""
 
     @compiled
+    @named(f"write_{count}")
     def write(weights, rows, stride, out, size):  # type: ignore[no-untyped-def]
         wide_vectors()
         w, x, y = floats(weights, (count,)), floats(rows, (count, stride)), floats(out, (size,))
@@ -26,6 +27,7 @@ def _sum_of(count: int, *, is_first: bool) -> Any:
             y[c] = value
 
     @compiled
+    @named(f"add_{count}")
     def add(weights, rows, stride, out, size):  # type: ignore[no-untyped-def]
         wide_vectors()
         w, x, y = floats(weights, (count,)), floats(rows, (count, stride)), floats(out, (size,))

@@ -49,6 +49,7 @@ __all__ = [
     "inlined",
     "integers",
     "loops_reason",
+    "named",
     "rows_of_thread",
     "scratch_of_thread",
     "table_of",
@@ -66,6 +67,20 @@ _SYMBOLS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
 # kept on disk one by one: Numba would not see that another file changed which a function calls (`Loop` does).
 compiled = functools.partial(njit, fastmath={"contract"}, error_model="numpy")
 inlined = functools.partial(compiled, forceinline=True)
+
+
+def named(name: str) -> Callable[[Any], Any]:
+    """Name one of several functions that are made in one place.
+
+    What Numba keeps on disk calls a function by its name and by a number that counts the functions of a process. Two of
+    one name, compiled by two processes, may have one number, and a third process takes one of them for both.
+    """
+
+    def rename(function: Any) -> Any:
+        function.__name__ = function.__qualname__ = name
+        return function
+
+    return rename
 
 
 def loops_reason() -> str | None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from loop_samples import needs_loops
 
+from dens_plugin.nn import loops
 from dens_plugin.nn.loops import team
 from dens_plugin.nn.loops.team import ARGUMENTS, Loop, floats, loops_reason, rows_of_thread, table_of, uses_loops
 
@@ -86,6 +89,19 @@ def test_what_is_kept_on_disk_is_of_all_files(monkeypatch, tmp_path):
         assert team._fingerprint() != first
     finally:
         team._fingerprint.cache_clear()
+
+
+@needs_loops
+def test_no_two_functions_have_one_name():
+    """Of which a process would take one for the other if two processes had compiled them."""
+    dispatcher = pytest.importorskip("numba.core.dispatcher").Dispatcher
+    modules = [
+        importlib.import_module(f"{loops.__name__}.{found.name}") for found in pkgutil.iter_modules(loops.__path__)
+    ]
+    functions = {id(f): f for module in modules for f in vars(module).values() if isinstance(f, dispatcher)}
+    names = [(f.py_func.__module__, f.py_func.__qualname__) for f in functions.values()]
+    assert len(names) > 30
+    assert len(set(names)) == len(names)
 
 
 @needs_loops
