@@ -29,6 +29,7 @@ from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.force_encoding import ForceEncoding
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.subnormals import without_subnormals
 from dens_plugin.settings import switch
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
 
     def _edge_features(self, graph: GraphData) -> torch.Tensor:
         """(E, K) of distances, with elements where all blocks share their embeddings."""
-        distances = self.distance_expansion(graph.edge_distance)
+        distances = without_subnormals(self.distance_expansion(graph.edge_distance))
         if not (self.share_atom_edge_embedding and self.use_atom_edge_embedding):
             return distances
         source, target = graph.atomic_numbers_full[graph.edge_index]

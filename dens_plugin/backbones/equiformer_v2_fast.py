@@ -128,7 +128,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         """(N, L, C')."""
         inputs = x.embedding, atomic_numbers, edge_distance, self.shared.edges
         values = self._at_targets(weighted_sum, convolution_weights(self.so2_conv_2), *inputs)
-        return self.proj(_embedding(values, self.lmax_list))
+        return _embedding(degree_linear(self.proj)(values), self.lmax_list)
 
     def vectors(
         self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: Edges
@@ -186,9 +186,9 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
     def _attention(self, scalars: torch.Tensor, edges: Edges) -> torch.Tensor:
         """(E, H) attention weights of (E, H A) scalars."""
         scalars = self.alpha_norm(scalars.unflatten(1, (self.num_heads, self.attn_alpha_channels)))
-        slope = self.alpha_act.alpha
-        scalars = slope * scalars + (1 - slope) * functional.silu(scalars)  # the host's SmoothLeakyReLU
-        logits = (scalars * self.alpha_dot).sum(2)
+        slope = self.alpha_act.alpha  # of the host's SmoothLeakyReLU: slope x + (1 - slope) silu(x)
+        activated = torch.add(functional.silu(scalars), scalars, alpha=slope / (1 - slope))
+        logits = (activated * ((1 - slope) * self.alpha_dot)).sum(2)
         attention = softmax_by_target(logits, edges)
         if self.alpha_dropout is not None:
             attention = self.alpha_dropout(attention.view(-1, 1, self.num_heads, 1)).view_as(attention)

@@ -28,6 +28,7 @@ from dens_plugin.nn.force_encoding import ForceEncoding
 from dens_plugin.nn.so2.coupling import group_edges
 from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.subnormals import without_subnormals
 from dens_plugin.settings import switch
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ class ESCNDeNS(eSCNBackbone):
         layout, elements = Layout(self.lmax_list[0], self.mmax_list[0]), graph.atomic_numbers_full
         edges = Edges.build(graph.edge_index, rotations(frames, layout), layout, num_atoms=len(elements))
         ends = group_edges(edges, degrees_of(graph))
-        return Geometry(edges, ends, elements[graph.edge_index], self.distance_expansion(graph.edge_distance))
+        distances = without_subnormals(self.distance_expansion(graph.edge_distance))
+        return Geometry(edges, ends, elements[graph.edge_index], distances)
 
     def _encoded(self, embedding: torch.Tensor, data: Batch) -> torch.Tensor:
         """Elements (N, L, C) with encoded forces."""

@@ -44,7 +44,10 @@ class DegreeLinear(NamedTuple):
         """(N, (lmax + 1)^2, C') of (N, (lmax + 1)^2, C)."""
         sizes = [2 * degree + 1 for degree in range(len(self.weight))]
         of_degrees = zip(features.split(sizes, dim=1), self.weight, strict=True)
-        scalars, *others = (part @ weight.t() for part, weight in of_degrees)
+        # Flat, as a product with a part that is strided would be one small product for each node.
+        scalars, *others = (
+            functional.linear(part.flatten(0, 1), weight).unflatten(0, part.shape[:2]) for part, weight in of_degrees
+        )
         return torch.cat([scalars + self.bias, *others], dim=1)
 
 
