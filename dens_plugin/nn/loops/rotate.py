@@ -22,6 +22,7 @@ from dens_plugin.nn.loops.team import (
     floats,
     integers,
     rows_of_thread,
+    scratch_of_thread,
     table_of,
 )
 
@@ -75,6 +76,26 @@ def rotate_to_edges(
     return out
 
 
+def rotate_order_to_edges(
+    ends: Sequence[End], packed: torch.Tensor, blocks: torch.Tensor, bias: torch.Tensor | None, out: torch.Tensor
+) -> None:
+    """Write the features of m and -m in the edges' frames, times factors whose place they take, and their sums.
+
+    Args:
+        ends: one or two, of as many components and channels.
+        packed: (e, P) rotations, whose rows may be parts of longer ones.
+        blocks: as for `rotate_to_edges`, of the order's coefficients: n of m, and n of -m unless m is 0.
+        bias: (n P C,) of the factors, whose values are the last n rows of ``out``; None for no factors.
+        out: (e, n, P C) for m = 0; else (e, 3 n, P C): those of m, those of -m, and the sums of both.
+    """
+    (_, components, channels), (first, *others) = ends[0].nodes.shape, ends
+    signs = 1 if out.shape[1] == len(blocks) else 2
+    sizes = len(blocks) // signs, signs, components, channels, len(ends), packed.stride(0)
+    second = others[0] if others else (0, 0)
+    tables = packed, blocks, 0 if bias is None else bias, out
+    _ROTATE_ORDER.run(len(packed), *sizes, *first, *second, *tables, scratch=len(ends) * channels)
+
+
 @compiled
 def _multiply(features, factors, bias, size):  # type: ignore[no-untyped-def]
     x, f, b = floats(features, (size,)), floats(factors, (size,)), floats(bias, (size,))
@@ -103,4 +124,59 @@ def _rotate(pointer):  # type: ignore[no-untyped-def]
                 _multiply(place, of_edge, bias + FLOAT * row * width, width)
 
 
-_ROTATE = Loop(_rotate)
+@compiled
+def _multiply_there(features, factors, bias, size):  # type: ignore[no-untyped-def]
+    """Write the products in the place of the factors."""
+    x, f, b = floats(features, (size,)), floats(factors, (size,)), floats(bias, (size,))
+    for c in range(size):
+        f[c] = x[c] * (f[c] + b[c])
+
+
+@compiled
+def _multiply_both(plus, minus, factors, bias, size):  # type: ignore[no-untyped-def]
+    """The products of both signs, and their sums in the place of the factors."""
+    x, y, f, b = floats(plus, (size,)), floats(minus, (size,)), floats(factors, (size,)), floats(bias, (size,))
+    for c in range(size):
+        factor = f[c] + b[c]
+        first, second = x[c] * factor, y[c] * factor
+        x[c], y[c], f[c] = first, second, first + second
+
+
+@compiled
+def _add_both(plus, minus, sums, size):  # type: ignore[no-untyped-def]
+    x, y, total = floats(plus, (size,)), floats(minus, (size,)), floats(sums, (size,))
+    for c in range(size):
+        total[c] = x[c] + y[c]
+
+
+def _rotate_order(pointer):  # type: ignore[no-untyped-def]
+    t, i = table_of(pointer), ARGUMENTS
+    size, signs, components, channels, ends, stride = t[i], t[i + 1], t[i + 2], t[i + 3], t[i + 4], t[i + 5]
+    packed, blocks, bias, out = t[i + 10], integers(t[i + 11], (signs * size, 5)), t[i + 12], t[i + 13]
+    width, scratch = ends * channels, scratch_of_thread(t)
+    rows = size if signs == 1 else 3 * size
+    start, stop = rows_of_thread(t)
+    for e in range(start, stop):
+        of_edge = out + FLOAT * e * rows * width
+        for d in range(size):
+            plus, minus = of_edge + FLOAT * d * width, of_edge + FLOAT * (size + d) * width
+            of_factors, of_bias = of_edge + FLOAT * (rows - size + d) * width, bias + FLOAT * d * width
+            for sign in range(signs):
+                s = sign * size + d
+                first, count = blocks[s, 1], blocks[s, 2]
+                place = minus if sign == 1 else (scratch if signs == 1 and bias != 0 else plus)
+                for end in range(ends):
+                    nodes, chosen = t[i + 6 + 2 * end], integers(t[i + 7 + 2 * end], (t[0],))
+                    weights, features = packed + FLOAT * (e * stride + blocks[s, 0]), chosen[e] * components + first
+                    of_end = place + FLOAT * end * channels
+                    write_sum(count, weights, nodes + FLOAT * features * channels, channels, of_end, channels)
+            if signs == 1:
+                if bias != 0:
+                    _multiply_there(scratch, of_factors, of_bias, width)
+            elif bias != 0:
+                _multiply_both(plus, minus, of_factors, of_bias, width)
+            else:
+                _add_both(plus, minus, of_factors, width)
+
+
+_ROTATE, _ROTATE_ORDER = Loop(_rotate), Loop(_rotate_order)

@@ -13,10 +13,10 @@ import torch
 
 from dens_plugin.nn.loops.aggregate import Degrees, Groups, Weights, add_to_atoms, weighted_backward
 from dens_plugin.nn.loops.product_gradient import product_gradient
-from dens_plugin.nn.loops.rotate import End, Factors, rotate_to_edges
+from dens_plugin.nn.loops.rotate import End, Factors, rotate_order_to_edges, rotate_to_edges
 from dens_plugin.nn.so2.edges import Edges, Piece
 from dens_plugin.nn.so2.layout import Layout
-from dens_plugin.nn.so2.radial import Order, Radial, factor_rows, orders
+from dens_plugin.nn.so2.radial import Radial, factor_rows, orders
 
 
 class LoopInputs:
@@ -33,9 +33,19 @@ class LoopInputs:
         return rotate_to_edges(self._ends(piece), packed, blocks, self._factors)
 
     def by_order(self, piece: Piece) -> Iterator[torch.Tensor]:
-        """For every m from 0 on its share of them, of m and -m: less is in memory at a time."""
-        for m, order in enumerate(orders(self._edges.layout, self._num_rows)):
-            yield self._of_order(piece, m, order)
+        """For every m from 0 on, in the memory of the one before, with the sums of m and -m."""
+        every, edges = list(orders(self._edges.layout, self._num_rows)), self._edges
+        packed, ends = edges.packed[piece.edges], self._ends(piece)
+        sizes = [order.degrees * (1 if order.signs == 1 else 3) for order in every]
+        memory = self._nodes.new_empty(len(packed) * max(sizes) * self._width)
+        for m, (order, size) in enumerate(zip(every, sizes, strict=True)):
+            out = memory[: len(packed) * size * self._width].view(-1, size, self._width)
+            bias = None
+            if self._radial is not None:
+                weight, bias = self._rows(self._radial, order.rows)
+                torch.mm(self._radial.hidden[piece.edges], weight.t(), out=out[:, size - order.degrees :].flatten(1))
+            rotate_order_to_edges(ends, packed, _blocks(edges.layout, self._num_rows, m), bias, out)
+            yield out
 
     def add_gradient(self, grad: torch.Tensor, piece: Piece) -> None:
         """Take that of the last piece's inputs, (e, S, 2C), which is written over."""
@@ -60,12 +70,6 @@ class LoopInputs:
         nodes, radial = self._sums
         return nodes, *(radial or ())
 
-    def _of_order(self, piece: Piece, m: int, order: Order) -> torch.Tensor:
-        edges, radial = self._edges, self._radial
-        packed, blocks = edges.packed[piece.edges], _blocks(edges.layout, self._num_rows, m)
-        factors = None if radial is None else self._factors_of(radial, piece, order.rows)
-        return rotate_to_edges(self._ends(piece), packed, blocks, factors)
-
     @property
     def _num_rows(self) -> int:
         """R of the factors; 0 for none."""
@@ -76,13 +80,15 @@ class LoopInputs:
         """2C."""
         return 2 * self._nodes.shape[2]
 
-    def _factors_of(self, radial: Radial, piece: Piece, rows: slice = slice(None)) -> Factors:
-        """(e, R, 2C) for some of the rows."""
-        weight, bias = (
-            part.unflatten(0, (-1, self._width))[rows].flatten(0, 1) for part in (radial.weight, radial.bias)
-        )
-        values = torch.mm(radial.hidden[piece.edges], weight.t())
-        return Factors(values.unflatten(1, (-1, self._width)), bias)
+    def _factors_of(self, radial: Radial, piece: Piece) -> Factors:
+        """(e, R, 2C)."""
+        values = torch.mm(radial.hidden[piece.edges], radial.weight.t())
+        return Factors(values.unflatten(1, (-1, self._width)), radial.bias)
+
+    def _rows(self, radial: Radial, rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weight and bias of some rows of the factors."""
+        weight, bias = (part.unflatten(0, (-1, self._width))[rows] for part in (radial.weight, radial.bias))
+        return weight.flatten(0, 1), bias.flatten(0, 1)
 
     @functools.cached_property
     def _sums(self) -> tuple[torch.Tensor, Radial | None]:

@@ -24,15 +24,15 @@ from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
-@dataclass(frozen=True)
 class _Complex:
-    real: torch.Tensor
-    imaginary: torch.Tensor
+    def __init__(self, real: torch.Tensor, imaginary: torch.Tensor, total: torch.Tensor | None = None) -> None:
+        self.real, self.imaginary = real, imaginary
+        self._total = total
 
     @cached_property
     def total(self) -> torch.Tensor:
         """The sum of both parts."""
-        return self.real + self.imaginary
+        return self.real + self.imaginary if self._total is None else self._total
 
     @cached_property
     def difference(self) -> torch.Tensor:
@@ -96,7 +96,8 @@ def write_product(of_orders: Iterable[torch.Tensor], weights: Weights, layout: L
     """Write the convolution of some features into ``out`` (e, X + S C'); autograd does not see it.
 
     Args:
-        of_orders: for every m from 0 on the coefficients of m and -m, (e, n, C) or (e, 2 n, C).
+        of_orders: for every m from 0 on the coefficients of m and -m, (e, n, C) or (e, 2 n, C); or (e, 3 n, C) with the
+            sums of both behind them.
         weights: of the convolution.
         layout: of the coefficients.
         out: to write to.
@@ -107,7 +108,9 @@ def write_product(of_orders: Iterable[torch.Tensor], weights: Weights, layout: L
         if m == 0:
             torch.addmm(weights.bias, flat, weights.orders[0].t(), out=out[:, start:stop])
         else:
-            _multiply(_halves(flat), weights.factors[m - 1], out=_halves(out[:, start:stop]))
+            parts = flat.split(weights.orders[m].shape[1], dim=1)
+            _multiply(_Complex(*parts), weights.factors[m - 1], out=_halves(out[:, start:stop]))
+            del parts
         start = stop
         del features, flat  # before the next order's are made
 

@@ -25,7 +25,10 @@ class Inputs(Protocol):
         """(e, S, 2C)."""
 
     def by_order(self, piece: Piece) -> Iterator[torch.Tensor]:
-        """For every m from 0 on its share of them, of m and -m."""
+        """For every m from 0 on its share of them, until the next is asked for.
+
+        They are (e, n, 2C) for m = 0, then (e, 2 n, 2C) those of m and of -m, or (e, 3 n, 2C) also with their sums.
+        """
 
     def add_gradient(self, grad: torch.Tensor, piece: Piece) -> None:
         """Take the gradient (e, S, 2C) of the inputs of the last piece, which is written over."""
