@@ -17,6 +17,10 @@ from collections.abc import Callable
 import torch
 from fairchem.core.models.equiformer_v2.drop import GraphDropPath
 from fairchem.core.models.equiformer_v2.input_block import EdgeDegreeEmbedding
+from fairchem.core.models.equiformer_v2.layer_norm import (
+    EquivariantLayerNormArraySphericalHarmonics,
+    EquivariantRMSNormArraySphericalHarmonicsV2,
+)
 from fairchem.core.models.equiformer_v2.so3 import SO3_Embedding, SO3_Rotation
 from fairchem.core.models.equiformer_v2.transformer_block import FeedForwardNetwork, SO2EquivariantGraphAttention
 from torch import nn
@@ -26,6 +30,8 @@ from dens_plugin.backbones.equiformer_v2_weights import convolution_weights, deg
 from dens_plugin.backbones.forward_pass import Pass, edge_dtype
 from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
+from dens_plugin.nn.degree_norm import balance, degree_norm
+from dens_plugin.nn.loops.team import uses_loops
 from dens_plugin.nn.so2.activation import Activation, GateActivation, GridActivation, grid_silu
 from dens_plugin.nn.so2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.so2.convolution import Weights
@@ -255,6 +261,29 @@ class FastFeedForward(FeedForwardNetwork):
         return functional.silu(self.gating_linear(features[:, :1]))
 
 
+class FastLayerNorm(EquivariantLayerNormArraySphericalHarmonics):
+    """In one pass on a CPU."""
+
+    def forward(self, node_input: torch.Tensor) -> torch.Tensor:
+        """(N, L, C)."""
+        if not (self.affine and uses_loops(node_input, self.affine_weight)):
+            return super().forward(node_input)
+        of_squares = balance(self.lmax, self.num_channels, self.eps, kind=_balance_of(self), is_separate=True)
+        weight = torch.cat([self.norm_l0.weight[None], self.affine_weight])
+        return degree_norm(node_input, of_squares, weight, self.norm_l0.bias, is_separate=True)
+
+
+class FastRMSNorm(EquivariantRMSNormArraySphericalHarmonicsV2):
+    """In one pass on a CPU."""
+
+    def forward(self, node_input: torch.Tensor) -> torch.Tensor:
+        """(N, L, C)."""
+        if not (self.affine and self.centering and uses_loops(node_input, self.affine_weight)):
+            return super().forward(node_input)
+        of_squares = balance(self.lmax, self.num_channels, self.eps, kind=_balance_of(self), is_separate=False)
+        return degree_norm(node_input, of_squares, self.affine_weight, self.affine_bias, is_separate=False)
+
+
 class FastDropPath(GraphDropPath):
     """Draws the host's number for each structure without asking the device how many there are."""
 
@@ -274,7 +303,11 @@ class FastDropPath(GraphDropPath):
         return x * ((keep + draws).floor() / keep)[batch]
 
 
-_OF_NODES = {FeedForwardNetwork: FastFeedForward}
+_OF_NODES = {
+    FeedForwardNetwork: FastFeedForward,
+    EquivariantLayerNormArraySphericalHarmonics: FastLayerNorm,
+    EquivariantRMSNormArraySphericalHarmonicsV2: FastRMSNorm,
+}
 _OF_EDGES = {
     SO3_Rotation: FastRotation,
     EdgeDegreeEmbedding: FastEdgeDegreeEmbedding,
@@ -286,6 +319,13 @@ _OF_EDGES = {
 def _limit(edges: Edges, channels: int) -> int:
     """How many edges to take at a time where nothing is kept for a gradient."""
     return max(1, _INFERENCE_NUMBERS // (len(edges.layout) * 2 * channels))
+
+
+def _balance_of(norm: nn.Module) -> str:
+    """How a norm of the host's weighs components, as `balance` calls it."""
+    if norm.normalization == "norm":
+        return "none"
+    return "degrees" if norm.std_balance_degrees else "components"
 
 
 def _embedding(features: torch.Tensor, lmax_list: list[int]) -> SO3_Embedding:
