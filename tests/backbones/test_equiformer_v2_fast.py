@@ -218,7 +218,7 @@ def test_tf32_is_of_its_models_edges_alone(monkeypatch, caplog):
 
         return wrapped
 
-    for owner, name in ((message, "write_product"), (attention, "write_product"), (Gradient, "of_features")):
+    for owner, name in ((message, "write_product"), (attention, "write_product"), (Gradient, "write")):
         monkeypatch.setattr(owner, name, seeing(getattr(owner, name)))
     batch = a_corrupted_batch()
     for precision, is_allowed in (("tf32", True), ("fp32", False)):

@@ -146,7 +146,8 @@ def _scale(features, factors, scale, out, size):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _copy(features, out, size):  # type: ignore[no-untyped-def]
+def copy(features, out, size):  # type: ignore[no-untyped-def]
+    """Write ``size`` numbers to another place."""
     x, y = floats(features, (size,)), floats(out, (size,))
     for c in range(size):
         y[c] = x[c]
@@ -201,7 +202,7 @@ def _write_by_degree(t, e, rows, factors):  # type: ignore[no-untyped-def]
         if t.heads > 0:
             _scale(x, factors, scale[order[n]], y, t.channels)
         else:
-            _copy(x, y, t.channels)
+            copy(x, y, t.channels)
 
 
 @compiled

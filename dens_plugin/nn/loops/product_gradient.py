@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from dens_plugin.nn.loops.aggregate import Degrees, Groups, add_rotated_back
+from dens_plugin.nn.loops.aggregate import Degrees, Groups, add_rotated_back, copy
 from dens_plugin.nn.loops.rotate import Factors
 from dens_plugin.nn.loops.sums import write_sum
 from dens_plugin.nn.loops.team import (
@@ -38,10 +38,9 @@ def product_gradient(
     degrees: Degrees,
     factors: Factors,
     channels: slice,
-    of_factors: torch.Tensor,
     of_nodes: torch.Tensor,
 ) -> None:
-    """For one end of all edges: write the gradient of the factors, and add that of the atoms.
+    """For one end of all edges: write the gradient of the factors over their values, and add that of the atoms.
 
     Args:
         grad: (e, S, P C) of the product.
@@ -50,16 +49,16 @@ def product_gradient(
         packed: (e, P) rotations, whose rows may be parts of longer ones.
         blocks: (S, 5) as for `rotate_to_edges`.
         degrees: of the S coefficients.
-        factors: of the product.
+        factors: of the product; its values (e, R, P C) become their gradient.
         channels: those of this end among P C.
-        of_factors: (e, R, P C) to write to.
         of_nodes: (N, L, C) to add to.
     """
     (_, components, width), size = nodes.shape, len(blocks)
     sizes = size, components, width, grad.shape[2], packed.stride(0)
     tables = packed, blocks, *degrees, *groups
-    places = grad[:, :, channels], *factors.of(channels), of_factors[:, :, channels], of_nodes
-    _GRADIENT.run(len(groups.atoms), *sizes, nodes, *tables, *places, scratch=(size + 1) * width + size)
+    places = grad[:, :, channels], *factors.of(channels), of_nodes
+    scratch = (size + 1 + factors.values.shape[1]) * width + size
+    _GRADIENT.run(len(groups.atoms), *sizes, nodes, *tables, *places, scratch=scratch)
 
 
 def _products(*, is_first: bool) -> Any:
@@ -90,11 +89,12 @@ def _gradient(pointer):  # type: ignore[no-untyped-def]
     packed, blocks, order, starts, counts = t[i + 6], integers(t[i + 7], (size, 5)), t[i + 8], t[i + 9], t[i + 10]
     atoms, offsets, edges = integers(t[i + 11], (t[0],)), integers(t[i + 12], (t[0] + 1,)), t[i + 13]
     grad, num_factors, factors, bias = t[i + 14], t[i + 15], t[i + 16], t[i + 17]
-    of_factors, of_nodes = t[i + 18], t[i + 19]
+    of_nodes = t[i + 18]
     by_degree = integers(order, (size,))
     rows = scratch_of_thread(t)
     rotated = rows + FLOAT * size * channels
-    of_component = rotated + FLOAT * channels
+    of_factors = rotated + FLOAT * channels
+    of_component = of_factors + FLOAT * num_factors * channels
     start, stop = rows_of_thread(t)
     for group in range(start, stop):
         of_atom = FLOAT * atoms[group] * components * channels
@@ -107,12 +107,16 @@ def _gradient(pointer):  # type: ignore[no-untyped-def]
                 first, count, row, is_first = blocks[s, 1], blocks[s, 2], blocks[s, 3], blocks[s, 4]
                 weights = rotation + FLOAT * blocks[s, 0]
                 write_sum(count, weights, nodes + of_atom + FLOAT * first * channels, channels, rotated, channels)
-                of_edge, of_row = grad + FLOAT * (e * size + s) * width, FLOAT * (e * num_factors + row) * width
+                of_edge, of_row = grad + FLOAT * (e * size + s) * width, of_factors + FLOAT * row * channels
                 place, of_bias = rows + FLOAT * n * channels, bias + FLOAT * row * width
+                values = factors + FLOAT * (e * num_factors + row) * width
                 if is_first:
-                    _write_products(of_edge, rotated, factors + of_row, of_bias, place, of_factors + of_row, channels)
+                    _write_products(of_edge, rotated, values, of_bias, place, of_row, channels)
                 else:
-                    _add_products(of_edge, rotated, factors + of_row, of_bias, place, of_factors + of_row, channels)
+                    _add_products(of_edge, rotated, values, of_bias, place, of_row, channels)
+            for row in range(num_factors):
+                values = factors + FLOAT * (e * num_factors + row) * width
+                copy(of_factors + FLOAT * row * channels, values, channels)
             sizes = size, components, starts, counts, channels
             add_rotated_back(rows, rotation, *sizes, of_component, of_nodes + of_atom)
 

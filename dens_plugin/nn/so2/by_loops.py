@@ -59,11 +59,10 @@ class LoopInputs:
             for of_end, part in zip(groups, parts, strict=True):
                 add_to_atoms(grad[:, :, part], packed, degrees, of_end, of_nodes)
             return
-        of_factors = torch.empty_like(factors.values)
         tables = packed, _blocks(edges.layout, self._num_rows), degrees, factors
         for of_end, part in zip(groups, parts, strict=True):
-            product_gradient(grad, self._nodes, of_end, *tables, part, of_factors, of_nodes)
-        self._radial.add_gradients(of_factors, piece.edges, of_radial)
+            product_gradient(grad, self._nodes, of_end, *tables, part, of_nodes)
+        self._radial.add_gradients(factors.values, piece.edges, of_radial)
 
     def gradients(self) -> tuple[torch.Tensor, ...]:
         """Of the nodes, and of the three parts of the radial factors if there are any."""

@@ -130,14 +130,6 @@ class Gradient:
         self._of_bias, self._of_zero = torch.zeros_like(weights.bias), _Sum(weights.orders[0])
         self._of_others = [_ComplexSum(real) for real, _ in parts]
 
-    def of_features(
-        self, grad: torch.Tensor, features: torch.Tensor, scalars: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """As `write`, (e, S, C)."""
-        out = features.new_empty(features.shape)
-        self.write(grad, features, out, scalars)
-        return out
-
     def write(
         self, grad: torch.Tensor, features: torch.Tensor, out: torch.Tensor, scalars: torch.Tensor | None = None
     ) -> None:
@@ -146,7 +138,7 @@ class Gradient:
         Args:
             grad: (e, X + S C') of the output.
             features: (e, S, C) the input.
-            out: (e, S, C).
+            out: (e, S, C), which may be ``features``: memory that a processor has just read.
             scalars: the first columns of the output's gradient, if ``grad`` lacks them.
         """
         flat, of_flat = features.flatten(1), out.flatten(1)
@@ -154,13 +146,13 @@ class Gradient:
         left_out = 0 if scalars is None else scalars.shape[1]
         of_zero = grad[:, : zero.outputs.stop - left_out]
         of_zero = of_zero if scalars is None else torch.cat([scalars, of_zero], dim=1)
-        torch.mm(of_zero, self._weights.orders[0], out=of_flat[:, zero.inputs])
         self._of_zero.add(of_zero.t(), flat[:, zero.inputs])
         self._of_bias.add_(of_zero.sum(0))
+        torch.mm(of_zero, self._weights.orders[0], out=of_flat[:, zero.inputs])
         for (inputs, outputs), conjugate, total in zip(others, self._conjugates, self._of_others, strict=True):
             of_output = _halves(grad[:, outputs.start - left_out : outputs.stop - left_out])
-            _multiply(of_output, conjugate, out=_halves(of_flat[:, inputs]))
             total.add(of_output, _halves(flat[:, inputs]))
+            _multiply(of_output, conjugate, out=_halves(of_flat[:, inputs]))
 
     def of_weights(self) -> tuple[torch.Tensor, ...]:
         """Of the bias, and of every order."""
@@ -256,4 +248,6 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         features, bias, *orders = ctx.saved_tensors
         gradient = Gradient(Weights(bias, orders), ctx.layout)
-        return gradient.of_features(grad, features), None, *gradient.of_weights()
+        out = features.new_empty(features.shape)
+        gradient.write(grad, features, out)
+        return out, None, *gradient.of_weights()

@@ -94,8 +94,9 @@ class _Messages(torch.autograd.Function):
         weights, radial = _parse(bias, rest, ctx.num_orders)
         gradient, inputs = Gradient(weights, edges.layout), _inputs(nodes, radial, edges)
         for piece in edges.pieces:
-            scalars, others = of_scalars[piece.edges], of_others[piece.edges]
-            inputs.add_gradient(gradient.of_features(others, inputs.of(piece), scalars), piece)
+            scalars, others, features = of_scalars[piece.edges], of_others[piece.edges], inputs.of(piece)
+            gradient.write(others, features, features, scalars)
+            inputs.add_gradient(features, piece)
         of_nodes, *of_radial = inputs.gradients()
         return None, None, None, of_nodes, *gradient.of_weights(), *of_radial
 
