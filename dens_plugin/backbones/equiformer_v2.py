@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from dens_plugin.backbones.checkpointing import checkpoint_blocks
 from dens_plugin.backbones.empty_graph import allow_empty_graphs
-from dens_plugin.backbones.equiformer_v2_fast import use_fast_path
+from dens_plugin.backbones.equiformer_v2_fast import SharedEmbedding, use_fast_path
 from dens_plugin.backbones.forward_pass import Pass, require_directions, require_known_elements, require_sorted
 from dens_plugin.backbones.inject import added_to_embedding
 from dens_plugin.backbones.neighbours import edges_to, found_graph
@@ -101,7 +101,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
         scalars = self.sphere_embedding(elements)[:, None]
         x.set_embedding(x.embedding + functional.pad(scalars, (0, 0, 0, x.embedding.shape[1] - 1)))
         for block in self.blocks:
-            x = block(x, *edges, batch=data.batch, node_offset=graph.node_offset)
+            x = block(SharedEmbedding.of(x), *edges, batch=data.batch, node_offset=graph.node_offset)
         x.set_embedding(self.norm(x.embedding))
         return {"node_embedding": x, "graph": graph}
 

@@ -62,6 +62,21 @@ def use_fast_path(model: nn.Module, shared: Pass | None) -> None:
             module.shared = shared
 
 
+class SharedEmbedding(SO3_Embedding):
+    """The host's record of features, whose copy has the same tensor: a block replaces it and never writes to it."""
+
+    @classmethod
+    def of(cls, x: SO3_Embedding) -> SharedEmbedding:
+        """The features of another record."""
+        out = cls(0, [*x.lmax_list], x.num_channels, x.device, x.dtype)
+        out.set_embedding(x.embedding)
+        return out
+
+    def clone(self) -> SharedEmbedding:
+        """A record of its own for the same tensor."""
+        return self.of(self)
+
+
 class FastRotation(SO3_Rotation):
     """The host's rotation, packed: rows of |m| <= mmax in the order of `Layout`."""
 

@@ -9,8 +9,9 @@
 | `product_gradient` | the gradients of that, at factors and atoms |
 | `aggregate` | weigh, rotate back, sum at atoms; and the gradients |
 | `s2_activation` | SiLU on a grid of the sphere; and its gradient |
+| `degree_norm` | norms of an atom's features; and their gradients |
 
-The twins in plain torch, and what chooses between them, are in `dens_plugin.nn.so2`. Functions get addresses, and read
+What chooses between them and plain torch is in `dens_plugin.nn.so2`, and for norms in `dens_plugin.backbones`. Functions get addresses, and read
 arrays through `team.floats`: Numba would count references to slices of arrays, which costs more than most sums here.
 Sums are in a fixed order that does not depend on the number of threads.
 """
