@@ -11,7 +11,7 @@
 | `s2_activation` | SiLU on a grid of the sphere; and its gradient |
 | `degree_norm` | norms of an atom's features; and their gradients |
 
-What chooses between them and plain torch is in `dens_plugin.nn.so2`, and for norms in `dens_plugin.backbones`. Functions
+What chooses between them and plain torch is in `dens_plugin.nn.so2`, for norms in `dens_plugin.backbones`. Functions
 get addresses, and read arrays through `team.floats`: Numba would count references to slices of arrays, which costs more
 than most sums here. Sums are in a fixed order that does not depend on the number of threads.
 """
