@@ -209,11 +209,15 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         scalars = self.alpha_norm(scalars.unflatten(1, (self.num_heads, self.attn_alpha_channels)))
         slope = self.alpha_act.alpha  # of the host's SmoothLeakyReLU: slope x + (1 - slope) silu(x)
         activated = torch.add(functional.silu(scalars), scalars, alpha=slope / (1 - slope))
-        logits = (activated * ((1 - slope) * self.alpha_dot)).sum(2)
+        logits = torch.einsum("eha,ha->eh", activated, (1 - slope) * self.alpha_dot)
         attention = softmax_by_target(logits, edges)
-        if self.alpha_dropout is not None:
-            attention = self.alpha_dropout(attention.view(-1, 1, self.num_heads, 1)).view_as(attention)
-        return attention
+        if self.alpha_dropout is None:
+            return attention
+        # A mask is drawn in the order of memory: in the host's that of this einsum, whose heads newer versions of torch
+        # put first.
+        if attention.stride() != logits.stride():
+            attention = torch.empty_like(logits).copy_(attention)
+        return self.alpha_dropout(attention[:, None, :, None])[:, 0, :, 0]
 
     def _activation(self, layout: Layout) -> Activation:
         if self.use_gate_act:
