@@ -285,7 +285,7 @@ class FastLayerNorm(EquivariantLayerNormArraySphericalHarmonics):
 
     def forward(self, node_input: torch.Tensor) -> torch.Tensor:
         """(N, L, C)."""
-        if not (self.affine and uses_loops(node_input, self.affine_weight)):
+        if not (self.affine and _suits_loops(self, node_input)):
             return super().forward(node_input)
         of_squares = balance(self.lmax, self.num_channels, self.eps, kind=_balance_of(self), is_separate=True)
         weight = torch.cat([self.norm_l0.weight[None], self.affine_weight])
@@ -297,7 +297,7 @@ class FastRMSNorm(EquivariantRMSNormArraySphericalHarmonicsV2):
 
     def forward(self, node_input: torch.Tensor) -> torch.Tensor:
         """(N, L, C)."""
-        if not (self.affine and self.centering and uses_loops(node_input, self.affine_weight)):
+        if not (self.affine and self.centering and _suits_loops(self, node_input)):
             return super().forward(node_input)
         of_squares = balance(self.lmax, self.num_channels, self.eps, kind=_balance_of(self), is_separate=False)
         return degree_norm(node_input, of_squares, self.affine_weight, self.affine_bias, is_separate=False)
@@ -338,6 +338,12 @@ _OF_EDGES = {
 def _limit(edges: Edges, channels: int) -> int:
     """How many edges to take at a time where nothing is kept for a gradient."""
     return max(1, _INFERENCE_NUMBERS // (len(edges.layout) * 2 * channels))
+
+
+def _suits_loops(norm: nn.Module, features: torch.Tensor) -> bool:
+    """Whether features are (N, L, C) of a norm of the host's, and of a type for loops as all its parameters."""
+    fits = features.shape[1:] == ((norm.lmax + 1) ** 2, norm.num_channels)
+    return fits and uses_loops(features, *norm.parameters())
 
 
 def _balance_of(norm: nn.Module) -> str:

@@ -24,6 +24,8 @@ OPTIONS = {
     "order zero": {"mmax_list": [0]},
     "finer grid": {"resolution": 12},
     "sigmoids of the distance": {"distance_function": "sigmoid"},
+    "distances below zero": {"distance_function": "silu"},
+    "sigmoids with a slope": {"distance_function": "linearsigmoid"},
     "unequal widths": {"hidden_channels": 24, "edge_channels": 20},
     "one layer": {"num_layers": 1},
     "open boundaries": {"use_pbc": False},

@@ -60,6 +60,15 @@ def test_are_the_hosts(host, means, lmax, monkeypatch):
 
 
 @on_all_norms
+@pytest.mark.parametrize("shape", [(4, 4, CHANNELS), (4, 9, 2 * CHANNELS)])
+def test_another_shape_is_the_hosts_error(host, shape):
+    expected, found = both(host, 2)
+    for norm in (expected, found):
+        with pytest.raises(RuntimeError):
+            norm(torch.randn(shape))
+
+
+@on_all_norms
 @pytest.mark.parametrize("case", ["no weights", "float64", "no loops"])
 def test_what_loops_do_not_cover_is_the_hosts(host, case, monkeypatch):
     expected, found = both(host, 2, affine=case != "no weights")
@@ -80,6 +89,16 @@ def test_no_atoms_and_nan(host):
     features = torch.randn(3, 9, CHANNELS)
     features[1, 4, 2] = torch.nan
     assert norm(features).isnan().any(2).any(1).tolist() == [False, True, False]
+
+
+@needs_loops
+def test_a_mean_far_above_the_spread():
+    _, norm = both(HOSTS[0], 1)
+    features = 100 + torch.randn(50, 4, CHANNELS)
+    expected = torch.nn.functional.layer_norm(
+        features[:, 0].double(), (CHANNELS,), norm.norm_l0.weight.double(), norm.norm_l0.bias.double(), norm.eps
+    )
+    assert (norm(features)[:, 0] - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @needs_loops

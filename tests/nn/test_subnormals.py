@@ -14,3 +14,4 @@ def test_only_subnormal_numbers_become_zero(dtype):
     found = without_subnormals(features)
     assert (found[:3] == 0).all()
     assert torch.equal(found[3:].nan_to_num(7.0), features[3:].nan_to_num(7.0))
+    assert torch.equal(without_subnormals(-features[:6]), -found[:6])

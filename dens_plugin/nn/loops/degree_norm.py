@@ -57,15 +57,24 @@ def _scratch(features: torch.Tensor) -> int:
 
 
 @compiled
-def _center(features, out, size):  # type: ignore[no-untyped-def]
-    """Write ``size`` numbers without their mean."""
-    x, y = floats(features, (size,)), floats(out, (size,))
+def _sum(values, size):  # type: ignore[no-untyped-def]
+    x = floats(values, (size,))
     total = x[0]
     for c in range(1, size):
         total += x[c]
-    mean = total / np.float32(size)
+    return total
+
+
+@compiled
+def _center(features, out, size):  # type: ignore[no-untyped-def]
+    """Write ``size`` numbers without their mean, and without what rounding left of it."""
+    x, y = floats(features, (size,)), floats(out, (size,))
+    mean = _sum(features, size) / np.float32(size)
     for c in range(size):
         y[c] = x[c] - mean
+    rest = _sum(out, size) / np.float32(size)
+    for c in range(size):
+        y[c] -= rest
 
 
 @compiled
@@ -74,15 +83,6 @@ def _product(left, right, size):  # type: ignore[no-untyped-def]
     total = x[0] * y[0]
     for c in range(1, size):
         total += x[c] * y[c]
-    return total
-
-
-@compiled
-def _sum(values, size):  # type: ignore[no-untyped-def]
-    x = floats(values, (size,))
-    total = x[0]
-    for c in range(1, size):
-        total += x[c]
     return total
 
 
