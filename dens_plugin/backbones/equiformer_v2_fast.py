@@ -211,7 +211,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         activated = torch.add(functional.silu(scalars), scalars, alpha=slope / (1 - slope))
         logits = torch.einsum("eha,ha->eh", activated, (1 - slope) * self.alpha_dot)
         attention = softmax_by_target(logits, edges)
-        if self.alpha_dropout is None:
+        if self.alpha_dropout is None or not self.alpha_dropout.training:
             return attention
         # A mask is drawn in the order of memory: in the host's that of this einsum, whose heads newer versions of torch
         # put first.

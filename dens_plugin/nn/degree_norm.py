@@ -48,10 +48,9 @@ def balance(lmax: int, channels: int, eps: float, *, kind: str, is_separate: boo
             which is a sum.
         is_separate: as for `degree_norm`.
     """
-    degrees = range(1 if is_separate else 0, lmax + 1)
-    count = {"degrees": len(degrees), "components": sum(2 * degree + 1 for degree in degrees), "none": 1}[kind]
-    of_degree = {"degrees": lambda degree: 2 * degree + 1}.get(kind, lambda _: 1)
-    weights = [1 / (of_degree(degree) * count * channels) for degree in degrees for _ in range(2 * degree + 1)]
+    sizes = [2 * degree + 1 for degree in range(1 if is_separate else 0, lmax + 1)]
+    count = {"degrees": len(sizes), "components": sum(sizes), "none": 1}[kind]
+    weights = [1 / ((size if kind == "degrees" else 1) * count * channels) for size in sizes for _ in range(size)]
     first = [1 / channels] if is_separate else []
     with torch.inference_mode(False):  # whose tensors no later training step could use
         return torch.tensor([*first, *weights, eps], dtype=torch.float32, device="cpu")

@@ -110,13 +110,13 @@ class Loop:
     def address(self) -> int:
         """Of the compiled function."""
         function = self._function
-        named = types.FunctionType(function.__code__, function.__globals__, function.__name__)
-        named.__module__, named.__qualname__ = function.__module__, f"{function.__name__}_{_fingerprint()}"
+        kept = types.FunctionType(function.__code__, function.__globals__, function.__name__)
+        kept.__module__, kept.__qualname__ = function.__module__, f"{function.__name__}_{_fingerprint()}"
         compile_one = functools.partial(cfunc, numba.void(numba.types.voidptr))
         try:
-            return int(compile_one(cache=True)(named).address)
+            return int(compile_one(cache=True)(kept).address)
         except Exception:  # there is no folder to keep it in, or what is kept there is damaged
-            return int(compile_one()(named).address)
+            return int(compile_one()(kept).address)
 
     def run(self, rows: int, *arguments: torch.Tensor | int, scratch: int = 0) -> None:
         """Let torch's threads take their shares of the rows.
