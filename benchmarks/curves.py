@@ -72,7 +72,7 @@ def _command(mode: Mode, seed: int, *, steps: int, device: str, folder: Path) ->
         f"--optim.eval_every={max(1, steps // _EVALUATIONS)}",
         f"--dataset.train.sample_n={batch * steps}",
         "--dataset.val.sample_n=40",
-        "--dataset.test.sample_n=2",  # which the host predicts at each evaluation
+        "--dataset.test.sample_n=2",  # which fairchem predicts at each evaluation
         "--logger=tensorboard",
     ]
 

@@ -127,7 +127,7 @@ def measure_neighbours(args: argparse.Namespace) -> Row:
 
 
 def measure_optimizer(args: argparse.Namespace) -> Row:
-    """Clip, step and average by the host's ways and by ours, in turn."""
+    """Clip, step and average by fairchem's ways and by ours, in turn."""
     host, ours = _parameters(args.millions), _parameters(args.millions)
     fused = with_fused_step({}, ours)["optimizer_params"]
     pairs = {
@@ -160,7 +160,7 @@ def _parameters(millions: int) -> list[torch.nn.Parameter]:
 
 
 def measure_checkpoint(args: argparse.Namespace) -> Row:
-    """Save a state by the host's function and by ours, in turn, into one folder."""
+    """Save a state by fairchem's function and by ours, in turn, into one folder."""
     part = {f"block.{index}": torch.randn(args.millions * 10_000) for index in range(100)}
     state = {"state_dict": part, "ema": _copied(part), "exp_avg": _copied(part), "exp_avg_sq": _copied(part)}
     seconds: dict[str, list[float]] = {"fairchem": [], "ours": [], "check": []}

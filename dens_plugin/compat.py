@@ -1,6 +1,6 @@
 """The one file that knows versions of torch, PyG, SciPy and fairchem-core, and evens them out.
 
-`prepare_host` is called before fairchem's models are imported. Each of its steps does nothing where the host already
+`prepare_host` is called before fairchem's models are imported. Each of its steps does nothing where fairchem already
 works: a compiled ``pyg-lib`` or ``torch-cluster``, an older SciPy, torch 2.4.
 """
 

@@ -76,7 +76,7 @@ def _train(objective: str, args: argparse.Namespace) -> None:
 
 
 def _show(line: str) -> None:
-    """Print what the host logs of a step or an evaluation, without its prefix."""
+    """Print what fairchem logs of a step or an evaluation, without its prefix."""
     found = re.search(r"\(INFO\): (.*forces_mae: .*)", line)
     if found:
         print("  " + found[1][: _width()], flush=True)

@@ -55,7 +55,7 @@ class Rows(NamedTuple):
     chosen: torch.Tensor | None = None
 
     def listed(self) -> Rows:
-        """The same with `chosen`: a loader makes it on the host, so that no GPU must be asked for it."""
+        """The same with `chosen`: a loader makes it on the CPU, so that no GPU must be asked for it."""
         return self._replace(chosen=self.mask.nonzero().view(-1))
 
     def where(self) -> torch.Tensor:

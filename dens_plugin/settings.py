@@ -67,7 +67,7 @@ _SWITCHES = {"true": True, "false": False}
 
 
 def switch(value: Any, where: str) -> bool:
-    """True or False, or a word for it: the host's command line leaves ``true`` and ``false`` as text."""
+    """True or False, or a word for it: fairchem's command line leaves ``true`` and ``false`` as text."""
     if isinstance(value, str) and value.lower() in _SWITCHES:
         return _SWITCHES[value.lower()]
     if not isinstance(value, bool):

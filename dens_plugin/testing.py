@@ -143,8 +143,8 @@ class BackboneContract:
     """
 
     tolerance: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-4, torch.float64: 1e-9}
-    """Of equivariance in each precision, relative to the largest component; activations on a grid need more, and the
-    host's periodic graphs exist in float32 only."""
+    """Of equivariance in each precision, relative to the largest component; activations on a grid need more, and 
+    fairchem's periodic graphs exist in float32 only."""
 
     def build(self) -> nn.Module:
         """A new model."""
@@ -228,7 +228,7 @@ class BackboneContract:
         batch = random_batch()
         count = {"some": batch.num_nodes // 2, "none": 0, "all": batch.num_nodes}[corrupted]
         prepared = corrupted_batch(batch, torch.arange(batch.num_nodes) < count)
-        model.train()  # the host's activation checkpointing keeps no gradients in eval mode
+        model.train()  # fairchem's activation checkpointing keeps no gradients in eval mode
         sum(value.square().sum() for value in predict(model, prepared).values()).backward()
         trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
         missing = [name for name, value in trained if value.grad is None]
@@ -285,7 +285,7 @@ class GradientForceContract(BackboneContract):
 
 @contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Within the context, new tensors have this floating-point type, which host modules rely on."""
+    """Within the context, new tensors have this floating-point type, which fairchem modules rely on."""
     previous = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:

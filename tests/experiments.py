@@ -48,7 +48,7 @@ def model_of(config):
 
 @functools.cache
 def _built(settings):
-    setup_imports({"skip_experimental_imports": True})  # registers the host's models, as its command does
+    setup_imports({"skip_experimental_imports": True})  # registers fairchem's models, as its command does
     settings = json.loads(settings)
     with _parameters_on_meta(), _grids_once():
         return registry.get_model_class(settings.pop("name"))(**copy.deepcopy(settings))
@@ -73,6 +73,6 @@ def _parameters_on_meta():
 
 @contextlib.contextmanager
 def _grids_once():
-    """The host computes each grid for every order; they depend on the degree alone, and take most of its time."""
+    """fairchem computes each grid for every order; they depend on the degree alone, and take most of its time."""
     with patch.multiple(equiformer_so3, **_GRIDS), patch.multiple(escn_so3, **_GRIDS):
         yield

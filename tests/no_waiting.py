@@ -1,7 +1,7 @@
-"""What would make the host wait for a GPU, found on a machine without one.
+"""What would make fairchem wait for a GPU, found on a machine without one.
 
 Functions run on the device ``meta``, whose tensors have no values, so that every question to them is an error. Copies
-from the host are found by where tensors come from: whatever a later call needs is the result of an operation on the
+from the CPU are found by where tensors come from: whatever a later call needs is the result of an operation on the
 device, or was there at an earlier one already, as inputs, parameters and constants are.
 """
 
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 
 def copies_from_host(function: Callable[[], Any]) -> list[str]:
-    """Operations of a later call that need a tensor from the host; the first may make constants."""
+    """Operations of a later call that need a tensor from the CPU; the first may make constants."""
     function()
     first = _Origins([])
     with first:

@@ -98,7 +98,7 @@ def base_config(data):
 
 
 def trainer_arguments(config, *, run_dir, **changes):
-    """The keyword arguments with which the host builds a trainer from a config."""
+    """The keyword arguments with which fairchem builds a trainer from a config."""
     return {
         "task": config["task"],
         "model": config["model"],

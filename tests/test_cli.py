@@ -101,7 +101,7 @@ def test_trains_validates_and_predicts_the_authors_config(workplace):
 
 
 def test_plain_fairchem_trains_ours_by_dotted_path(workplace):
-    """The host's own command, which knows of this package by the config alone."""
+    """fairchem's own command, which knows of this package by the config alone."""
     run("fairchem", "--mode", "train", "--config-yml", "ours.yml", "--cpu", "--print-every", "1")
     assert "noise_mae" in next(workplace.glob(f"checkpoints/*/{FILE_NAME}")).read_text()
 

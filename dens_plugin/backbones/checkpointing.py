@@ -1,6 +1,6 @@
 """Activation checkpointing of some blocks: as much memory for as much time as a device needs.
 
-The host's ``activation_checkpoint`` keeps the activations of all blocks or of none. A number keeps those of all but the
+fairchem's ``activation_checkpoint`` keeps the activations of all blocks or of none. A number keeps those of all but the
 first so many blocks, which are computed a second time in the backward pass: each gives back the memory of a block and
 takes the time of its forward pass, about a third of its share of a step. The first blocks, since their turn comes when
 those of the others are already freed.
@@ -22,17 +22,17 @@ from dens_plugin.nn.so2.edges import Edges
 
 
 class RecomputedBlock(TransBlockV2):
-    """The host's block, its activations computed a second time instead of kept; same numbers, dropout included."""
+    """fairchem's block, its activations computed a second time instead of kept; same numbers, dropout included."""
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """As the host's."""
+        """As fairchem's."""
         if not torch.is_grad_enabled():
             return super().forward(*inputs, **options)
         forward = super().forward
         shared: Pass | None = getattr(self.ga, "shared", None)
         if shared is not None:
             forward = partial(_in_pass, forward, shared, shared.edges, shared.num_graphs)
-        # Not reentrant: that form finds no tensors in the host's embeddings, and then has no gradients.
+        # Not reentrant: that form finds no tensors in fairchem's embeddings, and then has no gradients.
         return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
 
@@ -48,13 +48,13 @@ def checkpoint_blocks(backbone: EquiformerV2Backbone) -> None:
 
     Args:
         backbone: with ``activation_checkpoint`` true for all blocks, false for none, or a number of them; it is false
-            afterwards, so that the host leaves all blocks to their own forward.
+            afterwards, so that fairchem leaves all blocks to their own forward.
 
     Raises:
         ValueError: for a number that the backbone does not have.
     """
     for block in backbone.blocks[: _count(backbone.activation_checkpoint, len(backbone.blocks))]:
-        # The host builds these in its constructor, which offers no hook; the subclass adds no state.
+        # fairchem builds these in its constructor, which offers no hook; the subclass adds no state.
         block.__class__ = RecomputedBlock
     backbone.activation_checkpoint = False
 

@@ -1,6 +1,6 @@
-"""Host modules that also work without edges.
+"""fairchem modules that also work without edges.
 
-The host's edge modules reshape to (E, -1), which is undefined for E = 0: a batch of isolated atoms, or a head of which
+fairchem's edge modules reshape to (E, -1), which is undefined for E = 0: a batch of isolated atoms, or a head of which
 no atom counts. Here such a module runs on one edge to an extra atom whose row is then dropped, so that the result is
 what summing over no edges gives, and every parameter has a zero gradient rather than none.
 """
@@ -57,7 +57,7 @@ def allow_empty_graphs(model: nn.Module) -> None:
     """Make every edge module of ``model`` work without edges; parameters and state dict stay as they are."""
     for module in model.modules():
         if type(module) in _SAFE:
-            # The host builds these deep inside its constructors, which offer no hook; the subclasses add no state.
+            # fairchem builds these deep inside its constructors, which offer no hook; the subclasses add no state.
             module.__class__ = _SAFE[type(module)]
 
 

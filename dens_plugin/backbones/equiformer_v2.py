@@ -45,16 +45,16 @@ PRECISIONS = ("fp32", "tf32", "bf16")
 class EquiformerV2DeNS(EquiformerV2Backbone):
     """fairchem's ``equiformer_v2_backbone`` that encodes the forces of a batch's corruption record.
 
-    A batch without a record, as at inference, goes through the host's forward alone, and no autograd graph is built
+    A batch without a record, as at inference, goes through fairchem's forward alone, and no autograd graph is built
     under ``torch.no_grad()``.
 
     Args:
-        *args: as the host's.
-        fast: whether to compute the host's numbers in the order of `equiformer_v2_fast`; under graph parallelism what
-            needs edges is left to the host.
+        *args: as fairchem's.
+        fast: whether to compute fairchem's numbers in the order of `equiformer_v2_fast`; under graph parallelism what
+            needs edges is left to fairchem.
         precision: of an edge's features in the fast path: ``fp32``, the nodes' own; ``tf32``, whose products round
             their factors to 10 bits (CUDA only); ``bf16``, stored in 16 bits and summed in 32.
-        **kwargs: as the host's; `activation_checkpoint` may be a number of blocks (`checkpoint_blocks`).
+        **kwargs: as fairchem's; `activation_checkpoint` may be a number of blocks (`checkpoint_blocks`).
 
     Raises:
         ValueError: for more than one resolution, which DeNS was never defined for, or an unknown precision.
@@ -66,7 +66,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
         super().__init__(*args, **kwargs)
         if self.num_resolutions != 1:
             raise ValueError(f"DeNS needs one resolution, got lmax_list={self.lmax_list}; give a single degree")
-        self.direct_forces = True  # tells the host's `conditional_grad` that no position gradient will be taken
+        self.direct_forces = True  # tells fairchem's `conditional_grad` that no position gradient will be taken
         self.force_embedding = ForceEncoding(self.lmax_list[0], self.sphere_channels, self.weight_init)
         self.shared: Pass | None = None
         if fast:
@@ -78,7 +78,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
         checkpoint_blocks(self)
 
     def forward(self, data: Batch) -> dict[str, Any]:
-        """Node embeddings (N, L, C) and graph of a batch, as the host's."""
+        """Node embeddings (N, L, C) and graph of a batch, as fairchem's."""
         corruption = corruption_of(data)
         forward = super().forward if self.shared is None else self._fast_forward
         if corruption is None:
@@ -90,7 +90,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
             return forward(data)
 
     def _fast_forward(self, data: Batch) -> dict[str, Any]:
-        """The host's, without graph parallelism and without its look at the elements, which waits for a GPU."""
+        """fairchem's, without graph parallelism and without its look at the elements, which waits for a GPU."""
         require_known_elements(data, self.max_num_elements)
         graph = found_graph(self, data, enforce_max_neighbors_strictly=self.enforce_max_neighbors_strictly)
         self.SO3_rotation[0].set_wigner(self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec))
@@ -116,7 +116,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
     def _init_edge_rot_mat(
         self, data: Batch, edge_index: torch.Tensor, edge_distance_vec: torch.Tensor
     ) -> torch.Tensor:
-        """(E, 3, 3) edge frames; for a graph without edges the host's modules get one (`allow_empty_graphs`)."""
+        """(E, 3, 3) edge frames; for a graph without edges fairchem's modules get one (`allow_empty_graphs`)."""
         if self.shared is not None:
             require_sorted(edge_index, searched_by_host=self.otf_graph)
             self.shared.begin(edge_index, num_atoms=len(data.pos), num_graphs=len(data.natoms))
@@ -129,7 +129,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
 
 @registry.register_model("equiformer_v2_dens_force_head")
 class ForceHead(EqV2VectorHead):
-    """The host's vector head, computed only where the prediction counts.
+    """fairchem's vector head, computed only where the prediction counts.
 
     The output at an atom needs no more than its incoming edges, so the block runs on the edges that end at atoms of
     ``rows``; the other rows are zero. Without ``rows``, as at inference, every atom counts.
@@ -190,7 +190,7 @@ class NoiseHead(ForceHead):
 
 @registry.register_model("equiformer_v2_dens_energy_head")
 class EnergyHead(EqV2ScalarHead):
-    """The host's energy head, which computes degree 0 only: no other degree enters the energy."""
+    """fairchem's energy head, which computes degree 0 only: no other degree enters the energy."""
 
     def __init__(self, backbone: EquiformerV2Backbone, output_name: str = "energy", reduce: str = "sum") -> None:
         super().__init__(backbone, output_name, reduce)
@@ -257,7 +257,7 @@ class FlatEquiformerV2DeNS(HydraModel):
 
 
 def _pass_of(backbone: EquiformerV2Backbone) -> Pass | None:
-    """What a backbone on the fast path shares with its heads; the host's backbone has none."""
+    """What a backbone on the fast path shares with its heads; fairchem's backbone has none."""
     return getattr(backbone, "shared", None)
 
 

@@ -1,11 +1,11 @@
 """EquiformerV2's modules, computing the same numbers with fewer passes over memory.
 
-Every class is one of the host's with another forward: parameters, state dict and random numbers stay the host's, so
-that a run may change from one path to the other at any step. `use_fast_path` puts them in. What stays the host's: what
+Every class is one of fairchem's with another forward: parameters, state dict and random numbers stay fairchem's, so
+that a run may change from one path to the other at any step. `use_fast_path` puts them in. What stays fairchem's: what
 needs edges under graph parallelism, whose ranks exchange features within a block, and feed-forward networks with
 gates, which have no grid.
 
-The order of operations is that of `dens_plugin.nn.so2`: one packed rotation per edge and forward pass holds the host's
+The order of operations is that of `dens_plugin.nn.so2`: one packed rotation per edge and forward pass holds fairchem's
 permutations and masks; edges go through a block some hundred at a time; linear layers on a grid's channels are folded.
 EquiformerV2: Liao, Wood, Das and Smidt, arXiv:2306.12059.
 """
@@ -48,7 +48,7 @@ _INFERENCE_NUMBERS = 15 << 18  # of an edge's two ends in its frame at a time: s
 
 
 def use_fast_path(model: nn.Module, shared: Pass | None) -> None:
-    """Give the host's modules within ``model`` their fast forward; parameters and state dict stay as they are.
+    """Give fairchem's modules within ``model`` their fast forward; parameters and state dict stay as they are.
 
     Args:
         model: a backbone or one of its heads.
@@ -57,13 +57,13 @@ def use_fast_path(model: nn.Module, shared: Pass | None) -> None:
     fast = _OF_NODES if shared is None else _OF_NODES | _OF_EDGES
     for module in model.modules():
         if type(module) in fast:
-            # The host builds these deep inside its constructors, which offer no hook; the subclasses add no state.
+            # fairchem builds these deep inside its constructors, which offer no hook; the subclasses add no state.
             module.__class__ = fast[type(module)]
             module.shared = shared
 
 
 class SharedEmbedding(SO3_Embedding):
-    """The host's record of features, whose copy has the same tensor: a block replaces it and never writes to it."""
+    """fairchem's record of features, whose copy has the same tensor: a block replaces it and never writes to it."""
 
     @classmethod
     def of(cls, x: SO3_Embedding) -> SharedEmbedding:
@@ -78,7 +78,7 @@ class SharedEmbedding(SO3_Embedding):
 
 
 class FastRotation(SO3_Rotation):
-    """The host's rotation, packed: rows of |m| <= mmax in the order of `Layout`."""
+    """fairchem's rotation, packed: rows of |m| <= mmax in the order of `Layout`."""
 
     shared: Pass
 
@@ -88,7 +88,7 @@ class FastRotation(SO3_Rotation):
         self.shared.rotate(rotations(rot_mat3x3, self.shared.layout))
 
     def rotate(self, embedding: torch.Tensor, out_lmax: int, out_mmax: int) -> torch.Tensor:
-        """(E, S, C) of (E, L, C), into the edges' frames in the host's order: for a head of the host's."""
+        """(E, S, C) of (E, L, C), into the edges' frames in fairchem's order: for a head of fairchem's."""
         return torch.bmm(self._by_degree(out_lmax, out_mmax), embedding)
 
     def rotate_inv(self, embedding: torch.Tensor, in_lmax: int, in_mmax: int) -> torch.Tensor:
@@ -98,7 +98,7 @@ class FastRotation(SO3_Rotation):
         return torch.bmm(rotation.transpose(1, 2), embedding * scale[:, None])
 
     def _by_degree(self, lmax: int, mmax: int) -> torch.Tensor:
-        """(E, S, L) rows in the host's order."""
+        """(E, S, L) rows in fairchem's order."""
         if Layout(lmax, mmax) != self.shared.layout:
             raise ValueError(f"a head needs the backbone's degrees {self.shared.layout}, got {Layout(lmax, mmax)}")
         rotation = self.shared.edges.rotation
@@ -207,13 +207,13 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
     def _attention(self, scalars: torch.Tensor, edges: Edges) -> torch.Tensor:
         """(E, H) attention weights of (E, H A) scalars."""
         scalars = self.alpha_norm(scalars.unflatten(1, (self.num_heads, self.attn_alpha_channels)))
-        slope = self.alpha_act.alpha  # of the host's SmoothLeakyReLU: slope x + (1 - slope) silu(x)
+        slope = self.alpha_act.alpha  # of fairchem's SmoothLeakyReLU: slope x + (1 - slope) silu(x)
         activated = torch.add(functional.silu(scalars), scalars, alpha=slope / (1 - slope))
         logits = torch.einsum("eha,ha->eh", activated, (1 - slope) * self.alpha_dot)
         attention = softmax_by_target(logits, edges)
         if self.alpha_dropout is None or not self.alpha_dropout.training:
             return attention
-        # A mask is drawn in the order of memory: in the host's that of this einsum, whose heads newer versions of torch
+        # A mask is drawn in the order of memory: in fairchem's that of this einsum, whose heads newer versions of torch
         # put first.
         if attention.stride() != logits.stride():
             attention = torch.empty_like(logits).copy_(attention)
@@ -228,7 +228,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
 
 
 class FastFeedForward(FeedForwardNetwork):
-    """Folds its linear layers around the grid; networks with gates go the host's way."""
+    """Folds its linear layers around the grid; networks with gates go fairchem's way."""
 
     def forward(self, input_embedding: SO3_Embedding) -> SO3_Embedding:
         """(N, L, C')."""
@@ -304,7 +304,7 @@ class FastRMSNorm(EquivariantRMSNormArraySphericalHarmonicsV2):
 
 
 class FastDropPath(GraphDropPath):
-    """Draws the host's number for each structure without asking the device how many there are."""
+    """Draws fairchem's number for each structure without asking the device how many there are."""
 
     shared: Pass
 
@@ -341,20 +341,20 @@ def _limit(edges: Edges, channels: int) -> int:
 
 
 def _suits_loops(norm: nn.Module, features: torch.Tensor) -> bool:
-    """Whether features are (N, L, C) of a norm of the host's, and of a type for loops as all its parameters."""
+    """Whether features are (N, L, C) of a norm of fairchem's, and of a type for loops as all its parameters."""
     fits = features.shape[1:] == ((norm.lmax + 1) ** 2, norm.num_channels)
     return fits and uses_loops(features, *norm.parameters())
 
 
 def _balance_of(norm: nn.Module) -> str:
-    """How a norm of the host's weighs components, as `balance` calls it."""
+    """How a norm of fairchem's weighs components, as `balance` calls it."""
     if norm.normalization == "norm":
         return "none"
     return "degrees" if norm.std_balance_degrees else "components"
 
 
 def _embedding(features: torch.Tensor, lmax_list: list[int]) -> SO3_Embedding:
-    """The host's record of features (N, L, C)."""
+    """fairchem's record of features (N, L, C)."""
     out = SO3_Embedding(0, list(lmax_list), features.shape[2], features.device, features.dtype)
     out.set_embedding(features)
     return out

@@ -58,7 +58,7 @@ def radial_of(
     """All layers of a radial function but the last.
 
     Args:
-        function: the host's network of distances and elements.
+        function: fairchem's network of distances and elements.
         owner: the module that holds the embeddings of elements.
         atomic_numbers: (N,).
         edge_distance: (E, K) features of the distances.

@@ -40,17 +40,17 @@ if TYPE_CHECKING:
 class ESCNDeNS(eSCNBackbone):
     """fairchem's ``escn_backbone`` that encodes the forces of a batch's corruption record.
 
-    A batch without a record, as at inference, gets the host's numbers, and no autograd graph is built under
+    A batch without a record, as at inference, gets fairchem's numbers, and no autograd graph is built under
     ``torch.no_grad()``. Graphs without edges work.
 
     Args:
         otf_graph: whether edges are computed on the fly.
-        fast: whether to compute the host's numbers in the order of `escn_fast`.
-        **kwargs: as the host's.
+        fast: whether to compute fairchem's numbers in the order of `escn_fast`.
+        **kwargs: as fairchem's.
 
     Raises:
         ValueError: for more than one resolution, which DeNS was never defined for, or for activation checkpointing,
-            which the host's backbone accepts and ignores.
+            which fairchem's backbone accepts and ignores.
     """
 
     def __init__(self, *, otf_graph: bool = True, fast: bool = True, **kwargs: Any) -> None:
@@ -59,13 +59,13 @@ class ESCNDeNS(eSCNBackbone):
             raise ValueError(f"DeNS needs one resolution, got lmax_list={self.lmax_list}; give a single degree")
         if self.activation_checkpoint:
             raise ValueError("fairchem's eSCN backbone ignores activation_checkpoint; leave it out, or lower the batch")
-        self.direct_forces = True  # tells the host's `conditional_grad` that no position gradient will be taken
+        self.direct_forces = True  # tells fairchem's `conditional_grad` that no position gradient will be taken
         self.force_embedding = ForceEncoding(self.lmax_list[0], self.sphere_channels)
         self.fast = switch(fast, "model.backbone.fast")
         allow_no_edges(self)
 
     def forward(self, data: Batch) -> dict[str, Any]:
-        """Node embeddings, their values at points of a sphere (N * P, C), and graph of a batch, as the host's."""
+        """Node embeddings, their values at points of a sphere (N * P, C), and graph of a batch, as fairchem's."""
         if self.fast:
             return self._fast_forward(data)
         handle = self.layer_blocks[0].register_forward_pre_hook(
@@ -122,7 +122,7 @@ class ESCNDeNS(eSCNBackbone):
 
 @registry.register_model("escn_dens_force_head")
 class ESCNForceHead(eSCNForceHead):
-    """The host's force head, computed only where the prediction counts.
+    """fairchem's force head, computed only where the prediction counts.
 
     The output at an atom needs no more than its own features, so the block runs on the atoms of ``rows``; the other
     rows are zero. Without ``rows``, as at inference, every atom counts.

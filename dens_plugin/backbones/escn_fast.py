@@ -1,6 +1,6 @@
-"""eSCN's layers, computing the host's numbers with fewer multiplications and passes over memory.
+"""eSCN's layers, computing fairchem's numbers with fewer multiplications and passes over memory.
 
-These functions read the parameters of the host's modules, so that state dict and random numbers stay the host's and a
+These functions read the parameters of fairchem's modules, so that state dict and random numbers stay fairchem's and a
 run may change from one path to the other at any step. What they do otherwise:
 
 - the first layer of a convolution acts on nodes, before the rotation (`dens_plugin.nn.so2.coupling`);
@@ -50,7 +50,7 @@ def layer(block: LayerBlock, nodes: torch.Tensor, geometry: Geometry) -> torch.T
     """(N, (lmax + 1)^2, C) output of a layer for its input.
 
     Args:
-        block: the host's layer.
+        block: fairchem's layer.
         nodes: (N, (lmax + 1)^2, C).
         geometry: of the batch.
     """
@@ -82,7 +82,7 @@ def _messages(block: MessageBlock, nodes: torch.Tensor, geometry: Geometry) -> t
 
 
 def _edge_features(block: EdgeBlock, geometry: Geometry) -> torch.Tensor:
-    """(E, K) features of distance and elements; the host's `EdgeBlock` makes the distance basis for each layer anew."""
+    """(E, K) features of distance and elements; fairchem's `EdgeBlock` makes the distance basis for each layer anew."""
     source, target = geometry.elements
     elements = block.source_embedding(source) + block.target_embedding(target)
     return block.act(block.fc1_edge_attr(block.act(elements + block.fc1_dist(geometry.distances))))

@@ -1,4 +1,4 @@
-"""The host's eSCN layers that also work without edges, which they cannot reshape: messages are then zero."""
+"""fairchem's eSCN layers that also work without edges, which they cannot reshape: messages are then zero."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dens_plugin.nn.zero_gradients import with_zero_gradients
 
 
 class EdgelessMessageBlock(MessageBlock):
-    """The host's messages, of any number of edges, none included."""
+    """fairchem's messages, of any number of edges, none included."""
 
     def forward(
         self,
@@ -27,7 +27,7 @@ class EdgelessMessageBlock(MessageBlock):
             return super().forward(x, atomic_numbers, edge_distance, edge_index, *rotations_and_mapping)
         out = x.clone()
         zeros = with_zero_gradients(torch.zeros_like(x.embedding), self.parameters())
-        out.set_embedding(zeros.clone())  # the host writes into it
+        out.set_embedding(zeros.clone())  # fairchem writes into it
         return out
 
 
@@ -35,5 +35,5 @@ def allow_no_edges(model: nn.Module) -> None:
     """Make every message block of ``model`` work without edges; parameters and state dict stay as they are."""
     for module in model.modules():
         if type(module) is MessageBlock:
-            # The host builds these deep inside its constructors, which offer no hook; the subclass adds no state.
+            # fairchem builds these deep inside its constructors, which offer no hook; the subclass adds no state.
             module.__class__ = EdgelessMessageBlock

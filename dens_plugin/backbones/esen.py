@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 class ESENDeNS(eSEN_Backbone):
     """fairchem's ``esen_backbone`` that encodes the forces of a batch's corruption record.
 
-    A batch without a record, as at inference, goes through the host's forward alone. Encoded forces are constants:
-    no gradient with respect to positions passes through them. Numbers are the host's but where it is wrong: isolated
+    A batch without a record, as at inference, goes through fairchem's forward alone. Encoded forces are constants:
+    no gradient with respect to positions passes through them. Numbers are fairchem's but where it is wrong: isolated
     atoms alone in a batch (`esen_empty_graph`), and gradients by bonds along the y axis (`esen_polar_edges`).
 
     Args:
         otf_graph: only True: the neighbours of moved atoms are not those stored with a structure.
-        **kwargs: as the host's.
+        **kwargs: as fairchem's.
 
     Raises:
         ValueError: for ``otf_graph: false``.
@@ -51,37 +51,37 @@ class ESENDeNS(eSEN_Backbone):
         allow_empty_graphs(self)
 
     def forward(self, data: Batch) -> dict[str, Any]:
-        """Node embeddings (N, L, C) and graph of a batch, as the host's.
+        """Node embeddings (N, L, C) and graph of a batch, as fairchem's.
 
-        For gradients the host writes the positions to differentiate by into the batch, and its head finds them there.
+        For gradients fairchem writes the positions to differentiate by into the batch, and its head finds them there.
         """
         if not self.direct_forces:
-            data.pos = data.pos.detach()  # not the caller's tensor, which the host would mark, and fail to mark twice
+            data.pos = data.pos.detach()  # not the caller's tensor, which fairchem would mark, and fail to mark twice
         corruption = corruption_of(data)
         if corruption is None:
             return super().forward(data)
         encoding = self.force_embedding(corruption.forces.to(data.pos.dtype))
-        # The host adds the edge degree embedding to the element embedding inside this module, and the blocks follow.
+        # fairchem adds the edge degree embedding to the element embedding inside this module, and the blocks follow.
         with self.edge_degree_embedding.register_forward_hook(lambda _module, _inputs, nodes: nodes + encoding):
             return super().forward(data)
 
     def generate_graph(self, data: Batch, **kwargs: Any) -> dict[str, Any]:
-        """The host's graph; where it has no edge, one to nowhere, which `allow_empty_graphs` drops."""
+        """fairchem's graph; where it has no edge, one to nowhere, which `allow_empty_graphs` drops."""
         graph = super().generate_graph(data, **kwargs)
         return graph if graph["edge_index"].shape[1] > 0 else with_edge_to_nowhere(graph, data.pos, self.cutoff)
 
     def get_rotmat_and_wigner(self, edge_distance_vecs: torch.Tensor) -> Frames:
-        """The host's edge frames; for gradients those of edges along the y axis can be differentiated too."""
+        """fairchem's edge frames; for gradients those of edges along the y axis can be differentiated too."""
         frames_of = super().get_rotmat_and_wigner
         if self.direct_forces:
             return frames_of(edge_distance_vecs)
-        # Under bf16 autocast the host would take edges within 4° of the axis for constants, not only within 0.08°.
+        # Under bf16 autocast fairchem would take edges within 4° of the axis for constants, not only within 0.08°.
         with torch.autocast(edge_distance_vecs.device.type, enabled=False):
             return turned_at_poles(frames_of, edge_distance_vecs, self._turn)
 
 
 class _VectorHead(Linear_Force_Head):
-    """The host's linear vector head under any name, zero where the prediction does not count.
+    """fairchem's linear vector head under any name, zero where the prediction does not count.
 
     It is one linear map per atom, C channels to one: computing all rows costs less than picking some.
     """
@@ -154,11 +154,11 @@ class ESENGradientHead(MLP_EFS_Head):
     def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
         """{energy: (B,), forces: (N, 3)} and {stress: (B, 9)} where asked for, in normalised units."""
         out = super().forward(data, emb)
-        data.pos = data.pos.detach()  # as it came; the host restores the cell alone
+        data.pos = data.pos.detach()  # as it came; fairchem restores the cell alone
         out["forces"] = _where_it_counts("forces", out["forces"], data)
         if torch.is_grad_enabled():
             return out
-        # The host lifts `torch.no_grad` for the derivatives; nothing of their graph need outlive this call.
+        # fairchem lifts `torch.no_grad` for the derivatives; nothing of their graph need outlive this call.
         return {name: value.detach() for name, value in out.items()}
 
 

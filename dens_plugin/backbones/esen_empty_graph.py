@@ -1,6 +1,6 @@
 """eSEN without edges: isolated atoms get what they get in a batch beside other structures.
 
-Where a batch has no edge at all, the host leaves out all its blocks, so that the energy of an isolated atom would
+Where a batch has no edge at all, fairchem leaves out all its blocks, so that the energy of an isolated atom would
 depend on its company; and its gradient head cannot differentiate an energy that no position has entered. Here such a
 graph has one edge, to an extra atom whose row is dropped after every sum over edges. Every parameter then has a zero
 gradient rather than none.
@@ -22,7 +22,7 @@ def with_edge_to_nowhere(graph: dict[str, Any], pos: torch.Tensor, cutoff: float
     """A graph with one edge from the first atom to nowhere, for modules that went through `allow_empty_graphs`.
 
     Args:
-        graph: the host's, without edges.
+        graph: fairchem's, without edges.
         pos: (N, 3) positions in Å, of which the edge is formally a function, with derivative zero.
         cutoff: Å; the edge is half as long.
     """
@@ -39,7 +39,7 @@ def allow_empty_graphs(model: nn.Module) -> None:
     """Make every edge module of ``model`` know the edge to nowhere; parameters and state dict stay as they are."""
     for module in model.modules():
         if type(module) in _SAFE:
-            # The host builds these inside its constructors, which offer no hook; the subclasses add no state.
+            # fairchem builds these inside its constructors, which offer no hook; the subclasses add no state.
             module.__class__ = _SAFE[type(module)]
 
 

@@ -1,6 +1,6 @@
-"""eSEN's edge frames for edges along the y axis, by which the host cannot differentiate.
+"""eSEN's edge frames for edges along the y axis, by which fairchem cannot differentiate.
 
-Its frames are built from the angles of an edge about the y axis. Where an edge lies within 0.08° of it, the host takes
+Its frames are built from the angles of an edge about the y axis. Where an edge lies within 0.08° of it, fairchem takes
 frame and edge direction for constants, and forces lose what turning that edge would do to the energy: bonds along a
 lattice vector of a cubic crystal are such edges. Here these edges are turned away from the axis first.
 """
@@ -14,22 +14,22 @@ from fairchem.core.models.esen.common.rotation import rotation_to_wigner
 
 Frames = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-_NEAR = 0.99999  # cosine to the y axis, 0.26°: a wider cone than the host's, so that none of its edges is missed
+_NEAR = 0.99999  # cosine to the y axis, 0.26°: a wider cone than fairchem's, so that none of its edges is missed
 _TURN = [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]  # x to y, y to z, z to x
 
 
 def wigner_of_turn(jd: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(L, L) the turn's matrix on spherical harmonics, from the host's constants of each degree up to lmax."""
+    """(L, L) the turn's matrix on spherical harmonics, from fairchem's constants of each degree up to lmax."""
     return rotation_to_wigner(jd[0].new_tensor([_TURN]), 0, len(jd) - 1, list(jd))[0]
 
 
 def turned_at_poles(frames_of: Callable[[torch.Tensor], Frames], vectors: torch.Tensor, turn: torch.Tensor) -> Frames:
-    r"""The host's frames, of which those of edges along the y axis are built elsewhere.
+    r"""fairchem's frames, of which those of edges along the y axis are built elsewhere.
 
     .. math:: D(R) = D(R') \, D(P) \quad \text{with} \quad R' P r = |r| \, e_y
 
     Args:
-        frames_of: the host's, from vectors (E, 3) to rotations (E, 3, 3) that turn them to y, their matrices (E, L, L)
+        frames_of: fairchem's, from vectors (E, 3) to rotations (E, 3, 3) that turn them to y, their matrices (E, L, L)
             on spherical harmonics, and the inverses of these.
         vectors: (E, 3) of the edges, in Å.
         turn: of `wigner_of_turn`.

@@ -136,7 +136,7 @@ def edge_dtype(nodes: torch.Tensor, wanted: torch.dtype | None = None) -> torch.
 def require_sorted(edge_index: torch.Tensor, *, searched_by_host: bool = False) -> None:
     """Raise ValueError unless edges (2, E) come sorted by target, as fairchem's own search leaves them.
 
-    On a GPU what the host searched is taken on trust: looking would wait for the device.
+    On a GPU what fairchem searched is taken on trust: looking would wait for the device.
     """
     if searched_by_host and edge_index.is_cuda:
         return

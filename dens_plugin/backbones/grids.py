@@ -1,4 +1,4 @@
-"""The host's grids on the sphere as `dens_plugin.nn.so2` takes them."""
+"""fairchem's grids on the sphere as `dens_plugin.nn.so2` takes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def grid_matrix(matrix: torch.Tensor, layout: Layout) -> GridMatrix:
     """The same matrix for coefficients in the order of an edge's features, made once.
 
     Args:
-        matrix: (B, A, S) of the host, for coefficients sorted by degree; a constant, though it may be a buffer.
+        matrix: (B, A, S) of fairchem, for coefficients sorted by degree; a constant, though it may be a buffer.
         layout: of the S coefficients.
     """
     known: GridMatrix | None = _KNOWN.get(matrix)

@@ -1,4 +1,4 @@
-"""Adding a term to the first node features of a host model without copying its forward."""
+"""Adding a term to the first node features of a fairchem model without copying its forward."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch import nn
 def added_to_embedding(module: nn.Module, term: torch.Tensor) -> Iterator[None]:
     """Within the context, add ``term`` to the ``embedding`` that ``module`` returns.
 
-    The host's backbones sum their initial node features from several modules; adding to the output of one of them adds
+    fairchem's backbones sum their initial node features from several modules; adding to the output of one of them adds
     to the sum.
 
     Args:
-        module: one whose output has an attribute ``embedding`` (N, L, C), as the host's ``SO3_Embedding``.
+        module: one whose output has an attribute ``embedding`` (N, L, C), as fairchem's ``SO3_Embedding``.
         term: (N, L, C).
     """
 

@@ -1,8 +1,8 @@
-"""The neighbours of a batch as a record that it carries, and the host's models reading it.
+"""The neighbours of a batch as a record that it carries, and fairchem's models reading it.
 
-The host finds neighbours at the start of its forward pass (``otf_graph``), for twenty to sixty milliseconds a
+fairchem finds neighbours at the start of its forward pass (``otf_graph``), for twenty to sixty milliseconds a
 structure on a CPU. A batch that has this record is spared that: the model computes distances from the positions and the
-edges of the record. They are the host's, in the same order; on a GPU its search may round differently and so break ties
+edges of the record. They are fairchem's, in the same order; on a GPU its search may round differently and so break ties
 otherwise.
 
 The record also holds what a model would have to ask a GPU about its edges, and wait for: how many there are at each
@@ -59,7 +59,7 @@ class Neighbours(NamedTuple):
         cell_offsets: (E, 3) cells between the two.
         neighbors: (B,) number of edges of each structure.
         checksum: of positions and cells.
-        degrees: how many edges atoms have; on the host, wherever the batch is.
+        degrees: how many edges atoms have; on the CPU, wherever the batch is.
         incoming: target -> (e,) the edges that end at the atoms of its `Rows`.
     """
 
@@ -82,7 +82,7 @@ class Neighbours(NamedTuple):
 
 @dataclass(kw_only=True)
 class GraphOfRecord(GraphData):
-    """The host's graph of a batch, made from its record.
+    """fairchem's graph of a batch, made from its record.
 
     Attributes:
         record: of all edges.
@@ -92,7 +92,7 @@ class GraphOfRecord(GraphData):
 
 
 def with_neighbours(batch: Batch, search: Search) -> Batch:
-    """The batch with the record of its neighbours, those of the host in the same order."""
+    """The batch with the record of its neighbours, those of fairchem in the same order."""
     prepared = copy.copy(batch)
     with torch.no_grad():
         prepared[NEIGHBOURS] = Neighbours.of(batch, search, _periodic(batch, search) or _by_host(batch, search))
@@ -100,7 +100,7 @@ def with_neighbours(batch: Batch, search: Search) -> Batch:
 
 
 def _periodic(batch: Batch, search: Search) -> Found | None:
-    """The host's edges across the faces of cells, found faster; None where the host does something else."""
+    """fairchem's edges across the faces of cells, found faster; None where fairchem does something else."""
     if not search.use_pbc or search.use_pbc_single:
         return None
     return periodic_edges(batch, search.cutoff, search.max_neighbors, strictly=search.strictly)
@@ -120,7 +120,7 @@ def without_neighbours(batch: Batch) -> Batch:
 
 
 class _Host(GraphModelMixin):
-    """The host's search without a network around it."""
+    """fairchem's search without a network around it."""
 
     otf_graph = True
 
@@ -131,8 +131,8 @@ class _Host(GraphModelMixin):
 
 
 def search_of(backbone: Any) -> Search:
-    """What a backbone of the host's looks for."""
-    strictly = getattr(backbone, "enforce_max_neighbors_strictly", True)  # the host's own default
+    """What a backbone of fairchem's looks for."""
+    strictly = getattr(backbone, "enforce_max_neighbors_strictly", True)  # fairchem's own default
     return Search(
         backbone.cutoff, backbone.max_neighbors, bool(strictly), bool(backbone.use_pbc), bool(backbone.use_pbc_single)
     )
@@ -142,7 +142,7 @@ def found_graph(backbone: Any, data: Batch, **options: Any) -> Any:
     """The graph of a batch for a backbone that reads records: on a CPU, in float32, by this package's search.
 
     Args:
-        backbone: of the host's, or of this package's.
+        backbone: of fairchem's, or of this package's.
         data: the batch, with a record or without.
         **options: of ``generate_graph`` that say what the backbone's attributes say.
 
@@ -179,7 +179,7 @@ def read_or_find(backbone: Any, find: Callable[..., Any], data: Batch, **options
         return _graph(found, data)
     read = copy.copy(data)
     read.edge_index, read.cell_offsets, read.neighbors = found.edge_index, found.cell_offsets, found.neighbors
-    backbone.otf_graph = False  # the host has no argument for it: false is overruled by the attribute
+    backbone.otf_graph = False  # fairchem has no argument for it: false is overruled by the attribute
     try:
         return find(read, **options)
     finally:
@@ -204,9 +204,9 @@ def edges_to(graph: GraphData, target: str, rows: Rows) -> torch.Tensor:
 
 
 def _graph(found: Neighbours, data: Batch) -> GraphOfRecord:
-    """The host's numbers from its arithmetic, without its look for edges of no length, which waits for a GPU.
+    """fairchem's numbers from its arithmetic, without its look for edges of no length, which waits for a GPU.
 
-    Searches across faces find none below 0.01 Å; those of open structures are the host's, which keeps them.
+    Searches across faces find none below 0.01 Å; those of open structures are fairchem's, which keeps them.
     """
     source, target = found.edge_index
     vectors = data.pos[source] - data.pos[target]

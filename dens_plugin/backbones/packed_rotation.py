@@ -1,6 +1,6 @@
 """Wigner matrices of edges, packed: the rows of |m| <= mmax alone, in the order of `Layout`.
 
-A matrix of degree l is  Z(alpha) J Z(beta) J Z(gamma)  with the host's constant J and turns Z about the axis, which mix
+A matrix of degree l is  Z(alpha) J Z(beta) J Z(gamma)  with fairchem's constant J and turns Z about the axis, which mix
 m with -m alone. So a turn is two products of numbers, not of matrices, and the rows left out are never computed.
 """
 
@@ -55,7 +55,7 @@ class _Turn(NamedTuple):
 
 
 def rotations(frames: torch.Tensor, layout: Layout) -> torch.Tensor:
-    """(E, P) rows of the Wigner matrices, of the host's angles, in the precision of the frames (`Edges.packed`).
+    """(E, P) rows of the Wigner matrices, of fairchem's angles, in the precision of the frames (`Edges.packed`).
 
     Args:
         frames: (E, 3, 3) rotations to the frames of the edges.
@@ -84,7 +84,7 @@ def _degrees(layout: Layout, device: torch.device, dtype: torch.dtype) -> tuple[
     """Made once, as a copy to a GPU waits for it.
 
     Raises:
-        ValueError: for degrees of which the host has no constant.
+        ValueError: for degrees of which fairchem has no constant.
     """
     if layout.lmax >= len(wigner._Jd):
         raise ValueError(f"lmax must be at most {len(wigner._Jd) - 1}, got {layout.lmax}")

@@ -1,9 +1,9 @@
 """fairchem's neighbours across the faces of cells, the same edges in the same order, without looking everywhere.
 
-The host compares all pairs of atoms of a batch in all cells that any of its structures needs. Here each structure is
-compared, by the host's arithmetic, in those cells alone in which something of it can be within the cutoff: slabs reach
+fairchem compares all pairs of atoms of a batch in all cells that any of its structures needs. Here each structure is
+compared, by fairchem's arithmetic, in those cells alone in which something of it can be within the cutoff: slabs reach
 no neighbour above their vacuum, and small cells beside long ones look no further than they must. What is left is handed
-to the host's function for the limit of neighbours, ties included, for the batch as a whole as the host does.
+to fairchem's function for the limit of neighbours, ties included, for the batch as a whole as fairchem does.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fairchem.core.common.utils import get_max_neighbors_mask
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
-_SAME_ATOM = 0.0001  # Å², up to which the host takes two atoms for one
+_SAME_ATOM = 0.0001  # Å², up to which fairchem takes two atoms for one
 _SAFE = 0.01  # Å, far above what rounding moves a distance by
 
 
@@ -41,7 +41,7 @@ class Pairs(NamedTuple):
 def periodic_edges(
     batch: Batch, cutoff: float, max_neighbors: int, *, strictly: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """Edges (2, E), cell offsets (E, 3) and edges per structure (B,), as the host's ``radius_graph_pbc``.
+    """Edges (2, E), cell offsets (E, 3) and edges per structure (B,), as fairchem's ``radius_graph_pbc``.
 
     Args:
         batch: with ``pos`` (N, 3) and ``cell`` (B, 3, 3) in Å, and ``pbc`` (B, 3) where not all is periodic.
@@ -50,7 +50,7 @@ def periodic_edges(
         strictly: whether ties at this limit are cut.
 
     Returns:
-        None for structures of different boundaries or flat cells, about which the host has something to say.
+        None for structures of different boundaries or flat cells, about which fairchem has something to say.
     """
     periodic = _periodic(batch)
     if periodic is None:

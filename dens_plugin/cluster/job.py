@@ -27,7 +27,7 @@ class TrainingJob(Checkpointable):
     def __call__(self) -> None:
         """Train. The ranks meet through torch's environment variables.
 
-        The host's own Slurm set-up takes one port for all jobs, so that two on a node collide, and knows only NCCL.
+        fairchem's own Slurm set-up takes one port for all jobs, so that two on a node collide, and knows only NCCL.
         """
         # By name: submitit heeds signals only once it has unpickled this object, and importing torch takes seconds.
         with importlib.import_module("dens_plugin.cluster.rendezvous").meeting():

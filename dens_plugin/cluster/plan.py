@@ -116,7 +116,7 @@ def _run(entry: Entry, seed: int, site: Site, wish: Wish) -> Run:
 
 
 def _config(entry: Entry, seed: int, name: str, shape: Shape, wish: Wish) -> dict[str, Any]:
-    """The host's config for the options that this package decides on, and the changes."""
+    """fairchem's config for the options that this package decides on, and the changes."""
     options = {
         "--mode": "train",
         "--config-yml": entry.config,
@@ -133,7 +133,7 @@ def _config(entry: Entry, seed: int, name: str, shape: Shape, wish: Wish) -> dic
 
 
 def _override(text: str) -> str:
-    """``key=value`` as the host wants it, which splits at every '=' and reads Python where people write YAML."""
+    """``key=value`` as fairchem wants it, which splits at every '=' and reads Python where people write YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key.strip() or "=" in value:
         raise ValueError(f"'{text}' is no change of a setting; write key=value, as optim.lr_initial=0.0004")

@@ -28,7 +28,7 @@ LARGE_FORCES = 10.0  # eV/Å, rms of a component: kcal/mol/Å are 23 times the n
 SMALL_FORCES = 0.03  # eV/Å: Hartree/Bohr are a 51st part of the number in eV/Å
 LARGE_ENERGY = 30.0  # eV, rms; referenced energies (adsorption, formation) are smaller
 EXPLAINED = 0.1  # residual of the linear fit over rms: below it the energy is mostly composition
-MAX_ELEMENTS = 90  # default max_num_elements of the host's networks; they assert atomic numbers below it
+MAX_ELEMENTS = 90  # default max_num_elements of fairchem's networks; they assert atomic numbers below it
 
 _PLACES = 3  # structures named in a message
 

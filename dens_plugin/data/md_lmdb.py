@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @registry.register_dataset("dens_lmdb")
 class MDFlaggedLmdb(LmdbDataset):
-    """The host's LMDB data set, one file or a folder of files, with a flag ``md`` on every structure.
+    """fairchem's LMDB data set, one file or a folder of files, with a flag ``md`` on every structure.
 
     Logs are read when a structure of theirs is first asked for, so that a start does not wait for 170 million lines.
 
     Args:
-        config: as the host's.
+        config: as fairchem's.
 
     Raises:
         FileNotFoundError: if there is not one log per LMDB.
@@ -41,7 +41,7 @@ class MDFlaggedLmdb(LmdbDataset):
         self._logs = [TrajectoryLog(path) for path in _log_files(self.path)]
 
     def __getitem__(self, idx: int) -> Data:
-        """A structure, as the host's, with ``md``."""
+        """A structure, as fairchem's, with ``md``."""
         structure = super().__getitem__(idx)
         file, line = self._position(self.indices[idx])
         structure[MD] = self._logs[file].is_md(line)
@@ -89,7 +89,7 @@ class TrajectoryLog:
 
 
 def _ranges(keys: list) -> range | list[range]:
-    """The host's keys, a list of 0 to n - 1 for each file, without the 40 bytes that it spends on each structure."""
+    """fairchem's keys, a list of 0 to n - 1 for each file, without the 40 bytes that it spends on each structure."""
     if keys and isinstance(keys[0], list):
         return [range(len(part)) for part in keys]
     return range(len(keys))

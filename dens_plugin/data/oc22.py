@@ -38,10 +38,10 @@ class OC22Lmdb(OC22LmdbDataset):
     """fairchem's ``oc22_lmdb`` with its mistakes and a user's met early.
 
     Structures have total energies in eV. Those without ``fixed`` get one that fixes no atom, as OC22 has it, so that
-    the host's metrics find it and DeNS may move every atom.
+    fairchem's metrics find it and DeNS may move every atom.
 
     Args:
-        config: as the host's, with references as ``transforms.element_references.energy.file``.
+        config: as fairchem's, with references as ``transforms.element_references.energy.file``.
 
     Raises:
         FileNotFoundError: for a file of references that does not exist.
@@ -57,7 +57,7 @@ class OC22Lmdb(OC22LmdbDataset):
             raise ValueError(f"{_WHERE}: '{config.get('src')}' cannot be opened: {error}") from error
 
     def __getitem__(self, idx: int) -> Data:
-        """A structure, as the host's.
+        """A structure, as fairchem's.
 
         Raises:
             ValueError: if there is no reference for one of its elements or for itself, or the references are OC20's.

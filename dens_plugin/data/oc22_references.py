@@ -100,10 +100,10 @@ def references_of(dataset: Mapping[str, Any], where: str) -> References | None:
 
 
 def with_element_references(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The data set blocks of a trainer's config, with ``lin_ref`` turned into the host's element references.
+    """The data set blocks of a trainer's config, with ``lin_ref`` turned into fairchem's element references.
 
     Args:
-        config: as the host's trainer keeps it: ``dataset`` for training, ``val_dataset``, ``test_dataset`` and
+        config: as fairchem's trainer keeps it: ``dataset`` for training, ``val_dataset``, ``test_dataset`` and
             ``relax_dataset``; left as it is.
 
     Returns:

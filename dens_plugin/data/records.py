@@ -1,6 +1,6 @@
 """Structures as a run reads them: what cannot be read, or what no run can use, is named by file and index.
 
-The host meets a damaged record, arrays of another length, an element that the model does not know or a cell without
+fairchem meets a damaged record, arrays of another length, an element that the model does not know or a cell without
 volume with a traceback from the middle of a worker or a network, and a NaN label not at all.
 """
 
@@ -48,7 +48,7 @@ class CheckedDataset(Dataset):
     """A data set of which every structure can be used, or says why not when it is read.
 
     Args:
-        dataset: one of the host's.
+        dataset: one of fairchem's.
         limits: of the model that is to see the structures.
         labels: names of the labels that must be finite where a structure has them.
     """

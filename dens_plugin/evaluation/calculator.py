@@ -91,7 +91,7 @@ class DeNSCalculator(OCPCalculator):
 def load_calculator(path: str | Path, *, cpu: bool | None = None, seed: int = 0) -> OCPCalculator:
     """The ASE calculator of a checkpoint: energy in eV, forces in eV/Å.
 
-    Averaged weights (EMA) are used wherever the checkpoint has them, as in the host's validation.
+    Averaged weights (EMA) are used wherever the checkpoint has them, as in fairchem's validation.
 
     Args:
         path: ``best_checkpoint.pt`` or ``checkpoint.pt`` of a run, of this package or of fairchem.
@@ -116,7 +116,7 @@ def load_calculator(path: str | Path, *, cpu: bool | None = None, seed: int = 0)
 
 
 def _inference_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint's config in the form that the host's calculator takes; data paths are of no use to it."""
+    """A checkpoint's config in the form that fairchem's calculator takes; data paths are of no use to it."""
     config = copy.deepcopy(dict(config))
     train = config.get("dataset") or {}
     train = train[0] if isinstance(train, list) else train
@@ -127,7 +127,7 @@ def _inference_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _host_quiet() -> Iterator[None]:
-    """Within the context, logging shows warnings only: the host logs a whole config for every calculator."""
+    """Within the context, logging shows warnings only: fairchem logs a whole config for every calculator."""
     previous = logging.root.manager.disable
     logging.disable(logging.INFO)
     try:
@@ -137,7 +137,7 @@ def _host_quiet() -> Iterator[None]:
 
 
 def _use_average(model: nn.Module, ema: Mapping[str, Sequence[torch.Tensor]] | None) -> None:
-    """Copy the averaged parameters, which the host keeps in the model's order, into the model."""
+    """Copy the averaged parameters, which fairchem keeps in the model's order, into the model."""
     if ema is None:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -225,13 +225,13 @@ def _heads(settings: Mapping[str, Any], standard: Mapping[str, str]) -> dict[str
     others = {name: dict(head) for name, head in settings.get("heads", {}).items() if name not in _OUTPUTS}
     for head in others.values():
         head.pop("use_denoising", None)
-        if head["module"] == "dens_rank2_symmetric_head":  # the host's head with an ablation switch
+        if head["module"] == "dens_rank2_symmetric_head":  # fairchem's head with an ablation switch
             head["module"] = "rank2_symmetric_head"
     return {**{name: {"module": module} for name, module in standard.items()}, **others}
 
 
 def _averaged(checkpoint: Mapping[str, Any]) -> State:
-    """The state dict with the averaged parameters, which the host keeps as a list in the model's order."""
+    """The state dict with the averaged parameters, which fairchem keeps as a list in the model's order."""
     state, averages = checkpoint["state_dict"], checkpoint["ema"]["shadow_params"]
     names = [name for name in state if not _UNTRAINED.intersection(name.split("."))]
     shapes_differ = any(state[name].shape != value.shape for name, value in zip(names, averages, strict=False))
@@ -258,7 +258,7 @@ def _assembled(checkpoint: Mapping[str, Any], state: State, model: dict[str, Any
     config["model"] = model
     config["trainer"] = "dens_plugin.DeNSTrainer" if to == _DENS else "ocp"
     return {
-        "state_dict": {f"module.{key}": value for key, value in state.items()},  # as the host saves it
+        "state_dict": {f"module.{key}": value for key, value in state.items()},  # as fairchem saves it
         "normalizers": _normalizers(checkpoint.get("normalizers", {})),
         "elementrefs": checkpoint.get("elementrefs", {}),
         "config": config,

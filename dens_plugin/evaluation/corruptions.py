@@ -57,7 +57,7 @@ def corrupted_structures(dataset: Dataset, *, rows: int = 3, seed: int = 0) -> F
     """A row per structure: as it is, then corrupted with ever more noise, one normal draw per row; all free atoms move.
 
     Args:
-        dataset: of the host; its structures may or may not be periodic.
+        dataset: of fairchem; its structures may or may not be periodic.
         rows: how many structures.
         seed: of the noise.
     """

@@ -66,7 +66,7 @@ class Predictions(NamedTuple):
 
 
 def dataset_of(config: Mapping[str, Any], split: str) -> Dataset:
-    """A data set of a run's config, as the host's trainer makes it; relative paths start at the current directory.
+    """A data set of a run's config, as fairchem's trainer makes it; relative paths start at the current directory.
 
     Args:
         config: a checkpoint's.
@@ -76,7 +76,7 @@ def dataset_of(config: Mapping[str, Any], split: str) -> Dataset:
         FileNotFoundError: if its files are not there.
         ValueError: if the config names none, or its files are broken.
     """
-    # The host's `load_datasets` makes all splits, samplers and loaders at once; this is its step for one of them.
+    # fairchem's `load_datasets` makes all splits, samplers and loaders at once; this is its step for one of them.
     own, train = config.get(_KEYS[split]) or {}, config.get("dataset") or {}
     if not own.get("src"):
         raise ValueError(f"the run's config has no dataset.{split}.src; take another --split or --no-predictions")

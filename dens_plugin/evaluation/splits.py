@@ -24,7 +24,7 @@ from dens_plugin.settings import suggestion
 
 AVERAGE = "average"
 _HEADER = ("Model", "Split", "Energy MAE (meV)", "Forces MAE (meV/Å)", "Forces cosine", "EFwT (%)")
-_METRICS = {  # the host's names -> factor and format of the cell
+_METRICS = {  # fairchem's names -> factor and format of the cell
     "energy_mae": (MILLI, "{:.1f}"),
     "forces_mae": (MILLI, "{:.2f}"),
     "forces_cosine_similarity": (1.0, "{:.4f}"),
@@ -81,7 +81,7 @@ class SplitErrors(NamedTuple):
 
     Attributes:
         model: its label.
-        errors: split -> the host's metrics of its validation, in eV and eV/Å.
+        errors: split -> fairchem's metrics of its validation, in eV and eV/Å.
     """
 
     model: str
@@ -132,7 +132,7 @@ def split_table(models: Sequence[SplitErrors], *, paper: str | None = None) -> T
 
 
 def missing_metrics(models: Sequence[SplitErrors]) -> list[str]:
-    """The metrics of the table that some validation lacks, by the host's names."""
+    """The metrics of the table that some validation lacks, by fairchem's names."""
     rows = [row for model in models for row in model.errors.values()]
     return [metric for metric in _METRICS if any(metric not in row for row in rows)]
 

@@ -189,7 +189,7 @@ def _arrays(path: Path, rules: Rules, *, progress: bool) -> SplitArrays:
     else:
         with NpzReader(path) as file:
             arrays = SplitArrays(*(file.read(field) for field in rules.task.fields))
-    if arrays.energy.ndim == 2 and arrays.energy.shape[1] == 1:  # as the host predicts them
+    if arrays.energy.ndim == 2 and arrays.energy.shape[1] == 1:  # as fairchem predicts them
         arrays = arrays._replace(energy=arrays.energy[:, 0])
     if arrays.ids.dtype.kind == "U" and not rules.frames_in_ids:
         arrays = arrays._replace(ids=without_frames(arrays.ids))

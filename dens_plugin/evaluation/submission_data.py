@@ -23,7 +23,7 @@ class TestSet(NamedTuple):
     Attributes:
         path: where it lies.
         sids: (B,) text, of the systems.
-        frames: (B,) text, ``sid_fid`` as the host's ``predict`` says, or ``sid`` where there is no fid.
+        frames: (B,) text, ``sid_fid`` as fairchem's ``predict`` says, or ``sid`` where there is no fid.
         atoms: (B,) number of atoms.
         free: (B,) number of free atoms.
     """
@@ -39,7 +39,7 @@ def read_test_set(path: Path, *, progress: bool = False) -> TestSet:
     """Read identifiers and numbers of atoms of all structures.
 
     Args:
-        path: whatever the host reads: LMDB files, an ASE database, a folder of files.
+        path: whatever fairchem reads: LMDB files, an ASE database, a folder of files.
         progress: show a progress bar.
 
     Raises:
@@ -47,7 +47,7 @@ def read_test_set(path: Path, *, progress: bool = False) -> TestSet:
         ValueError: if it cannot be read, or its structures have no ``sid``.
     """
     source = open_source(path)
-    implied = None if source.format.endswith("lmdb") else 0  # the host's ASE data sets give every frame an fid
+    implied = None if source.format.endswith("lmdb") else 0  # fairchem's ASE data sets give every frame an fid
     sids, frames = [], []
     atoms, free = np.empty(source.length, np.int64), np.empty(source.length, np.int64)
     for index in tqdm(range(source.length), desc=f"ids of {path}", unit="structure", disable=not progress):

@@ -60,7 +60,7 @@ class Convention(NamedTuple):
 
     Attributes:
         name: what users type.
-        frames_in_ids: whether ids are ``sid_fid``, as the host predicts them, or ``sid``.
+        frames_in_ids: whether ids are ``sid_fid``, as fairchem predicts them, or ``sid``.
         fixed_atoms: whether forces of fixed atoms are there too.
     """
 
@@ -142,7 +142,7 @@ def rules_of(task: str, convention: str, *, any_size: bool = False) -> Rules:
 
 
 def without_frames(ids: np.ndarray) -> np.ndarray:
-    """The ``sid`` of structures (B,) that the host's ``predict`` calls ``sid_fid``; a ``sid`` alone stays."""
+    """The ``sid`` of structures (B,) that fairchem's ``predict`` calls ``sid_fid``; a ``sid`` alone stays."""
     return np.array([_without_frame(each) for each in ids.tolist()], dtype=np.str_)
 
 

@@ -37,7 +37,7 @@ class SplitArrays(NamedTuple):
 
 
 def sorted_by_id(arrays: SplitArrays) -> SplitArrays:
-    """The same predictions in the order of their ids as text, as the host has them."""
+    """The same predictions in the order of their ids as text, as fairchem has them."""
     if (arrays.ids[1:] > arrays.ids[:-1]).all():
         return arrays
     order = np.argsort(arrays.ids, kind="stable")

@@ -1,6 +1,6 @@
 r"""Frames of edges: the edge is the second axis, and chance turns the other two about it.
 
-The numbers are those of the host's EquiformerV2 (arXiv:2306.12059) and eSCN (arXiv:2302.03655), from the same draws of
+The numbers are those of fairchem's EquiformerV2 (arXiv:2306.12059) and eSCN (arXiv:2302.03655), from the same draws of
 the device's generator, without their questions to the device. A second direction must not be parallel to the edge n:
 of a random unit vector v = (x, y, z) and its quarter turns (-y, x, z) and (x, -z, y), the one that overlaps least with
 n is taken. As their products with v are z² and x², not both near 1, no edge is parallel to all three. What is left to
@@ -26,7 +26,7 @@ def edge_frames(vectors: torch.Tensor) -> torch.Tensor:
     """
     vectors = vectors.detach()
     direction = _unit(vectors).masked_fill(~has_direction(vectors)[:, None], torch.nan)
-    third = _unit(_unit(torch.linalg.cross(direction, _least_parallel(direction))))  # twice, for the host's last digit
+    third = _unit(_unit(torch.linalg.cross(direction, _least_parallel(direction))))  # twice, for fairchem's last digit
     second = _unit(torch.linalg.cross(direction, third))
     return torch.stack([third, direction, -second], dim=1)
 
@@ -41,7 +41,7 @@ def _least_parallel(direction: torch.Tensor) -> torch.Tensor:
     """(E, 3) random vectors, or their quarter turns, that are not parallel to (E, 3)."""
     x, y, z = _unit(torch.rand_like(direction) - 0.5).unbind(1)
     candidates = torch.stack([torch.stack(turned, dim=1) for turned in ((x, y, z), (-y, x, z), (x, -z, y))])
-    least = (candidates * direction).sum(2).abs().argmin(0)  # (E,), of equal ones the first, as the host
+    least = (candidates * direction).sum(2).abs().argmin(0)  # (E,), of equal ones the first, as fairchem
     return candidates.gather(0, least[None, :, None].expand(1, -1, 3))[0]
 
 

@@ -28,8 +28,8 @@ class Objective(ABC):
     the keys of the YAML block ``task.objective``.
 
     Attributes:
-        free_only: whether fixed atoms are left out of the loss (the host's ``train_on_free_atoms``).
-        outputs: predictions, one (N, 3) row per atom, that this method needs beside those of the host.
+        free_only: whether fixed atoms are left out of the loss (fairchem's ``train_on_free_atoms``).
+        outputs: predictions, one (N, 3) row per atom, that this method needs beside those of fairchem.
         encode_forces: whether the backbone must be able to encode forces.
     """
 
@@ -70,7 +70,7 @@ class Objective(ABC):
         return {}
 
     def losses(self) -> Mapping[str, str]:
-        """Names of the host's loss functions for `outputs`."""
+        """Names of fairchem's loss functions for `outputs`."""
         return dict.fromkeys(self.outputs, "l2mae")
 
     def forward(self, predict: Callable[[Batch], Outputs], batch: Batch) -> Outputs:

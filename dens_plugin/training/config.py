@@ -24,7 +24,7 @@ def objective_from_config(config: Mapping[str, Any]) -> Objective:
     """The objective that a config asks for.
 
     Args:
-        config: with ``task``, ``optim``, ``model`` and ``outputs``, as the host's trainer keeps it.
+        config: with ``task``, ``optim``, ``model`` and ``outputs``, as fairchem's trainer keeps it.
 
     Raises:
         ValueError: for no objective, two of them, an unknown one or an impossible setting, naming the key.
@@ -102,5 +102,5 @@ def _authors_sigma(params: Mapping[str, Any]) -> Any:
 
 
 def _free_only(config: Mapping[str, Any]) -> bool:
-    """Whether fixed atoms are left out of the loss; the host's own default is to leave them out."""
+    """Whether fixed atoms are left out of the loss; fairchem's own default is to leave them out."""
     return bool((config.get("outputs") or {}).get("forces", {}).get("train_on_free_atoms", True))

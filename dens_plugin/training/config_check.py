@@ -1,6 +1,6 @@
 """A config's names and numbers, looked at before anything is built.
 
-The host meets most mistakes with a traceback, and misspelt keys not at all.
+fairchem meets most mistakes with a traceback, and misspelt keys not at all.
 """
 
 from __future__ import annotations

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from torch.utils.data import BatchSampler, Dataset
 
 
-_BEST = "best_checkpoint.pt"  # the host's name
+_BEST = "best_checkpoint.pt"  # fairchem's name
 _UNEVALUATED = "unevaluated"  # in the config of a checkpoint that was written in front of its step's evaluation
 
 
 class DurableTrainer(SteppingTrainer):
-    """The host's trainer for runs of weeks; options beside the host's and those of `SteppingTrainer`:
+    """fairchem's trainer for runs of weeks; options beside fairchem's and those of `SteppingTrainer`:
 
     - ``optim.keep_checkpoints``: how many of the newest checkpoints to keep, 2 by default.
     """
@@ -57,13 +57,13 @@ class DurableTrainer(SteppingTrainer):
 
     def load(self, inference_only: bool) -> None:
         """Read the options, then everything else."""
-        self.config["task"].setdefault("prediction_dtype", "float32")  # the host's float16 rounds total energies
+        self.config["task"].setdefault("prediction_dtype", "float32")  # fairchem's float16 rounds total energies
         self._keep_checkpoints = keep_checkpoints(self.config["optim"])
         super().load(inference_only)
 
     @staticmethod
     def _get_timestamp(device: torch.device, suffix: str | None) -> str:
-        """A name for the run's folders that no other run has; the host's has a granularity of 128 s."""
+        """A name for the run's folders that no other run has; fairchem's has a granularity of 128 s."""
         now = torch.tensor(time.time_ns() // 1_000_000, dtype=torch.int64, device=device)
         distutils.broadcast(now, 0)
         seconds, milliseconds = divmod(now.item(), 1000)
@@ -71,13 +71,13 @@ class DurableTrainer(SteppingTrainer):
         return f"{name}-{suffix}" if suffix else name
 
     def load_logger(self) -> None:
-        """Wrap the host's logger, so that every run has a history."""
+        """Wrap fairchem's logger, so that every run has a history."""
         super().load_logger()
         if self.logger is not None:
             self.logger = HistoryLogger(self.logger, self._folder / FILE_NAME, self.config["cmd"]["print_every"])
 
     def get_sampler(self, dataset: Dataset, batch_size: int, shuffle: bool) -> BatchSampler:
-        """The host's for training; for evaluation one that counts every structure once.
+        """fairchem's for training; for evaluation one that counts every structure once.
 
         Raises:
             ValueError: if there are no structures, or if batches shall be balanced and the data set does not say how
@@ -98,7 +98,7 @@ class DurableTrainer(SteppingTrainer):
         return ShareSampler(dataset, batch_size=batch_size, rank=rank, num_replicas=ranks)
 
     def load_extras(self) -> None:
-        """The host's, with a record of what a step means."""
+        """fairchem's, with a record of what a step means."""
         super().load_extras()
         if self.train_loader is not None:
             self.config[RUN] = self._record()._asdict()
@@ -118,7 +118,7 @@ class DurableTrainer(SteppingTrainer):
         return Path(self.config["cmd"]["checkpoint_dir"])
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
-        """The host's loop, from the run's own newest checkpoint if it is ahead of what was loaded, to its last step.
+        """fairchem's loop, from the run's own newest checkpoint if it is ahead of what was loaded, to its last step.
 
         Raises:
             FloatingPointError: after too many bad steps in a row.
@@ -160,7 +160,7 @@ class DurableTrainer(SteppingTrainer):
             self._move_schedule()
 
     def _finish_loaded_step(self, disable_tqdm: bool) -> None:
-        """Make up for the evaluation that a run was interrupted in, and for what follows it in the host's loop."""
+        """Make up for the evaluation that a run was interrupted in, and for what follows it in fairchem's loop."""
         if not _is_unevaluated(self._loaded_config):
             return
         primary = self.evaluation_metrics["primary_metric"]
@@ -193,7 +193,7 @@ class DurableTrainer(SteppingTrainer):
     def load_checkpoint(
         self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False
     ) -> None:
-        """The host's, from a whole file, with averages kept on where the file holds weights alone.
+        """fairchem's, from a whole file, with averages kept on where the file holds weights alone.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -216,7 +216,7 @@ class DurableTrainer(SteppingTrainer):
             self._complete()
 
     def _complete(self) -> None:
-        """Mend what the host leaves open after loading: no averages, and a schedule a step behind in its own files."""
+        """Mend what fairchem leaves open after loading: no averages, and a schedule a step behind in its own files."""
         if self.ema is None and self.ema_decay:
             self.ema = Averages(self.model.parameters(), self.ema_decay)
         schedule = getattr(self.scheduler, "scheduler", None)
@@ -267,7 +267,7 @@ class DurableTrainer(SteppingTrainer):
 
     def _not_saved(self, path: Path, error: Exception, *, restore_average: bool) -> None:
         if restore_average and self.ema is not None:
-            self.ema.restore()  # the host had put the averages in place of the weights
+            self.ema.restore()  # fairchem had put the averages in place of the weights
         (path.parent / f".{path.name}.writing").unlink(missing_ok=True)
         self._unsaved = (
             f"step {self.step} could not be saved to '{path}' ({str(error).splitlines()[0]}); the checkpoint before it "
@@ -276,7 +276,7 @@ class DurableTrainer(SteppingTrainer):
         logging.error(self._unsaved)
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
-        """The host's, with exact means over the set on any number of ranks."""
+        """fairchem's, with exact means over the set on any number of ranks."""
         if self._save_due:
             self._save_unevaluated()
         seed_step(self._seed, self.step, split)
@@ -297,7 +297,7 @@ class DurableTrainer(SteppingTrainer):
         return digest.hexdigest()
 
     def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's, on ranks with unequal shares."""
+        """fairchem's, on ranks with unequal shares."""
         seed_step(self._seed, self.step, "predict")
         with self._without_ddp(), workers_let_go():
             return super().predict(*args, **kwargs)

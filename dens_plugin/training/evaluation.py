@@ -1,6 +1,6 @@
 """Exact means over a validation set on any number of ranks.
 
-The host pads a set until all ranks have equally many structures, and counts what it padded. Here ranks take unequal
+fairchem pads a set until all ranks have equally many structures, and counts what it padded. Here ranks take unequal
 shares, the model runs without DDP, whose forward needs all ranks, and sums and counts meet once at the end.
 """
 
@@ -63,7 +63,7 @@ class _Part(NamedTuple):
 
 
 def summed(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The host's running metrics summed over ranks, of which some may lack some or all of them."""
+    """fairchem's running metrics summed over ranks, of which some may lack some or all of them."""
     shares = _gathered({name: (_number(value["total"]), _number(value["numel"])) for name, value in metrics.items()})
     names = sorted(set().union(*shares))
     return {name: _joined(name, shares) for name in names}

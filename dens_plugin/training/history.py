@@ -13,10 +13,10 @@ WEIGHTS, SOURCE = "weights", "src"  # of a validation that is no part of a train
 
 
 class HistoryLogger:
-    """Passes everything to the host's logger and keeps validation and printed training metrics in a file.
+    """Passes everything to fairchem's logger and keeps validation and printed training metrics in a file.
 
     Args:
-        logger: the host's.
+        logger: fairchem's.
         path: the file to append to.
         every: training metrics are kept at steps that this number divides.
     """

@@ -57,7 +57,7 @@ def launch(mode: str, arguments: Sequence[str]) -> None:
     if mode == "run-relaxations":
         require_relaxable(config)
     if args.num_gpus > 1 and not args.submit and LOADER_WORKERS not in config["optim"]:
-        # Needed by the host when it had data sets pickled; now every rank opens its own.
+        # Needed by fairchem when it had data sets pickled; now every rank opens its own.
         overrides = [*overrides, f"--optim.{LOADER_WORKERS}={config['optim'].get('num_workers', 0)}"]
     try:
         _cli.main(args, overrides)
@@ -120,7 +120,7 @@ def _refuse(message: str) -> NoReturn:
 
 
 def require_overrides(overrides: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """What the host did not know must be an override, ``--block.key=value``, which it splits without a look."""
+    """What fairchem did not know must be an override, ``--block.key=value``, which it splits without a look."""
     options = [option for action in parser._actions for option in action.option_strings]
     for text in overrides:
         if not re.fullmatch(r"--[\w.-]+=[^=]*", text):

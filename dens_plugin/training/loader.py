@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 class PreparingCollater:
     """Collates structures into a batch and lets the objective prepare it.
 
-    The epoch is read from the sampler, which the host sets before it starts an epoch's workers, so that a worker knows
+    The epoch is read from the sampler, which fairchem sets before it starts an epoch's workers, so that a worker knows
     it without being told.
 
     Args:
-        collate: the host's collate function.
+        collate: fairchem's collate function.
         objective: what to train on.
         seed: the run's seed.
-        sampler: the host's, whose ``epoch`` counts from 0.
+        sampler: fairchem's, whose ``epoch`` counts from 0.
     """
 
     collate: Callable[[Sequence[Data]], Batch]
@@ -44,10 +44,10 @@ class PreparingCollater:
 
 @dataclass
 class AllFreeCollater:
-    """Collates batches without fixed atoms, so that the host's `predict`, which leaves those out, leaves out none.
+    """Collates batches without fixed atoms, so that fairchem's `predict`, which leaves those out, leaves out none.
 
     Args:
-        collate: the host's collate function.
+        collate: fairchem's collate function.
     """
 
     collate: Callable[[Sequence[Data]], Batch]

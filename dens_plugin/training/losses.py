@@ -38,7 +38,7 @@ def term(
 
     Args:
         coefficient: the target's weight.
-        loss_fn: one of the host's, from (prediction, target, natoms) to errors per row or per component.
+        loss_fn: one of fairchem's, from (prediction, target, natoms) to errors per row or per component.
         prediction: (R, k), R atoms or structures.
         target: (R, k), normalised as the prediction is.
         rows: which rows count.

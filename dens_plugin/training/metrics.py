@@ -12,7 +12,7 @@ from dens_plugin.settings import suggestion
 
 
 class RowEvaluator(Evaluator):
-    """The host's evaluator without metrics that need every atom, and with empty selections left out."""
+    """fairchem's evaluator without metrics that need every atom, and with empty selections left out."""
 
     def __init__(self, task: str | None = None, eval_metrics: dict[str, list[str]] | None = None) -> None:
         super().__init__(task=task, eval_metrics=eval_metrics)
@@ -45,5 +45,5 @@ def require_metric(settings: dict[str, Any]) -> None:
 
 
 def statistics(errors: torch.Tensor) -> dict[str, float]:
-    """Errors of any shape as the host's evaluator keeps them."""
+    """Errors of any shape as fairchem's evaluator keeps them."""
     return {"total": errors.sum().item(), "numel": errors.numel()}

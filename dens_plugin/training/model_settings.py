@@ -17,7 +17,7 @@ from dens_plugin.settings import mapping, number, reject_unknown, suggestion
 from dens_plugin.training.config import without_switches
 
 _RATES = {"alpha_drop", "drop_path_rate", "proj_drop"}
-# Names of our networks' sizes; other networks of the host may have a number of something that may be zero.
+# Names of our networks' sizes; other networks of fairchem may have a number of something that may be zero.
 _SIZE = re.compile(
     r"num_(layers|heads|distance_basis|radial_basis|sphere_samples)|(\w+_)?channels|max_(radius|neighbors|num_elements)"
     r"|cutoff|grid_resolution"
@@ -27,7 +27,7 @@ _SIZE = re.compile(
 def require_known_model(model: Any) -> None:
     """Raise ValueError for a model, backbone, head or hyper-parameter that does not exist.
 
-    The host's registry must be set up (`setup_imports`).
+    fairchem's registry must be set up (`setup_imports`).
     """
     settings = without_switches(mapping(model, "model"))
     cls = _model_class(settings.pop("name", None), "model.name")

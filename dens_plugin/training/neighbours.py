@@ -48,7 +48,7 @@ def loader_search(model: nn.Module, optim: Mapping[str, Any]) -> Search | None:
 
     That is the case with ``optim.loader_graph: false``; by default for a model on a GPU without workers, where it would
     wait for a CPU; and, with a message, for models that this is not exact for or was not tried with. On a CPU the
-    loader's search is several times faster than the host's, with workers or without.
+    loader's search is several times faster than fairchem's, with workers or without.
 
     Args:
         model: without DDP around it; afterwards it reads the neighbours of batches that have them.
@@ -65,7 +65,7 @@ def loader_search(model: nn.Module, optim: Mapping[str, Any]) -> Search | None:
     if reason is not None:
         logging.log(logging.WARNING if wanted else logging.INFO, f"Neighbours are found by the model: {reason}.")
         return None
-    # An attribute of this one object: the classes are the host's, and a subclass of each would say the same three times
+    # An attribute of this one object: the classes are fairchem's, and a subclass of each would say the same three times
     backbone.generate_graph = functools.partial(read_or_find, backbone, backbone.generate_graph)
     return search_of(backbone)
 

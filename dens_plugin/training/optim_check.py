@@ -1,6 +1,6 @@
 """The ``optim`` block and the normalisers of our trainers, looked at before anything is built.
 
-The host passes ``optimizer_params`` on to torch as they are, leaves out unknown ``scheduler_params`` without a word,
+fairchem passes ``optimizer_params`` on to torch as they are, leaves out unknown ``scheduler_params`` without a word,
 and meets a wrong type with a traceback after it has built the model.
 """
 
@@ -25,7 +25,7 @@ OPTIM_KEYS = """
 """.split()  # noqa: SIM905  (a list of thirty literals would fill the page)
 
 _NEEDED = ("num_workers", "lr_initial", "max_epochs", "scheduler", "scheduler_params")
-# What the host's two learning-rate functions read, in epochs or as shares of optim.lr_initial.
+# What fairchem's two learning-rate functions read, in epochs or as shares of optim.lr_initial.
 _SCHEDULES = {
     "cosine": ("warmup_epochs", "warmup_factor", "lr_min_factor"),
     "multistep": ("warmup_epochs", "warmup_factor", "decay_epochs", "decay_rate"),
@@ -84,7 +84,7 @@ def _tried_optimizer(optim: Mapping[str, Any]) -> torch.optim.Optimizer:
 
 
 def _require_schedule(options: Mapping[str, Any]) -> None:
-    """Look at the options of the host's own learning-rate functions."""
+    """Look at the options of fairchem's own learning-rate functions."""
     kind, where = options.get("lambda_type"), "optim.scheduler_params"
     if kind not in _SCHEDULES:
         raise ValueError(f"unknown {where}.lambda_type '{kind}'; {suggestion(str(kind), _SCHEDULES)}")
@@ -105,7 +105,7 @@ def _require_schedule(options: Mapping[str, Any]) -> None:
 def _try_scheduler(
     cls: type, optimizer: torch.optim.Optimizer, options: Mapping[str, Any], optim: Mapping[str, Any]
 ) -> None:
-    """Make one of torch's schedules, with the options that the host would pass on."""
+    """Make one of torch's schedules, with the options that fairchem would pass on."""
     accepted = _arguments(cls) - {"optimizer"}
     reject_unknown(options, accepted | set(_OF_THE_HOST), "optim.scheduler_params")
     values = {"epochs": optim["max_epochs"], **options}

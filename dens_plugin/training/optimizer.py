@@ -1,6 +1,6 @@
 """What follows the gradients, in few passes over the memory: clipping, the optimiser's step and the averages.
 
-The host walks through all parameters several times: AdamW makes some ten passes over each in torch's default, the
+fairchem walks through all parameters several times: AdamW makes some ten passes over each in torch's default, the
 averages four, clipping multiplies every gradient even by one. Here each is one pass where torch has a kernel for it.
 """
 
@@ -19,7 +19,7 @@ _ADDED_TO_NORM = 1e-6  # by torch's `clip_grad_norm_`, before it divides
 
 
 class Averages(ExponentialMovingAverage):
-    """The host's averages, same numbers and state, with s + (1 - decay) (p - s) in one pass and no temporary tensor."""
+    """fairchem's averages, same numbers and state, with s + (1 - decay) (p - s) in one pass and no temporary tensor."""
 
     def update(self, parameters: Iterable[torch.nn.Parameter] | None = None) -> None:
         """Move the averages towards the parameters, those they were made of by default."""

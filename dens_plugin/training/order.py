@@ -1,6 +1,6 @@
-"""The order of an epoch's structures, the host's, without a Python list of the whole data set on every rank.
+"""The order of an epoch's structures, fairchem's, without a Python list of the whole data set on every rank.
 
-The host's sampler turns the epoch's permutation into a list before it takes a rank's share: 170 million structures are
+fairchem's sampler turns the epoch's permutation into a list before it takes a rank's share: 170 million structures are
 6 GB on each of a node's eight ranks, and a resumed run walks through those it has seen.
 """
 
@@ -15,11 +15,11 @@ _CHUNK = 4096
 
 
 class EpochOrder(StatefulDistributedSampler):
-    """The host's sampler with the same numbers in the same order."""
+    """fairchem's sampler with the same numbers in the same order."""
 
     @classmethod
     def of(cls, sampler: StatefulDistributedSampler) -> EpochOrder:
-        """The same as a sampler of the host's."""
+        """The same as a sampler of fairchem's."""
         return cls(
             sampler.dataset,
             batch_size=sampler.batch_size,

@@ -160,7 +160,7 @@ def _offered(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     heads = model.output_heads if isinstance(model, HydraModel) else {}
     offered: dict[str, str] = {}
     for name, head in heads.items():
-        output = getattr(head, "output_name", name)  # not all of the host's heads say
+        output = getattr(head, "output_name", name)  # not all of fairchem's heads say
         if name != output and name in names:
             raise ValueError(
                 f"model.heads.{name} is a {type(head).__name__}, which predicts `{output}`; give `{name}` a module "

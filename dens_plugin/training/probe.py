@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 def _trainer_of(config: Mapping[str, Any]) -> Iterator[OCPTrainer]:
     """The trainer of a config; what it writes goes away with the context, and logging shows warnings only."""
     previous = logging.root.manager.disable
-    logging.disable(logging.INFO)  # the host logs a whole config and all names of parameters
+    logging.disable(logging.INFO)  # fairchem logs a whole config and all names of parameters
     try:
         with (
             tempfile.TemporaryDirectory(prefix="dens-probe-") as folder,
@@ -87,7 +87,7 @@ def _trainer_of(config: Mapping[str, Any]) -> Iterator[OCPTrainer]:
             yield context.trainer
     finally:
         logging.disable(previous)
-        if distutils.initialized():  # the host leaves its process group behind where something fails
+        if distutils.initialized():  # fairchem leaves its process group behind where something fails
             distutils.cleanup()
 
 
@@ -149,7 +149,7 @@ def _measured(trainer: OCPTrainer, structures: Sequence[Data], size: int, meter:
 
 
 def _step(trainer: OCPTrainer, structures: Sequence[Data]) -> None:
-    """What the host's loop does in a step, but for logs and files."""
+    """What fairchem's loop does in a step, but for logs and files."""
     trainer.step = trainer.config["optim"].get("accumulate_steps", 1)  # one that ends with the optimiser
     trainer.model.train()
     batch = trainer.train_loader.collate_fn(structures)

@@ -1,4 +1,4 @@
-"""Imports what registers short names in the host's registry: all backbones, and the data sets that are not the host's.
+"""Imports what registers short names in fairchem's registry: all backbones, and the data sets that are not fairchem's.
 
 A new backbone is a file in `dens_plugin.backbones`, and is found here by being there.
 """

@@ -1,6 +1,6 @@
-"""Many structures relaxed at once with the host's L-BFGS; each leaves the batch when it is done.
+"""Many structures relaxed at once with fairchem's L-BFGS; each leaves the batch when it is done.
 
-The host keeps relaxed structures in the batch and pays for their forces until the last one is done, takes NaN forces
+fairchem keeps relaxed structures in the batch and pays for their forces until the last one is done, takes NaN forces
 for converged ones, and starts every kind of failure over in halves.
 """
 
@@ -154,9 +154,9 @@ class _Track:
 
 
 class ExactBatch(OptimizableBatch):
-    """The host's batch of structures, predicted anew whenever an atom moved at all.
+    """fairchem's batch of structures, predicted anew whenever an atom moved at all.
 
-    The host compares positions with a relative tolerance of 1e-5: 20 Å from the origin it reuses the forces of before
+    fairchem compares positions with a relative tolerance of 1e-5: 20 Å from the origin it reuses the forces of before
     after moves of up to 2e-4 Å, which near a minimum is a whole step.
     """
 
@@ -182,13 +182,13 @@ class ExactBatch(OptimizableBatch):
         return kept
 
 
-# Recent versions of ASE make abstract what their own optimisers ask of such a class, under names that the host does not
+# Recent versions of ASE make abstract what their own optimisers ask of such a class, under names that fairchem does not
 # know: its batch cannot be made at all with ASE 3.29. Nothing here calls these methods.
 ExactBatch.__abstractmethods__ = frozenset()
 
 
 class ShrinkingLBFGS(LBFGS):
-    """The host's L-BFGS, from which structures can leave, and in which no structure is lost to a division by zero."""
+    """fairchem's L-BFGS, from which structures can leave, and in which no structure is lost to a division by zero."""
 
     def keep(self, structures: torch.Tensor, batch: Batch) -> None:
         """Go on with some of the structures.
@@ -205,13 +205,13 @@ class ShrinkingLBFGS(LBFGS):
         self.optimizable = self.optimizable.kept(structures, batch)
 
     def step(self, iteration: int) -> None:
-        """The host's, which counts the steps that it remembers rather than those of the relaxation."""
+        """fairchem's, which counts the steps that it remembers rather than those of the relaxation."""
         super().step(0 if self.r0 is None else len(self.s) + 1)
         if self.rho:
             self._forget_where(~torch.isfinite(self.rho[-1]))
 
     def determine_step(self, dr: torch.Tensor) -> torch.Tensor:
-        """The host's; a structure whose step is not finite goes down along its forces instead."""
+        """fairchem's; a structure whose step is not finite goes down along its forces instead."""
         sound = self._sum(~torch.isfinite(dr).all(dim=1)) == 0
         descent = self.H0 * self.optimizable.get_forces(apply_constraint=True).to(dr)
         return super().determine_step(torch.where(sound[self.optimizable.batch_indices, None], dr, descent))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Potential(Protocol):
-    """What a relaxation needs to know of the world; its `predict` is called as the host calls a trainer's."""
+    """What a relaxation needs to know of the world; its `predict` is called as fairchem calls a trainer's."""
 
     device: torch.device
 
@@ -68,7 +68,7 @@ class ModelPotential:
 def model_potential(trainer: DeNSTrainer) -> Iterator[ModelPotential]:
     """Within the context, the trainer's model in eval mode, with averaged weights (EMA) and without DDP.
 
-    DDP exchanges buffers in every forward pass, and ranks relax for different numbers of steps. The host's own
+    DDP exchanges buffers in every forward pass, and ranks relax for different numbers of steps. fairchem's own
     `predict` overwrites the raw weights with the averaged ones when it is called for a batch; here they come back.
 
     Raises:

@@ -91,7 +91,7 @@ class Relaxations(NamedTuple):
         return {status: int((self.status == status).sum()) for status in STATUSES}
 
     def metrics(self) -> dict[str, float]:
-        """The host's IS2RE and IS2RS metrics over structures with a label and a result; empty without labels.
+        """fairchem's IS2RE and IS2RS metrics over structures with a label and a result; empty without labels.
 
         ``energy_mae`` in eV, ``energy_within_threshold`` (EwT, 0.02 eV), ``positions_mae`` in Å over free atoms,
         ``positions_average_distance_within_threshold`` (ADwT), and over how many structures: ``energy_count``,
@@ -106,7 +106,7 @@ class Relaxations(NamedTuple):
     def _energy_metrics(self, chosen: np.ndarray) -> dict[str, float]:
         if not chosen.any():
             return {}
-        # In one shape: the host compares (B, 1) with (B,), every structure with every other.
+        # In one shape: fairchem compares (B, 1) with (B,), every structure with every other.
         prediction, target = ({"energy": torch.from_numpy(v[chosen])} for v in (self.energy, self.energy_relaxed))
         found = Evaluator(task="is2re").eval(prediction, target)
         return {"energy_count": float(chosen.sum())} | {name: value["metric"] for name, value in found.items()}

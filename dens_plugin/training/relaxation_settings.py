@@ -1,4 +1,4 @@
-"""How structures are relaxed: the block ``task.relax``, or the host's keys, which say the same."""
+"""How structures are relaxed: the block ``task.relax``, or fairchem's keys, which say the same."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class RelaxationSettings:
         """The settings that a config asks for.
 
         Args:
-            config: with ``task`` and ``optim``, as the host's trainer keeps it.
+            config: with ``task`` and ``optim``, as fairchem's trainer keeps it.
 
         Raises:
             ValueError: for an unknown or impossible setting, or one that is given in both ways, naming the key.
@@ -80,7 +80,7 @@ class RelaxationSettings:
 
     @property
     def optimizer(self) -> dict[str, Any]:
-        """The arguments of the host's L-BFGS."""
+        """The arguments of fairchem's L-BFGS."""
         return {name: getattr(self, name) for name in _HOST_OPTIMIZER}
 
     @property
@@ -105,7 +105,7 @@ def _block(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_host(task: Mapping[str, Any]) -> dict[str, Any]:
-    """The host's layout in our words; what it leaves out has the paper's value, not the host's."""
+    """fairchem's layout in our words; what it leaves out has the paper's value, not fairchem's."""
     block = {ours: task[theirs] for theirs, ours in _HOST_KEYS.items() if task.get(theirs) is not None}
     options = mapping(task.get("relax_opt") or {}, "task.relax_opt")
     reject_unknown(options, ("name", "traj_dir", *_HOST_OPTIMIZER), "task.relax_opt")

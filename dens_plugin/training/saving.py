@@ -1,6 +1,6 @@
 """Checkpoint files that survive a crash: written beside, synced, renamed; the last few kept; checked before use.
 
-Names: the newest is the host's ``checkpoint.pt``, the one before it ``checkpoint.1.pt``, and so on.
+Names: the newest is fairchem's ``checkpoint.pt``, the one before it ``checkpoint.1.pt``, and so on.
 """
 
 from __future__ import annotations

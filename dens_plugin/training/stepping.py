@@ -1,6 +1,6 @@
 """fairchem's trainer with a step that is one: it has its own random numbers, and nobody looks on before its end.
 
-The host's loop ends a step by calling its scheduler, after it has saved and evaluated. Here what must see a finished
+fairchem's loop ends a step by calling its scheduler, after it has saved and evaluated. Here what must see a finished
 step, of the same number on all ranks, waits for that call: checkpoints, and the signals of preemption.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class SteppingTrainer(EquiformerV2ForcesTrainer):
-    """What happens within a step; options beside the host's:
+    """What happens within a step; options beside fairchem's:
 
     - ``optim.autocast``: ``bf16`` to run the model under bfloat16 autocast.
     - ``optim.accumulate_steps``: batches per optimiser step.
@@ -36,7 +36,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
     """
 
     _running = False  # whether `train` is on its way
-    _in_step = False  # whether the host's loop is between a forward pass and the end of its step
+    _in_step = False  # whether fairchem's loop is between a forward pass and the end of its step
     _bad_loss = False  # whether a rank's loss of this batch is not finite
     _spoilt = False  # whether a batch of this optimiser step was bad
     _signal = 0  # the signal to obey at the end of the step, on all ranks
@@ -53,7 +53,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         super().load(inference_only)
 
     def load_optimizer(self) -> None:
-        """The host's, fused where torch can."""
+        """fairchem's, fused where torch can."""
         stated = self.config["optim"]
         self.config["optim"] = with_fused_step(stated, self.model.parameters())
         try:
@@ -63,7 +63,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         keep_way_of_stepping(self.optimizer)
 
     def load_extras(self) -> None:
-        """The host's, with an end to every step, and gradients looked at before they are used."""
+        """fairchem's, with an end to every step, and gradients looked at before they are used."""
         if self.train_loader is not None:
             suit_schedule(self.config["optim"], len(self.train_loader))
         super().load_extras()
@@ -79,7 +79,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         return self.config["cmd"]["seed"] or 0
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
-        """The host's loop, which signals wait for.
+        """fairchem's loop, which signals wait for.
 
         Raises:
             FloatingPointError: after too many bad steps in a row.
@@ -99,7 +99,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
         if self._unwrapped_model.training:
             self._in_step = self._running
             seed_step(self._seed, self.step, "train")
-        batch = batch.to(self.device, non_blocking=True)  # the host's loaders pin its memory
+        batch = batch.to(self.device, non_blocking=True)  # fairchem's loaders pin its memory
         with self._autocast(), self._gradients_local():
             outputs = super()._forward(batch)
         return {name: self._widened(value) for name, value in outputs.items()}
@@ -165,7 +165,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
             self.logger.log({"grad_norm": norm}, step=self.step, split="train")
 
     def _schedule_follows(self) -> bool:
-        """Whether the host's loop will call the scheduler in this step; `ReduceLROnPlateau` only with evaluations."""
+        """Whether fairchem's loop will call the scheduler in this step; `ReduceLROnPlateau` only with evaluations."""
         every = self.config["optim"].get("eval_every", len(self.train_loader))
         return self.scheduler.scheduler_type != "ReduceLROnPlateau" or self.step % every == 0
 
@@ -182,7 +182,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
 
 
 class _FollowedScheduler:
-    """The host's scheduler, which ends every step of its loop, and what is to be done then."""
+    """fairchem's scheduler, which ends every step of its loop, and what is to be done then."""
 
     def __init__(self, scheduler: Any, after: Callable[[], None]) -> None:
         self._scheduler = scheduler
@@ -196,6 +196,6 @@ class _FollowedScheduler:
         self._scheduler = scheduler
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """The host's step, then ours."""
+        """fairchem's step, then ours."""
         self._scheduler.step(*args, **kwargs)
         self._after()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# The host's local launch of several ranks resets `num_workers` to 0 and leaves this key alone.
+# fairchem's local launch of several ranks resets `num_workers` to 0 and leaves this key alone.
 LOADER_WORKERS = "loader_workers"
 
 _FACTORS = {"warmup_factor", "lr_min_factor", "decay_rate"}
@@ -21,7 +21,7 @@ def autocast_dtype(config: dict[str, Any]) -> torch.dtype | None:
     if wanted is None:
         return None
     if wanted != "bf16":
-        raise ValueError(f"optim.autocast must be 'bf16' or left out, got '{wanted}'; fp16 is the host's --amp")
+        raise ValueError(f"optim.autocast must be 'bf16' or left out, got '{wanted}'; fp16 is fairchem's --amp")
     if config["amp"]:
         raise ValueError("optim.autocast: bf16 and --amp (fp16) exclude each other; drop one of them")
     return torch.bfloat16
@@ -40,10 +40,10 @@ def accumulate_steps(optim: dict[str, Any]) -> int:
 
 
 def suit_schedule(optim: dict[str, Any], steps_per_epoch: int) -> None:
-    """Make the warm-up at least one step long, whose steps the host rounds down and divides by, and factors floats."""
+    """Make the warm-up at least one step long, whose steps fairchem rounds down and divides by, and factors floats."""
     schedule = optim.get("scheduler_params", {})
     for name in _FACTORS & schedule.keys():
-        schedule[name] = float(schedule[name])  # the host refuses whole numbers, as 1
+        schedule[name] = float(schedule[name])  # fairchem refuses whole numbers, as 1
     warmup = schedule.get("warmup_epochs", 1)
     if warmup * steps_per_epoch < 1:
         logging.warning(
@@ -54,7 +54,7 @@ def suit_schedule(optim: dict[str, Any], steps_per_epoch: int) -> None:
 
 @contextlib.contextmanager
 def gradients_kept(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within the context `zero_grad` does nothing: the host calls it at the start of every backward pass."""
+    """Within the context `zero_grad` does nothing: fairchem calls it at the start of every backward pass."""
     optimizer.zero_grad = lambda set_to_none=True: None
     try:
         yield

@@ -1,6 +1,6 @@
 """fairchem's trainer with an objective: it prepares the training batches, adds outputs and says which rows count.
 
-The loop, optimiser, EMA, schedulers, DDP, AMP, logging and all modes are the host's; what makes a run safe to interrupt
+The loop, optimiser, EMA, schedulers, DDP, AMP, logging and all modes are fairchem's; what makes a run safe to interrupt
 is `DurableTrainer`'s. Validation, prediction and relaxation (`relaxation.py`) never see a corrupted batch.
 """
 
@@ -63,7 +63,7 @@ _DEFAULT_METRICS = {
 @registry.register_trainer("dens")
 @registry.register_trainer("denoising_forces")
 class DeNSTrainer(DurableTrainer):
-    """The host's trainer for any `Objective`; options beside the host's and those of `DurableTrainer`:
+    """fairchem's trainer for any `Objective`; options beside fairchem's and those of `DurableTrainer`:
 
     - ``task.objective``: name and settings of the objective.
     - ``task.warm_start``: a checkpoint whose weights to start from.
@@ -86,7 +86,7 @@ class DeNSTrainer(DurableTrainer):
         super().load(inference_only)
 
     def load_task(self) -> None:
-        """The host's, with defaults for what it cannot do without, and an evaluator that allows empty rows."""
+        """fairchem's, with defaults for what it cannot do without, and an evaluator that allows empty rows."""
         for output in self.config["outputs"].values():
             if output.get("level") == "atom":
                 output.setdefault("train_on_free_atoms", True)
@@ -99,7 +99,7 @@ class DeNSTrainer(DurableTrainer):
         self.evaluator = RowEvaluator(task=self.name, eval_metrics=metrics["metrics"])
 
     def load_model(self) -> None:
-        """The host's, warm-started where asked.
+        """fairchem's, warm-started where asked.
 
         Raises:
             ValueError: if a head is one of another network, or the settings contradict each other.
@@ -119,12 +119,12 @@ class DeNSTrainer(DurableTrainer):
             warm_start(self._unwrapped_model, self.config["task"]["warm_start"])
 
     def load_datasets(self) -> None:
-        """The host's, after a look at model and files and before one at the first structure; not for inference."""
+        """fairchem's, after a look at model and files and before one at the first structure; not for inference."""
         require_model(self._unwrapped_model, self.objective)
         for split in ("train", "val", "test", "relax"):
             require_files(self.config["dataset" if split == "train" else f"{split}_dataset"], split)
         self._search = loader_search(self._unwrapped_model, self.config["optim"])
-        self.relax_dataset = None  # the host leaves it unset where there is none
+        self.relax_dataset = None  # fairchem leaves it unset where there is none
         try:
             super().load_datasets()
         except AssertionError as error:
@@ -163,7 +163,7 @@ class DeNSTrainer(DurableTrainer):
         return CheckedDataset(dataset, limits_of(self._unwrapped_model), LABELS if is_labelled else ())
 
     def load_references_and_normalizers(self) -> None:
-        """The host's, after which forces that are gradients must share the energy's scale."""
+        """fairchem's, after which forces that are gradients must share the energy's scale."""
         transforms = self.config["dataset"].get("transforms") or {}
         require_normalizers(transforms, "dataset.train.transforms")
         if "normalizer" in transforms:
@@ -180,7 +180,7 @@ class DeNSTrainer(DurableTrainer):
             }
 
     def get_dataloader(self, dataset: Dataset, sampler: Any, workers: int | None = None) -> DataLoader:
-        """The host's; the one for training prepares its batches, and all but those for relaxation find neighbours."""
+        """fairchem's; the one for training prepares its batches, and all but those for relaxation find neighbours."""
         if workers is None:
             workers = self.config["optim"].get(LOADER_WORKERS)
         loader = super().get_dataloader(self._checked(dataset), sampler, workers)
@@ -201,7 +201,7 @@ class DeNSTrainer(DurableTrainer):
         relax(self)
 
     def load_loss(self) -> None:
-        """The host's, and the loss functions of the objective's own outputs."""
+        """fairchem's, and the loss functions of the objective's own outputs."""
         super().load_loss()
         self._objective_losses = {name: DDPLoss(fn, reduction="mean") for name, fn in self.objective.losses().items()}
 
@@ -223,7 +223,7 @@ class DeNSTrainer(DurableTrainer):
         if not rows_of(batch):
             return super()._compute_metrics(out, batch, evaluator, metrics)
         metrics = metrics or {}
-        if len(rows_of(batch)["forces"].where()) > 0:  # the host cannot average over no atoms
+        if len(rows_of(batch)["forces"].where()) > 0:  # fairchem cannot average over no atoms
             metrics = self._host_metrics(out, batch, evaluator, metrics)
         physical = {name: self._denorm_preds(name, value.detach(), batch) for name, value in out.items()}
         for name, errors in self.objective.metrics(physical, batch).items():
@@ -233,7 +233,7 @@ class DeNSTrainer(DurableTrainer):
     def _host_metrics(
         self, out: dict[str, torch.Tensor], batch: Batch, evaluator: Evaluator, metrics: dict | None
     ) -> dict:
-        """The host's metrics on the rows that were predicted, which stand for the free atoms."""
+        """fairchem's metrics on the rows that were predicted, which stand for the free atoms."""
         view = copy.copy(batch)
         view.fixed = (~rows_of(batch)["forces"].mask).int()
         with self._training_targets(batch, extra=False):
@@ -242,7 +242,7 @@ class DeNSTrainer(DurableTrainer):
 
     @contextlib.contextmanager
     def _training_targets(self, batch: Batch, *, extra: bool = True) -> Iterator[None]:
-        """For a prepared batch: the host's targets on the rows that count, and the objective's outputs if ``extra``."""
+        """For a prepared batch: fairchem's targets on the rows that count, and the objective's outputs if ``extra``."""
         plain = self.output_targets
         if rows_of(batch):
             self.output_targets = {name: {**target, "eval_on_free_atoms": True} for name, target in plain.items()}
@@ -255,7 +255,7 @@ class DeNSTrainer(DurableTrainer):
             self.output_targets = plain
 
     def _host_term(self, name: str, info: dict[str, Any], out: dict[str, torch.Tensor], batch: Batch) -> Term:
-        """A target of the host's own: its labels normalised as the host does."""
+        """A target of fairchem's own: its labels normalised as fairchem does."""
         target, prediction, rows = batch[name], out[name], rows_of(batch)
         target = target.view(prediction.shape)
         natoms = batch.natoms if len(target) == batch.num_graphs else batch.natoms[batch.batch]

@@ -46,7 +46,7 @@ def test_changes_no_number(wanted, fast):
 
 
 def test_has_gradients_in_eval_mode():
-    """The host's own has none there."""
+    """fairchem's own has none there."""
     _, plain = gradients(build(0).eval())
     _, recomputed = gradients(build(LAYERS).eval())
     assert all(torch.equal(recomputed[name], value) for name, value in plain.items())

@@ -97,7 +97,7 @@ class TestDegreeThree(BackboneContract):
 
 
 class TestPeriodicStructures(BackboneContract):
-    """Periodic boundaries, which the host computes in float32."""
+    """Periodic boundaries, which fairchem computes in float32."""
 
     tolerance: ClassVar = {torch.float32: 1e-3}
 
@@ -150,7 +150,7 @@ def test_leaves_the_batch_as_it_found_it(use_pbc):
 
 
 def test_validation_gives_the_forces_of_training():
-    """Under `torch.no_grad`, as the host validates, and after it training goes on."""
+    """Under `torch.no_grad`, as fairchem validates, and after it training goes on."""
     model, batch = ours(), random_batch()
     with torch.no_grad():
         validated = predict(model, batch)

@@ -157,7 +157,7 @@ def test_stress_head_beside_dens():
     )
     batch = random_batch()
     out = predict(model, corrupted_batch(batch, torch.arange(batch.num_nodes) % 2 == 0))
-    assert out["stress"].shape == (9, 3)  # the host's layout: three rows per structure
+    assert out["stress"].shape == (9, 3)  # fairchem's layout: three rows per structure
     assert set(out) == {"energy", "forces", "noise", "stress"}
 
 

@@ -1,4 +1,4 @@
-"""The fast path against the host's own forward: the same numbers, gradients and random draws."""
+"""The fast path against fairchem's own forward: the same numbers, gradients and random draws."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _small_pieces(monkeypatch):
 
 
 def both(**changes):
-    """The model on the host's path and on the fast one, with the same weights, none of which is as initialised."""
+    """The model on fairchem's path and on the fast one, with the same weights, none of which is as initialised."""
     models = [flat(**PAPER | changes, fast=fast) for fast in (False, True)]
     generator = torch.Generator().manual_seed(2)
     for parameter in models[0].parameters():
@@ -81,7 +81,7 @@ def test_gives_the_hosts_numbers(changes):
 
 
 def test_a_run_may_change_its_path():
-    """Alternating between the paths for some steps of AdamW ends where the host's path alone does."""
+    """Alternating between the paths for some steps of AdamW ends where fairchem's path alone does."""
     batch = a_corrupted_batch()
     host, other = both()
     fast = flat(**PAPER, fast=True)
@@ -176,7 +176,7 @@ def test_nan_in_is_nan_out():
 
 @pytest.mark.parametrize("precision", ["bf16", "autocast"])
 def test_reduced_precision_errs_no_more_than_the_hosts(precision):
-    """Under autocast the host rounds the same features, and more of them; and bfloat16 is not the exact result."""
+    """Under autocast fairchem rounds the same features, and more of them; and bfloat16 is not the exact result."""
     host, _ = both()
     fast = flat(**PAPER, fast=True, precision="bf16" if precision == "bf16" else "fp32")
     fast.load_state_dict(host.state_dict())
@@ -193,7 +193,7 @@ def test_reduced_precision_errs_no_more_than_the_hosts(precision):
 
 @pytest.mark.parametrize(("text", "is_fast"), [("false", False), ("True", True)])
 def test_the_command_line_may_switch_it(text, is_fast):
-    """The host's parser leaves these words as text."""
+    """fairchem's parser leaves these words as text."""
     assert (flat(fast=text).backbone.shared is not None) == is_fast
     with pytest.raises(ValueError, match=r"model.backbone.fast must be true or false, got 'no'"):
         flat(fast="no")
@@ -235,7 +235,7 @@ def test_tf32_is_of_its_models_edges_alone(monkeypatch, caplog):
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_drops_the_structures_that_the_host_drops(probability, dtype):
-    """And leaves the generator where the host leaves it."""
+    """And leaves the generator where fairchem leaves it."""
     shared = Pass(Layout(lmax=1, mmax=1))
     shared.begin(torch.zeros(2, 0, dtype=torch.long), num_atoms=40, num_graphs=20)
     paths = nn.ModuleList([GraphDropPath(probability)])

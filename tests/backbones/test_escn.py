@@ -65,7 +65,7 @@ class TestCoarseGrid(BackboneContract):
 
 
 class TestHostsPath(BackboneContract):
-    """The host's own forward."""
+    """fairchem's own forward."""
 
     tolerance: ClassVar = {torch.float32: 5e-2}
 
@@ -121,7 +121,7 @@ class TestHost:
         self.check(*with_host(lmax_list=[4], mmax_list=[mmax]), random_batch())
 
     def test_only_the_rows_that_count(self, plain, oc20):
-        """In training without DeNS, forces are those of the host on free atoms, and gradients are the host's."""
+        """In training without DeNS, forces are those of fairchem on free atoms, and gradients are fairchem's."""
         ours, host = plain
         free = oc20.fixed == 0
         assert 0 < free.sum() < len(free)
@@ -179,7 +179,7 @@ def test_every_parameter_has_a_gradient_without_edges():
 
 
 def test_keeps_nothing_of_a_batch():
-    """The host's model keeps the full Wigner matrices of its last batch."""
+    """fairchem's model keeps the full Wigner matrices of its last batch."""
     model = flat()
     predict(model, random_batch())
     assert not hasattr(model.backbone, "SO3_edge_rot")

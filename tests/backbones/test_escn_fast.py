@@ -1,4 +1,4 @@
-"""The fast path of eSCN against the host's own forward: the same numbers, gradients and random draws."""
+"""The fast path of eSCN against fairchem's own forward: the same numbers, gradients and random draws."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OPTIONS = {
 
 
 def both(**changes):
-    """The model on the host's path and on the fast one, with the same weights, none of which is as initialised."""
+    """The model on fairchem's path and on the fast one, with the same weights, none of which is as initialised."""
     host = lively(**PAPER | changes, fast=False)
     fast = lively(**PAPER | changes)
     fast.load_state_dict(host.state_dict())
@@ -50,7 +50,7 @@ def test_gives_the_hosts_numbers(changes):
 
 
 def test_in_double_precision():
-    """To rounding, on the edges of a graph in single precision: the host's neighbour search has no other."""
+    """To rounding, on the edges of a graph in single precision: fairchem's neighbour search has no other."""
     batch = a_corrupted_batch()
     with default_dtype(torch.float64):
         models = both()
@@ -76,7 +76,7 @@ def test_does_not_depend_on_the_size_of_its_pieces(monkeypatch):
 
 
 def test_a_run_may_change_its_path():
-    """Alternating between the paths for some steps ends where the host's path alone does."""
+    """Alternating between the paths for some steps ends where fairchem's path alone does."""
     batch = a_corrupted_batch()
     (host, fast), (alone, _) = both(), both()
     alone.load_state_dict(host.state_dict())
@@ -123,7 +123,7 @@ def test_gives_the_hosts_node_features():
 
 
 def test_rotations_take_a_frame_to_its_axes():
-    """Rows of degree 1, whose coefficients the host orders (y, z, x), are those of the frame's own matrix."""
+    """Rows of degree 1, whose coefficients fairchem orders (y, z, x), are those of the frame's own matrix."""
     frames = torch.linalg.qr(torch.randn(5, 3, 3, dtype=torch.float64))[0]
     frames = frames * torch.linalg.det(frames)[:, None, None]
     layout = Layout(1, 1)
@@ -140,7 +140,7 @@ def test_nan_in_is_nan_out():
 
 
 def test_reduced_precision_errs_no_more_than_the_hosts():
-    """Under autocast the host rounds the same features, and bfloat16 is not the exact result."""
+    """Under autocast fairchem rounds the same features, and bfloat16 is not the exact result."""
     host, fast = both()
     batch = random_batch()
     expected = predict(host, batch)

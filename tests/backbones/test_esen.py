@@ -70,7 +70,7 @@ def host(form, **changes):
 
 
 def precise(form, **changes):
-    """In float64, where the host has no periodic graphs; without a grid, on which energies depend on edge frames."""
+    """In float64, where fairchem has no periodic graphs; without a grid, on which energies depend on edge frames."""
     return ours(form, use_pbc=False, **changes)
 
 
@@ -82,7 +82,7 @@ class TestDirect(BackboneContract):
 
 
 class TestDirectOnGrid(BackboneContract):
-    """The host's default activations, equivariant up to aliasing, in periodic structures."""
+    """fairchem's default activations, equivariant up to aliasing, in periodic structures."""
 
     tolerance: ClassVar = {torch.float32: 2e-2}
 
@@ -163,7 +163,7 @@ def test_fairchems_dens_gets_the_same_numbers():
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("tilt", [0.0, 1e-4, 3e-3])
 def test_forces_of_bonds_along_the_y_axis(sign, tilt):
-    """Where the host takes a bond's direction for constant: the forces are those of the structure turned elsewhere."""
+    """Where fairchem takes a bond's direction for constant: the forces are those of the structure turned elsewhere."""
     with default_dtype(torch.float64):
         model, rotation = precise("gradient"), o3.rand_matrix()
         batch = cast(structure_with_a_bond_near_the_y_axis(tilt), torch.float64)
@@ -234,7 +234,7 @@ def test_leaves_the_batch_as_it_found_it(form, regress_stress):
 
 @FORMS
 def test_an_isolated_atom_does_not_notice_its_company(form):
-    """The host leaves out all blocks for a batch without any edge; here the atom gets the same energy in both."""
+    """fairchem leaves out all blocks for a batch without any edge; here the atom gets the same energy in both."""
     isolated = random_structure(1)
     isolated.cell = torch.eye(3)[None] * 60
     alone, beside = Batch.from_data_list([isolated]), Batch.from_data_list([isolated, random_structure(5, seed=1)])

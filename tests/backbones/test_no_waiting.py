@@ -1,6 +1,6 @@
 """What a training step asks a GPU: on the device ``meta``, which passes for a GPU without Triton.
 
-A step copies nothing from the host, and asks nothing about a batch whose neighbours a loader found. Where the model is
+A step copies nothing from the CPU, and asks nothing about a batch whose neighbours a loader found. Where the model is
 to find them, which waits by itself, it also asks how many atoms and edges count for each head, and eSCN how its edges
 are shared out. Everything else that would wait is an error.
 """
@@ -76,7 +76,7 @@ BOUNDARIES = {"periodic": {}, "open": {"use_pbc": False}}
 def asked(model, gpu):
     """The questions of a step on a graph that was made before."""
     batch = a_corrupted_batch()
-    model.train()(batch)  # which makes the host's grids
+    model.train()(batch)  # which makes fairchem's grids
     graph = moved_graph(model.backbone.generate_graph(batch), gpu.device)
     model.backbone.generate_graph = lambda *_, **__: dataclasses.replace(graph)
     return asked_in_step(model, moved_batch(batch, gpu.device), gpu)
@@ -97,7 +97,7 @@ def asked_with_record(model, gpu):
 
 
 def asked_in_step(model, batch, gpu):
-    """The questions of a step that copies nothing from the host."""
+    """The questions of a step that copies nothing from the CPU."""
     model = model.to(gpu.device)
     for module in model.modules():  # eSCN's grids are plain attributes
         plain = {name: value for name, value in vars(module).items() if torch.is_tensor(value)}

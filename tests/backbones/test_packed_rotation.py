@@ -17,7 +17,7 @@ LAYOUTS = [Layout(6, 2), Layout(3, 3), Layout(2, 0), Layout(0, 0)]
 
 
 def hosts(frames, layout):
-    """Whole matrices of the host's, and of those the rows of the layout."""
+    """Whole matrices of fairchem's, and of those the rows of the layout."""
     alpha, beta = o3.xyz_to_angles(frames[:, :, 1])
     rest = o3.angles_to_matrix(alpha, beta, torch.zeros_like(alpha)).mT @ frames
     gamma = torch.atan2(rest[:, 0, 2], rest[:, 0, 0])
@@ -66,10 +66,10 @@ WAITS = {
     "a list of numbers": lambda x: x[0].tolist(),
     "a mask": lambda x: x[x > 0],
     "a new tensor": lambda x: x + torch.tensor([1.0, 2.0, 3.0], device=x.device),
-    "a tensor from the host": lambda x: torch.arange(2).to(x.device),
+    "a tensor from the CPU": lambda x: torch.arange(2).to(x.device),
     "a list of indices": lambda x: x[:, [0, 2]],
     "lengths that differ": lambda x: x.repeat_interleave(torch.ones(5, dtype=torch.long, device=x.device), dim=0),
-    "the host's frames": lambda x: hosts(x[:, None].expand(-1, 3, -1), Layout(1, 1)),
+    "fairchem's frames": lambda x: hosts(x[:, None].expand(-1, 3, -1), Layout(1, 1)),
 }
 
 

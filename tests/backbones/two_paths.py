@@ -1,4 +1,4 @@
-"""One training step of a model on the host's path and on the fast one, and how near the two results must be."""
+"""One training step of a model on fairchem's path and on the fast one, and how near the two results must be."""
 
 from __future__ import annotations
 

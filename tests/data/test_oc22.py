@@ -250,7 +250,7 @@ def test_lin_ref_of_a_config_that_is_not_a_trainers_yet(references):
 
 
 def test_total_energies_want_a_word_about_references(references):
-    """Without references only by saying so; other formats and a file given the host's way need no word."""
+    """Without references only by saying so; other formats and a file given fairchem's way need no word."""
     train = {"format": "oc22_lmdb", "src": "a"}
     with pytest.raises(ValueError, match=r"dataset.train.lin_ref is missing: .*oc22_linfit_coeffs.npz.*lin_ref: null"):
         with_element_references({"dataset": train})

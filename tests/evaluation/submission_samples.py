@@ -28,7 +28,7 @@ def write_test_sets(folder, splits=OC20):
 
 
 def predicted(split, *, all_atoms=False, dtype=np.float32):
-    """What the host's `predict` makes of a split: sorted by id as text, energies (B, 1)."""
+    """What fairchem's `predict` makes of a split: sorted by id as text, energies (B, 1)."""
     rng = np.random.default_rng(OC20.index(split) if split in OC20 else 9)
     sets = sorted(structures(split), key=lambda structure: f"{structure.sid}_{structure.fid}")
     rows = [structure.natoms if all_atoms else int((structure.fixed == 0).sum()) for structure in sets]

@@ -185,7 +185,7 @@ def test_entries_have_table_9s_values(path):
         assert all(value.startswith(f"data/md17/{name}/") for value in paths)
         config = read(entry.config)
         losses = changes.get("loss_functions", config["loss_functions"])
-        losses = ast.literal_eval(str(losses))  # what the host makes of a changed list
+        losses = ast.literal_eval(str(losses))  # what fairchem makes of a changed list
         assert tuple(losses[at][key]["coefficient"] for at, key in enumerate(("energy", "forces"))) == LOSS.get(
             name, (1, 80)
         )

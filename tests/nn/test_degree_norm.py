@@ -1,4 +1,4 @@
-"""Norms by loops against the host's own."""
+"""Norms by loops against fairchem's own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ on_all_norms = pytest.mark.parametrize("host", HOSTS, ids=["separate", "all degr
 
 
 def both(host, lmax, **kwargs):
-    """The host's norm with random parameters, and the same on the fast path, in a module of its own."""
+    """fairchem's norm with random parameters, and the same on the fast path, in a module of its own."""
     torch.manual_seed(0)
     expected = host(lmax, CHANNELS, eps=1e-3, **kwargs)
     for parameter in expected.parameters():
@@ -50,7 +50,7 @@ def with_gradients(norm, features):
 @pytest.mark.parametrize("lmax", [0, 1, 3, 6])
 def test_are_the_hosts(host, means, lmax, monkeypatch):
     expected, found = both(host, lmax, **means)
-    monkeypatch.setattr(host, "forward", lambda *_: pytest.fail("the host's own code ran"))
+    monkeypatch.setattr(host, "forward", lambda *_: pytest.fail("fairchem's own code ran"))
     features = 3 * torch.randn((lmax + 1) ** 2, 70, CHANNELS).transpose(0, 1)
     results = with_gradients(found, features)
     monkeypatch.undo()

@@ -31,7 +31,7 @@ def test_are_rotations_that_turn_edges_to_the_second_axis():
 
 @pytest.mark.parametrize("component", [0, 1, 2])
 def test_a_second_direction_is_never_parallel(monkeypatch, component):
-    """Draws along the edge itself, of which the host relies on two quarter turns."""
+    """Draws along the edge itself, of which fairchem relies on two quarter turns."""
     vectors = torch.eye(3)[component : component + 1]
     monkeypatch.setattr(torch, "rand_like", lambda like: like + 0.5)
     assert torch.allclose(torch.linalg.det(edge_frames(vectors)), torch.ones(1))

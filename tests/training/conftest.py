@@ -30,7 +30,7 @@ def config(data):
 
 @pytest.fixture
 def build(tmp_path):
-    """From a config to a trainer, with the host's keyword arguments and data files that no other trainer has open."""
+    """From a config to a trainer, with fairchem's keyword arguments and data files that no other trainer has open."""
 
     def copied(folder):
         target = tmp_path / f"data{len(list(tmp_path.iterdir()))}"

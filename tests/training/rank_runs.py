@@ -69,7 +69,7 @@ def _rank_main(rank, config, folder, world_size, rendezvous, change, started):
         distutils.setup_env_local()
     trainer = DeNSTrainer(**trainer_arguments(config, run_dir=folder, timestamp_id=RUN_NAME))
     newest = Path(trainer.config["cmd"]["checkpoint_dir"]) / "checkpoint.pt"
-    if newest.is_file():  # as the host's task does
+    if newest.is_file():  # as fairchem's task does
         trainer.load_checkpoint(str(newest))
     change(trainer)
     started.set()

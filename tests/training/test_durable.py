@@ -357,7 +357,7 @@ class TestOwnCheckpoint:
         assert steps == {"checkpoint.pt": 12, "checkpoint.1.pt": 10, "checkpoint.2.pt": 8}
 
     def test_weights_alone_keep_averages_on(self, config, build):
-        """The host turns averaging off for a checkpoint without one, silently."""
+        """fairchem turns averaging off for a checkpoint without one, silently."""
         trainer = build(config)
         trainer.train(disable_eval_tqdm=True)
         fine_tuned = build(config)
@@ -383,7 +383,7 @@ class TestDisk:
         monkeypatch.setattr(torch, "save", failing)
 
     def test_full_for_a_while_costs_nothing(self, config, build, monkeypatch, caplog):
-        """Neither the checkpoint before nor the weights, which the host leaves replaced by their averages."""
+        """Neither the checkpoint before nor the weights, which fairchem leaves replaced by their averages."""
         trainer = build(config)
         self.break_saving(trainer, monkeypatch, {4, 6})
         trainer.train(disable_eval_tqdm=True)
@@ -456,7 +456,7 @@ class TestEvaluation:
 
     @pytest.mark.parametrize("structures", [1, 5])
     def test_means_are_exact_on_any_number_of_ranks(self, config, tmp_path, structures):
-        """The host counts padded structures twice, and waits for ever where a rank has none."""
+        """fairchem counts padded structures twice, and waits for ever where a rank has none."""
         sizes = [random_structure(3 + 4 * index, seed=index, sid=index) for index in range(structures)]
         config["dataset"]["val"]["src"] = str(write_lmdb(tmp_path / "uneven", sizes))
         config["model"]["use_gate_act"] = True  # its outputs do not depend on the random edge frames

@@ -199,7 +199,7 @@ class TestRecord:
         moved = copy.copy(batch).to("meta")["neighbours"]
         assert {part.device.type for part in (moved.edge_index, moved.neighbors, moved.incoming["noise"])} == {"meta"}
         assert moved.search == search
-        assert moved.degrees == batch["neighbours"].degrees  # on the host
+        assert moved.degrees == batch["neighbours"].degrees  # on the CPU
 
     @pytest.mark.parametrize("way", ["clone", "pin_memory", "pickle"])
     def test_survives(self, model, way, monkeypatch):

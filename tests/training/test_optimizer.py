@@ -1,4 +1,4 @@
-"""What follows the gradients gives the host's numbers, in fewer passes."""
+"""What follows the gradients gives fairchem's numbers, in fewer passes."""
 
 from __future__ import annotations
 

@@ -106,6 +106,6 @@ class TestPeriodicity:
 
 
 class Some(list):
-    """A data set of the host's, as far as messages ask."""
+    """A data set of fairchem's, as far as messages ask."""
 
     config = {"src": "data"}  # noqa: RUF012

@@ -94,7 +94,7 @@ def test_looks_at_a_sample_where_sizes_are_not_known(config, capsys):
 
 
 def test_metadata_of_a_whole_data_set_are_not_those_of_a_part():
-    """The host's subset answers with the sizes of the whole, by the wrong indices."""
+    """fairchem's subset answers with the sizes of the whole, by the wrong indices."""
     sizes = {"natoms": np.array([4, 30, 8])}
     whole = argparse.Namespace(config={}, _metadata=sizes, metadata_hasattr=lambda name: name in sizes)
     assert _sizes(whole).tolist() == [4, 30, 8]

@@ -18,7 +18,7 @@ from dens_plugin.training import relaxation_folder
 from dens_plugin.training.relaxation_minimiser import ExactBatch, outcomes
 from dens_plugin.training.relaxation_settings import RelaxationSettings
 
-OptimizableBatch.__abstractmethods__ = frozenset()  # see ExactBatch: the host's own class, to compare with
+OptimizableBatch.__abstractmethods__ = frozenset()  # see ExactBatch: fairchem's own class, to compare with
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ class TestMinimiser:
         assert np.abs(ours.frames[-1].pos - theirs.pos.numpy()).max() < 1e-5
 
     def test_forces_are_never_stale(self):
-        """The host takes a move of 1e-4 Å for none where coordinates are above 10 Å."""
+        """fairchem takes a move of 1e-4 Å for none where coordinates are above 10 Å."""
         far = slab(0)
         far.pos = far.pos + 30.0
         asked = {}

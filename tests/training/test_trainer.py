@@ -21,7 +21,7 @@ from dens_plugin.training.step_random import seed_step
 
 
 class SeededHost(EquiformerV2ForcesTrainer):
-    """The host's trainer with the random numbers of ours, which are a function of the step."""
+    """fairchem's trainer with the random numbers of ours, which are a function of the step."""
 
     def _forward(self, batch):
         seed_step(0, self.step, "train" if self.model.training else "val")
@@ -29,7 +29,7 @@ class SeededHost(EquiformerV2ForcesTrainer):
 
 
 def trained_beside_the_host(config, build, force_head, *, fast):
-    """Weights after an epoch of ours with p = 0 and of the host's trainer with its plain model, from one seed."""
+    """Weights after an epoch of ours with p = 0 and of fairchem's trainer with its plain model, from one seed."""
     model = copy.deepcopy(PLAIN_MODEL)
     model["backbone"] |= {"model": "dens_plugin.EquiformerV2DeNS", "fast": fast}
     model["heads"] |= {"forces": {"module": force_head}, "noise": {"module": "dens_plugin.NoiseHead"}}
@@ -43,7 +43,7 @@ def trained_beside_the_host(config, build, force_head, *, fast):
 
 
 def test_zero_probability_is_the_hosts_trainer_bit_for_bit(config, build):
-    """With the host's heads: same data order, dropout, edge frames, loss and optimiser steps."""
+    """With fairchem's heads: same data order, dropout, edge frames, loss and optimiser steps."""
     found, expected = trained_beside_the_host(config, build, "equiformerV2_vector_head", fast=False)
     assert found.keys() == expected.keys()
     assert not [key for key in expected if not torch.equal(found[key], expected[key])]

@@ -4,7 +4,7 @@ A loop is a C function of one table of numbers: how many rows there are, then ad
 needs. Every thread of torch's OpenMP pool calls it once and takes its share of the rows. A pool of their own would
 compete with torch's, whose threads stay awake for milliseconds after an operation.
 
-Numba and its compiler LLVM come with the host. What they compiled is kept on disk, so that the first use alone
+Numba and its compiler LLVM come with fairchem. What they compiled is kept on disk, so that the first use alone
 takes some seconds. Without them, as for versions that do not fit each other, plain torch computes the same.
 """
 

@@ -58,7 +58,7 @@ class Group(NamedTuple):
 class Degrees:
     """How many edges start and end at each of N atoms, most first.
 
-    No tuple: a batch that goes to a GPU takes along what is in tuples, and these numbers are for the host.
+    No tuple: a batch that goes to a GPU takes along what is in tuples, and these numbers are for fairchem.
 
     Attributes:
         of_sources: numbers of edges that start at an atom.
