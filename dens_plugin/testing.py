@@ -143,7 +143,7 @@ class BackboneContract:
     """
 
     tolerance: ClassVar[dict[torch.dtype, float]] = {torch.float32: 1e-4, torch.float64: 1e-9}
-    """Of equivariance in each precision, relative to the largest component; activations on a grid need more, and 
+    """Of equivariance in each precision, relative to the largest component; activations on a grid need more, and
     fairchem's periodic graphs exist in float32 only."""
 
     def build(self) -> nn.Module:
