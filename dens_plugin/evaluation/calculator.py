@@ -16,7 +16,7 @@ from fairchem.core import OCPCalculator
 from torch import nn
 
 from dens_plugin.compat import load_checkpoint, prepare_host
-from dens_plugin.data.molecule_manifest import ORIGIN, Origin
+from dens_plugin.data.molecules.manifest import ORIGIN, Origin
 from dens_plugin.data.oc22_references import References
 from dens_plugin.training.preflight import limits_of
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dens_plugin.data.molecule_manifest import origin_of
+from dens_plugin.data.molecules.manifest import origin_of
 from dens_plugin.evaluation.runs import Run, only_run
 from dens_plugin.evaluation.splits import PaperRow
 from dens_plugin.evaluation.tables import MILLI, Table

@@ -17,7 +17,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.modules.loss import DDPLoss
 
 import dens_plugin.training.registered  # noqa: F401
-from dens_plugin.data.molecule_manifest import with_origin
+from dens_plugin.data.molecules.manifest import with_origin
 from dens_plugin.data.oc22_references import with_element_references
 from dens_plugin.data.records import LABELS, CheckedDataset
 from dens_plugin.fields import Rows, free_atoms, rows_of

@@ -14,8 +14,8 @@ from fairchem.core.common import distutils
 from samples import base_config, trainer_arguments
 
 from dens_plugin import load_calculator
-from dens_plugin.data.molecule_split import Sizes
-from dens_plugin.data.molecules import Options, convert
+from dens_plugin.data.molecules.conversion import Options, convert
+from dens_plugin.data.molecules.split import Sizes
 from dens_plugin.training.trainer import DeNSTrainer
 
 TOTAL = -2079.0  # eV

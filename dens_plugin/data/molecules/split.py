@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dens_plugin.data.molecule_archives import open_npz, read_array
+from dens_plugin.data.molecules.archives import open_npz, read_array
 
 NAMES = ("train", "val", "test")
 _PREFIXES = ("", "idx_", "index_")  # what other codes put before the names

@@ -1,6 +1,6 @@
 """Molecules and crystals of a user's own, MD17, revised MD17 and MD22 as LMDB files: ``dens data molecules SRC OUT``.
 
-SRC is a file that :mod:`dens_plugin.data.molecule_files` opens. OUT gets
+SRC is a file that :mod:`dens_plugin.data.molecules.files` opens. OUT gets
 
 - ``train``, ``val``, ``test``: the structures for fairchem's ``LmdbDataset``, energies in eV, forces in eV/Å,
 - ``split.npz``: which frames of SRC these are; ``--split-file`` takes it, so that others can train on the same ones,
@@ -26,14 +26,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from dens_plugin.data.molecule_checks import FrameCheck, require_different
-from dens_plugin.data.molecule_files import Frames, open_frames
-from dens_plugin.data.molecule_folder import require_free, whole_folder
-from dens_plugin.data.molecule_manifest import FILE_NAME
-from dens_plugin.data.molecule_plausibility import Labels, require_alike, require_plausible_units
-from dens_plugin.data.molecule_split import Sizes, Split, draw, parse_sizes, read_split, write_split
-from dens_plugin.data.molecule_units import CHOICES
-from dens_plugin.data.molecule_writing import Normalizer, Part, normalizer_of, write_normalizers, write_part
+from dens_plugin.data.molecules.checks import FrameCheck, require_different
+from dens_plugin.data.molecules.files import Frames, open_frames
+from dens_plugin.data.molecules.folder import require_free, whole_folder
+from dens_plugin.data.molecules.manifest import FILE_NAME
+from dens_plugin.data.molecules.plausibility import Labels, require_alike, require_plausible_units
+from dens_plugin.data.molecules.split import Sizes, Split, draw, parse_sizes, read_split, write_split
+from dens_plugin.data.molecules.units import CHOICES
+from dens_plugin.data.molecules.writing import Normalizer, Part, normalizer_of, write_normalizers, write_part
 from dens_plugin.settings import number
 
 _SIZES = "950,50"  # the paper's, Section 4.3
@@ -106,7 +106,7 @@ def convert(
     """Convert a file of structures to LMDB files for training, validation and test.
 
     Args:
-        src: A file that :func:`~dens_plugin.data.molecule_files.open_frames` opens.
+        src: A file that :func:`~dens_plugin.data.molecules.files.open_frames` opens.
         out: Folder to make.
         options: What to make of it.
         test: Another file, for test; SRC's frames beyond training and validation are then left out.

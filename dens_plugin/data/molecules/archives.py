@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dens_plugin.data.molecule_units import KCAL, Units, from_names
+from dens_plugin.data.molecules.units import KCAL, Units, from_names
 from dens_plugin.data.structures import Structure
 
 _AGAIN = "copy or download it again."

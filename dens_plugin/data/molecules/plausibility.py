@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dens_plugin.data.findings import LARGE_FORCES, SMALL_FORCES
-from dens_plugin.data.molecule_files import Frames
+from dens_plugin.data.molecules.files import Frames
 from dens_plugin.data.structures import Structure
 
 _COMPARED = 200  # frames that are looked at; the time grows with the square

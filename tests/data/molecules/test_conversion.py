@@ -16,11 +16,11 @@ from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core.datasets import LmdbDataset
 
-from dens_plugin.data import molecules
-from dens_plugin.data.molecule_manifest import origin_of
-from dens_plugin.data.molecule_plausibility import energy_force_slope
-from dens_plugin.data.molecule_split import Sizes
-from dens_plugin.data.molecules import Options, convert
+from dens_plugin.data.molecules import conversion
+from dens_plugin.data.molecules.conversion import Options, convert
+from dens_plugin.data.molecules.manifest import origin_of
+from dens_plugin.data.molecules.plausibility import energy_force_slope
+from dens_plugin.data.molecules.split import Sizes
 from dens_plugin.data.structures import from_atoms
 
 KCAL = units.kcal / units.mol
@@ -508,7 +508,7 @@ class TestRefusals:
 
     def test_an_interruption_leaves_nothing(self, frames, tmp_path, monkeypatch):
         source = write_rmd17(tmp_path / "a.npz", frames)
-        monkeypatch.setattr(molecules, "write_normalizers", raise_interrupt)
+        monkeypatch.setattr(conversion, "write_normalizers", raise_interrupt)
         with pytest.raises(KeyboardInterrupt):
             make(source, tmp_path / "out")
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz"]
@@ -572,8 +572,8 @@ def folder(path):
 
 def run(*arguments):
     parser = argparse.ArgumentParser()
-    molecules.add_arguments(parser)
-    molecules.run(parser.parse_args([*map(str, arguments), "--quiet"]))
+    conversion.add_arguments(parser)
+    conversion.run(parser.parse_args([*map(str, arguments), "--quiet"]))
 
 
 def test_command(frames, tmp_path, capsys):

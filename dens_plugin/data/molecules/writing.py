@@ -13,7 +13,7 @@ from fairchem.core.preprocessing import AtomsToGraphs
 from torch_geometric.data import Data
 
 from dens_plugin.data.lmdb_file import LmdbWriter, write_metadata
-from dens_plugin.data.molecule_files import Frames
+from dens_plugin.data.molecules.files import Frames
 from dens_plugin.data.structures import Structure
 
 

@@ -11,8 +11,8 @@ from ase.neighborlist import neighbor_list
 
 from dens_plugin.data.arrays import BREAKS
 from dens_plugin.data.findings import ISOLATION, OVERLAP
-from dens_plugin.data.molecule_files import Frames
-from dens_plugin.data.molecule_repeats import Repeats
+from dens_plugin.data.molecules.files import Frames
+from dens_plugin.data.molecules.repeats import Repeats
 from dens_plugin.data.structures import Structure
 
 _LEAST_VOLUME = 1e-6  # Å³

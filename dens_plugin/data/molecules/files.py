@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from dens_plugin.data.molecule_archives import read_archive
-from dens_plugin.data.molecule_units import EV, Units, agree, from_choice
+from dens_plugin.data.molecules.archives import read_archive
+from dens_plugin.data.molecules.units import EV, Units, agree, from_choice
 from dens_plugin.data.sources import open_source
 from dens_plugin.data.structures import Structure
 
@@ -39,7 +39,7 @@ def open_frames(path: Path, *, units: str | None = None, option: str = "--units"
     Args:
         path: An npz file of MD17, revised MD17, sGDML or MD22, extended XYZ (also .xz), an ASE database or another
             file of ASE, an LMDB; or a folder with one npz file, itself or in ``raw`` below it, as PyG's MD17 has.
-        units: One of :data:`~dens_plugin.data.molecule_units.CHOICES`; None for what the file, or its kind, says.
+        units: One of :data:`~dens_plugin.data.molecules.units.CHOICES`; None for what the file, or its kind, says.
         option: What the user calls ``units``, for the messages.
 
     Raises:
