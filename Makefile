@@ -1,15 +1,15 @@
-# `make demo` and `make test` set up all they need in .venv; the second time they install nothing.
+# `make demo`, `make test` and `make docs` set up all they need in .venv; the second time they install nothing.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test slurm lint oc20-mini molecules bench-gpu clean
+.PHONY: demo test slurm lint docs oc20-mini molecules bench-gpu clean
 
 demo: $(STAMP)
 	$(BIN)/dens demo --out demo
 
-test: $(STAMP) slurm
+test: $(STAMP) lint slurm
 	$(BIN)/python -m pytest
 
 # tests/cluster starts a Slurm of its own on this machine; without these programs those tests are skipped. As root they are
@@ -24,6 +24,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Real data, where the folder ../shared/data exists: raw frames to LMDBs.
 oc20-mini: $(STAMP)
@@ -47,4 +51,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo site
