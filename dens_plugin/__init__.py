@@ -38,7 +38,7 @@ _HOMES = {
     "EquiformerNoiseHead": "dens_plugin.backbones.equiformer",
     "FlatEquiformerDeNS": "dens_plugin.backbones.equiformer_flat",
     "DeNS": "dens_plugin.objectives.dens",
-    "load_calculator": "dens_plugin.evaluation.calculator",
+    "load_calculator": "dens_plugin.inference.calculator",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -34,12 +34,12 @@ class _Command(NamedTuple):
 
 
 _OWN = {
-    "convert": _Command("dens_plugin.evaluation.convert", "a checkpoint of another implementation, to or from ours"),
+    "convert": _Command("dens_plugin.convert.conversion", "a checkpoint of another implementation, to or from ours"),
     "submit": _Command("dens_plugin.cluster.submit", "experiments or a sweep as one Slurm job array"),
     "probe": _Command("dens_plugin.training.probe", "the largest batch of a config that fits into memory"),
-    "report": _Command("dens_plugin.evaluation.report", "learning curves, parity plots and a table of some runs"),
-    "convergence": _Command("dens_plugin.evaluation.convergence", "how well relaxations converged, and IS2RE errors"),
-    "nve": _Command("dens_plugin.evaluation.dynamics", "a short NVE run and the drift of its energy"),
+    "report": _Command("dens_plugin.report.report", "learning curves, parity plots and a table of some runs"),
+    "convergence": _Command("dens_plugin.report.convergence", "how well relaxations converged, and IS2RE errors"),
+    "nve": _Command("dens_plugin.inference.dynamics", "a short NVE run and the drift of its energy"),
     "demo": _Command("dens_plugin.demo", "synthetic data, a small model with and without DeNS, and a report"),
 }
 _DATA = {
@@ -51,8 +51,8 @@ _DATA = {
 
 
 _SUBMISSION = {
-    "make": _Command("dens_plugin.evaluation.submission", "a leaderboard file from the predictions of all splits"),
-    "verify": _Command("dens_plugin.evaluation.submission_check", "whether a leaderboard would take a file"),
+    "make": _Command("dens_plugin.leaderboard.submission", "a leaderboard file from the predictions of all splits"),
+    "verify": _Command("dens_plugin.leaderboard.check", "whether a leaderboard would take a file"),
 }
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from dens_plugin.data import oc20, synthetic
-from dens_plugin.evaluation import report
+from dens_plugin.report import report
 
 _PACKAGE = Path(__file__).resolve().parent
 _SPLITS = {"train": "train", "val": "val_id", "test": "val_ood"}

@@ -23,6 +23,7 @@ from dens_plugin.data.records import LABELS, CheckedDataset
 from dens_plugin.fields import Rows, free_atoms, rows_of
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
+from dens_plugin.relaxation.run import relax
 from dens_plugin.settings import switch, with_numbers
 from dens_plugin.training.config import objective_from_config, without_switches
 from dens_plugin.training.durable import DurableTrainer
@@ -43,7 +44,6 @@ from dens_plugin.training.preflight import (
     require_outputs,
     require_scales,
 )
-from dens_plugin.training.relaxation import relax
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.warm_start import warm_start
 

@@ -20,8 +20,8 @@ from torch_geometric.data import Data
 from dens_plugin.data.oc22 import OC22Lmdb
 from dens_plugin.data.oc22_references import read_references, require_references, with_element_references
 from dens_plugin.data.release import raw_files, read_frames
-from dens_plugin.evaluation.calculator import load_calculator
 from dens_plugin.fields import corruption_of
+from dens_plugin.inference.calculator import load_calculator
 from dens_plugin.objectives.dens import DeNS
 from dens_plugin.testing import EPOCH, random_structure
 from dens_plugin.training.trainer import DeNSTrainer

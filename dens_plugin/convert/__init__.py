@@ -1,0 +1,1 @@
+"""Checkpoints of other implementations, to and from ours."""

@@ -1,0 +1,1 @@
+"""Files for the leaderboards of OC20 and OC22: made, read and verified."""

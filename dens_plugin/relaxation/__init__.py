@@ -1,0 +1,1 @@
+"""Relaxing the structures of a data set with a trained model."""

@@ -1,0 +1,1 @@
+"""What runs tell: curves, errors, tables, pages."""

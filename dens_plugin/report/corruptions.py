@@ -1,0 +1,168 @@
+"""Pictures of structures before and after corruption, as Figures 3 to 5 of arXiv:2403.09549."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import matplotlib
+import numpy as np
+from ase.data import covalent_radii
+from ase.data.colors import jmol_colors
+from ase.symbols import Symbols
+from ase.utils import rotate
+from fairchem.core.datasets import data_list_collater
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle
+
+from dens_plugin.data.structures import Structure, from_data
+from dens_plugin.inference.predictions import evenly
+from dens_plugin.objectives.dens import DeNS
+from dens_plugin.objectives.noise import FixedSigma, StructureRandom
+from dens_plugin.report.plots import STYLE
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+    from torch_geometric.data import Data
+
+SLAB_SIGMAS = (0.1, 0.3, 0.5)  # Å
+MOLECULE_SIGMAS = (0.01, 0.03, 0.05, 0.07)  # Å
+_SLAB_VIEW = "-75x,-15y,4z"  # from the side and slightly from above, the surface on top
+_PANEL = 1.75  # width in inches
+_RADIUS = 0.8  # of a covalent radius
+_CANDIDATES = 200  # structures looked at for different compositions
+
+
+class _Style(NamedTuple):
+    """How a set of atoms is drawn.
+
+    Attributes:
+        opacity: of the discs.
+        edge: colour of their outline.
+        width: of the outline, in points.
+    """
+
+    opacity: float
+    edge: str
+    width: float
+
+
+_SOLID = _Style(1.0, "0.15", 0.5)
+_GHOST = _Style(0.35, "0.5", 0.4)
+
+
+@matplotlib.rc_context(STYLE)
+def corrupted_structures(dataset: Dataset, *, rows: int = 3, seed: int = 0) -> Figure:
+    """A row per structure: as it is, then corrupted with ever more noise, one normal draw per row; all free atoms move.
+
+    Args:
+        dataset: of fairchem; its structures may or may not be periodic.
+        rows: how many structures.
+        seed: of the noise.
+    """
+    chosen = _different(dataset, rows)
+    originals = [from_data(data) for data in chosen]
+    sigmas = SLAB_SIGMAS if any(original.pbc.any() for original in originals) else MOLECULE_SIGMAS
+    figure, panels = _canvas(originals, columns=1 + len(sigmas))
+    for data, original, row in zip(chosen, originals, panels, strict=True):
+        for panel, moved in zip(row, [original.positions, *_corrupted(data, sigmas, seed)], strict=True):
+            _draw(panel, original, moved)
+    for panel, title in zip(panels[0], ["original", *(f"σ = {sigma:g} Å" for sigma in sigmas)], strict=True):
+        panel.set_title(title)
+    for panel, original in zip(panels[:, 0], originals, strict=True):
+        place = {"transform": panel.transAxes, "rotation": 90, "ha": "right", "va": "center"}
+        panel.text(-0.04, 0.5, _formula(original), **place)
+    return figure
+
+
+def _canvas(structures: Sequence[Structure], *, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure and its panels, a row of fitting height per structure."""
+    extents = (_extent(structure) for structure in structures)
+    heights = [_PANEL * min(max(high / wide, 0.6), 1.9) for wide, high in extents]
+    figure = Figure(figsize=(_PANEL * columns, sum(heights) + 0.35), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.0, hspace=0.02)
+    return figure, figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
+
+
+def _different(dataset: Dataset, most: int) -> list[Data]:
+    """Up to ``most`` structures, first those of different compositions."""
+    seen: dict[str, Data] = {}
+    others = []
+    for at in evenly(len(dataset), _CANDIDATES):
+        data = dataset[at]
+        formula = _formula(from_data(data))
+        others.append(data) if formula in seen else seen.update({formula: data})
+        if len(seen) == most:
+            break
+    return [*seen.values(), *others][:most]
+
+
+def _corrupted(data: Data, sigmas: Sequence[float], seed: int) -> Iterator[np.ndarray]:
+    """Positions (N, 3) in Å for each sigma; the draw is a function of the seed and the structure, hence the same."""
+    batch = data_list_collater([data], otf_graph=True)
+    for sigma in sigmas:
+        objective = DeNS(prob=1.0, corrupt_ratio=None, sigma=FixedSigma(sigma))
+        yield objective.corrupt(batch, StructureRandom(seed, 0)).pos.cpu().numpy()
+
+
+def _draw(panel: Axes, original: Structure, moved: np.ndarray) -> None:
+    """Atoms at ``moved`` (N, 3) Å in front of the lighter ones at their original places, in the structure's view."""
+    turn = _view(original)
+    places = moved @ turn
+    if not np.array_equal(moved, original.positions):
+        _discs(panel, original, original.positions @ turn, style=_GHOST, order=1)
+    _discs(panel, original, places, style=_SOLID, order=2)
+    _limit(panel, original)
+
+
+def _discs(panel: Axes, structure: Structure, places: np.ndarray, *, style: _Style, order: int) -> None:
+    """Discs at ``places`` (N, 3) Å in the picture's frame, those in front last; fixed atoms paler."""
+    for at in np.argsort(places[:, 2]):
+        if style is _GHOST and structure.fixed[at]:
+            continue
+        number = structure.numbers[at]
+        colour = jmol_colors[number]
+        colour = 0.45 * colour + 0.55 if structure.fixed[at] else colour
+        disc = Circle(
+            places[at, :2],
+            _RADIUS * covalent_radii[number],
+            facecolor=(*colour, style.opacity),
+            edgecolor=style.edge,
+            linewidth=style.width,
+            zorder=order,
+        )
+        panel.add_patch(disc)
+
+
+def _limit(panel: Axes, structure: Structure) -> None:
+    """The same frame for a whole row, with room for atoms that moved."""
+    low, high = _box(structure)
+    panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    panel.axis("off")
+
+
+def _view(structure: Structure) -> np.ndarray:
+    """(3, 3), what positions are multiplied by: slabs from the side, molecules with their longest axes in the plane."""
+    if structure.pbc.any():
+        return rotate(_SLAB_VIEW)
+    axes = np.linalg.svd(structure.positions - structure.positions.mean(axis=0))[2].T
+    return axes * (1.0, 1.0, np.linalg.det(axes))  # no mirror image
+
+
+def _box(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper corner of the picture in Å, (2,) each."""
+    places = (structure.positions @ _view(structure))[:, :2]
+    margin = 0.6 + _RADIUS * covalent_radii[structure.numbers].max()
+    return places.min(axis=0) - margin, places.max(axis=0) + margin
+
+
+def _extent(structure: Structure) -> tuple[float, float]:
+    """Width and height of the picture in Å."""
+    low, high = _box(structure)
+    return tuple(high - low)
+
+
+def _formula(structure: Structure) -> str:
+    """The composition with Matplotlib's subscripts, metals first."""
+    return format(Symbols(structure.numbers).formula.convert("metal"), "latex")

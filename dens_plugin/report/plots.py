@@ -1,0 +1,173 @@
+"""Learning curves, and how runs look in every figure of a report.
+
+With DeNS is blue or green and solid, without is orange or yellow and dashed (Okabe and Ito's colours, which
+colour-blind readers can tell apart); seeds of one configuration share a colour.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from dens_plugin.report.runs import Run
+from dens_plugin.report.tables import MILLI, grouped
+
+STYLE = {
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+_COLOURS = {
+    "dens": ("#0072B2", "#009E73", "#56B4E9"),
+    "s2ef": ("#D55E00", "#E69F00", "#F0C000"),
+    "": ("#CC79A7", "#000000", "#7F7F7F"),  # any other objective
+}
+_METRICS = (("forces_mae", "Validation forces MAE (meV/Å)"), ("energy_mae", "Validation energy MAE (meV)"))
+
+
+class Line(NamedTuple):
+    """How a configuration is drawn.
+
+    Attributes:
+        colour: of Matplotlib.
+        style: of Matplotlib's lines.
+    """
+
+    colour: str
+    style: str
+
+
+def lines_of(runs: Sequence[Run]) -> dict[str, Line]:
+    """Group -> colour and line style, the same in every figure."""
+    used = dict.fromkeys(_COLOURS, 0)
+    lines = {}
+    for group, members in grouped(runs).items():
+        family = members[0].objective if members[0].objective in _COLOURS else ""
+        colours = _COLOURS[family]
+        lines[group] = Line(colours[used[family] % len(colours)], "--" if family == "s2ef" else "-")
+        used[family] += 1
+    return lines
+
+
+@matplotlib.rc_context(STYLE)
+def learning_curves(runs: Sequence[Run]) -> Figure | None:
+    """Validation errors of forces and energy against steps and wall-clock minutes; None before any validation."""
+    if not any(run.rows("val", "forces_mae") for run in runs):
+        return None
+    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    lines = lines_of(runs)
+    against: tuple[Callable[[Run, Mapping[str, Any]], float], ...] = (
+        lambda _, row: row["step"],
+        lambda run, row: run.minutes(row["time"]),
+    )
+    for (metric, label), pair in zip(_METRICS, panels, strict=True):
+        for abscissa, panel in zip(against, pair, strict=True):
+            _draw_curves(panel, runs, metric, abscissa=abscissa, lines=lines)
+        pair[0].set_ylabel(label)
+        _scale_errors(pair[0])
+    for panel in panels[1]:
+        _from_zero(panel)
+    panels[1, 0].set_xlabel("Optimiser step")
+    panels[1, 1].set_xlabel("Wall-clock time (min)")
+    add_legend(figure, panels[0, 0])
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def training_curves(runs: Sequence[Run]) -> Figure | None:
+    """Running medians of the errors on training batches; the noise only where a run denoises."""
+    metrics = [
+        (metric, label, factor)
+        for metric, label, factor in (
+            ("forces_mae", "Training forces MAE (meV/Å)", MILLI),
+            ("noise_mae", "Training noise MAE (Å)", 1.0),
+        )
+        if any(len(run.rows("train", metric)) > 1 for run in runs)
+    ]
+    if not metrics:
+        return None
+    figure = Figure(figsize=(3.6 * len(metrics), 2.9), layout="constrained")
+    lines = lines_of(runs)
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for (metric, label, factor), panel in zip(metrics, panels, strict=True):
+        for run in runs:
+            rows = run.rows("train", metric)
+            median = _running_median([factor * row[metric] for row in rows])
+            panel.plot([row["step"] for row in rows], median, lw=1.3, **_look(run, lines))
+        panel.set(xlabel="Optimiser step", ylabel=label)
+        panel.grid(visible=True)
+        _from_zero(panel)
+        _scale_errors(panel)
+    add_legend(figure, panels[0])
+    return figure
+
+
+def _draw_curves(
+    panel: Axes,
+    runs: Sequence[Run],
+    metric: str,
+    *,
+    abscissa: Callable[[Run, Mapping[str, Any]], float],
+    lines: Mapping[str, Line],
+) -> None:
+    for run in runs:
+        rows = run.rows("val", metric)
+        values = [MILLI * row[metric] for row in rows]
+        panel.plot([abscissa(run, row) for row in rows], values, marker="o", ms=3, lw=1.3, **_look(run, lines))
+    panel.grid(visible=True)
+
+
+def _look(run: Run, lines: Mapping[str, Line]) -> dict[str, Any]:
+    line = lines[run.group]
+    return {"color": line.colour, "ls": line.style, "label": run.group}
+
+
+def add_legend(figure: Figure, panel: Axes) -> None:
+    """One entry per configuration, with its number of seeds, above the panels."""
+    handles, labels = panel.get_legend_handles_labels()
+    first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
+    names = list(dict.fromkeys(labels))
+    texts = [f"{name} ({labels.count(name)} seeds)" if labels.count(name) > 1 else name for name in names]
+    figure.legend([first[name] for name in names], texts, loc="outside upper center", ncols=min(len(names), 3))
+
+
+def _scale_errors(panel: Axes) -> None:
+    """A logarithmic axis where the values span more than 0.6 decades, with plain numbers either way."""
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in panel.get_lines()])
+    values = values[np.isfinite(values) & (values > 0)]
+    decades = math.log10(values.max() / values.min()) if len(values) else 0.0
+    if decades > 0.6:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 1.3 else (1, 1.5, 2, 3, 5, 7)))
+        panel.yaxis.set_minor_locator(NullLocator())
+    else:
+        panel.margins(y=0.08)
+        panel.yaxis.set_major_locator(MaxNLocator(5))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+
+
+def _from_zero(panel: Axes) -> None:
+    """The abscissa from 0 to a little beyond the last point."""
+    last = max((float(line.get_xdata()[-1]) for line in panel.get_lines() if len(line.get_xdata())), default=1.0)
+    panel.set_xlim(0, 1.04 * last)
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _running_median(values: Sequence[float]) -> list[float]:
+    """Medians over up to a tenth of the values on either side."""
+    reach = max(2, len(values) // 20)
+    return [float(np.median(values[max(0, at - reach) : at + reach + 1])) for at in range(len(values))]

@@ -1,0 +1,270 @@
+"""``dens report RUN...``: learning curves, parity plots, errors by element, corrupted structures and a table.
+
+With ``--splits`` also, or only, the errors over the validation sub-splits beside the paper's, and with ``--molecules``
+those on MD17's test sets.
+
+Everything lands in one folder: ``report.html``, which holds its images, the same images as PNG files, ``table.txt``,
+and the predictions, so that a second report of the same checkpoints is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from dens_plugin.data.output import require_folder
+from dens_plugin.inference.predictions import PredictionCache, Predictions, dataset_of
+from dens_plugin.leaderboard.layout import paths_by_split
+from dens_plugin.report import error_plots, paper_tables, plots
+from dens_plugin.report.corruptions import corrupted_structures
+from dens_plugin.report.page import Picture, html_page
+from dens_plugin.report.paper_tables import molecule_table, read_molecule_errors
+from dens_plugin.report.runs import Run, find_runs
+from dens_plugin.report.splits import PAPER, SplitErrors, missing_metrics, read_split_errors, split_table
+from dens_plugin.report.tables import Table, gain_table, group_table, repeated_seeds, run_table
+
+_SPLITS = ("val", "test")
+_MAX_STRUCTURES = 2000
+_DPI = 200
+_OF_MOLECULES = "MOLECULE=VALIDATION, for example ethanol=runs/checkpoints/2026-01-31-12-00-00-000-dens_ethanol"
+
+
+class Report(NamedTuple):
+    """What was written.
+
+    Attributes:
+        page: ``report.html``.
+        tables: also in ``table.txt``.
+        pictures: the PNG files, with titles and captions.
+        notes: what is missing and why.
+    """
+
+    page: Path
+    tables: list[Table]
+    pictures: list[Picture]
+    notes: list[str]
+
+
+class _Drawing(NamedTuple):
+    """A figure before it is saved; ``name`` is the file's without ``.png``."""
+
+    name: str
+    figure: Figure | None
+    title: str
+    caption: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``dens report``."""
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="a run's checkpoint folder, or RUN_DIR for all of its runs"
+    )
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="SPLIT=VALIDATION",
+        help="a model's validations on id, ood_ads, ood_cat and ood_both (OC22: id, ood), the checkpoint folders of "
+        "`dens validate` runs; once for each model",
+    )
+    parser.add_argument(
+        "--molecules",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="MOLECULE=VALIDATION",
+        help="a model's validations on the test sets of MD17's molecules, likewise; as many of them as there are",
+    )
+    parser.add_argument(
+        "--paper",
+        choices=[*sorted(PAPER), *sorted(paper_tables.PAPER)],
+        help="figures to put beside those of --splits, or those called md17-... beside those of --molecules",
+    )
+    parser.add_argument("--out", default="report", metavar="DIR", help="folder to write to (default: %(default)s)")
+    parser.add_argument("--split", choices=_SPLITS, default="val", help="data to predict (default: %(default)s)")
+    parser.add_argument(
+        "--max-structures",
+        type=int,
+        default=_MAX_STRUCTURES,
+        metavar="N",
+        help="structures to predict at most (default: %(default)s)",
+    )
+    parser.add_argument("--no-predictions", action="store_true", help="curves and table only; needs no data")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise in the pictures (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write a report and print its tables."""
+    report = write_report(
+        args.runs,
+        args.out,
+        split=args.split,
+        max_structures=args.max_structures,
+        with_predictions=not args.no_predictions,
+        seed=args.seed,
+        splits=[paths_by_split(arguments, "--splits") for arguments in args.splits],
+        molecules=[paths_by_split(arguments, "--molecules", form=_OF_MOLECULES) for arguments in args.molecules],
+        paper=args.paper,
+    )
+    print(_text(report.tables, report.notes))
+    print(f"Report: {report.page}")
+
+
+def write_report(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    split: str = "val",
+    max_structures: int = _MAX_STRUCTURES,
+    with_predictions: bool = True,
+    seed: int = 0,
+    splits: Sequence[Mapping[str, str | Path]] = (),
+    molecules: Sequence[Mapping[str, str | Path]] = (),
+    paper: str | None = None,
+) -> Report:
+    """Write a report of some runs, of models' errors over validation sub-splits or molecules, or of all of them.
+
+    Args:
+        paths: checkpoint folders, or folders with ``checkpoints/``.
+        out: folder to write to; made where needed.
+        split: ``val`` or ``test``, the data to predict.
+        max_structures: structures to predict at most.
+        with_predictions: whether to run the models; without, no data are needed.
+        seed: of the noise in the pictures of structures.
+        splits: for each model sub-split -> checkpoint folder of its validation.
+        molecules: for each model molecule of MD17 -> checkpoint folder of its validation on the test set.
+        paper: the paper's figures to put beside them, a key of `splits.PAPER` or `paper_tables.PAPER`.
+
+    Raises:
+        FileNotFoundError: for a path without runs, or data that are not there.
+        ValueError: for a broken checkpoint or data set, or an impossible option.
+    """
+    if split not in _SPLITS or max_structures < 1:
+        raise ValueError(f"split must be one of {_SPLITS} and max_structures at least 1, got {split}, {max_structures}")
+    if not (paths or splits or molecules):
+        raise ValueError("nothing to report: give a RUN, or --splits id=... ood_ads=... ood_cat=... ood_both=...")
+    of_molecules = paper in paper_tables.PAPER
+    if paper is not None and not (molecules if of_molecules else splits):
+        raise ValueError(f"--paper {paper} stands beside --{'molecules' if of_molecules else 'splits'}; give those too")
+    out = Path(out)
+    require_folder(out, "--out")
+    runs, models = find_runs(paths), [read_split_errors(folders) for folders in splits]
+    paper_rows = [split_table(models, paper=None if of_molecules else paper)] if models else []
+    if molecules:
+        errors = [read_molecule_errors(folders) for folders in molecules]
+        paper_rows.append(molecule_table(errors, paper=paper if of_molecules else None))
+    out.mkdir(parents=True, exist_ok=True)
+    notes = [*_notes(runs), *_split_notes(models)]
+    predictions = _predictions(runs, out, split=split, max_structures=max_structures) if with_predictions else {}
+    drawings = [*_curves(runs), *_parity_and_elements(runs, predictions, split)]
+    if with_predictions:
+        drawings.append(_structures(runs, seed))
+    pictures = [_saved(drawing, out) for drawing in drawings if drawing.figure is not None]
+    tables = [*(_tables(runs, predictions, split) if runs else ()), *paper_rows]
+    page = out / "report.html"
+    page.write_text(html_page(tables, pictures, notes), encoding="utf-8")
+    (out / "table.txt").write_text(_text(tables, notes) + "\n", encoding="utf-8")
+    return Report(page, tables, pictures, notes)
+
+
+def _notes(runs: Sequence[Run]) -> Iterator[str]:
+    """What the report lacks, for each run, and what makes runs hard to compare."""
+    for each in runs:
+        if each.checkpoint is None:
+            yield f"{each.label}: no checkpoint yet, so its curves only."
+        elif each.checkpoint.name == "checkpoint.pt":
+            yield f"{each.label}: no best_checkpoint.pt; predictions are those of checkpoint.pt."
+        if not each.rows("val", "forces_mae"):
+            yield f"{each.label}: not validated yet, so no validation curve."
+    last = {rows[-1]["step"] for rows in (each.rows("val", "forces_mae") for each in runs) if rows}
+    if len(last) > 1:
+        yield f"The runs' last validations are at different steps ({min(last):,} to {max(last):,}): compare with care."
+    yield from repeated_seeds(runs)
+
+
+def _split_notes(models: Sequence[SplitErrors]) -> Iterator[str]:
+    """Which columns of the table over sub-splits are not full, and how to fill them."""
+    missing = missing_metrics(models)
+    if missing:
+        yield (
+            f"Validations without {', '.join(missing)}: name them under evaluation_metrics.metrics.forces "
+            "(cosine_similarity, energy_forces_within_threshold) or energy (mae) and validate again."
+        )
+
+
+def _predictions(runs: Sequence[Run], out: Path, *, split: str, max_structures: int) -> dict[str, Predictions]:
+    """Label -> predictions, for the runs with a checkpoint."""
+    cache = PredictionCache(out / f"predictions_{split}.npz")
+    return {
+        each.label: cache.get(each, split, max_structures=max_structures)
+        for each in runs
+        if each.checkpoint is not None
+    }
+
+
+def _tables(runs: Sequence[Run], predictions: Mapping[str, Predictions], split: str) -> list[Table]:
+    tables = [make(runs, predictions, split=split) for make in (run_table, group_table, gain_table)]
+    return [table for table in tables if table is not None]
+
+
+def _curves(runs: Sequence[Run]) -> Iterator[_Drawing]:
+    yield _Drawing(
+        "learning_curves",
+        plots.learning_curves(runs),
+        "Learning curves",
+        "Mean absolute errors on the validation set, with averaged weights where the run keeps them. One line per run; "
+        "solid with DeNS, dashed without. Time includes validation and interruptions.",
+    )
+    yield _Drawing(
+        "training_curves",
+        plots.training_curves(runs),
+        "Errors on training batches",
+        "Running medians. With DeNS, forces are those of the atoms left alone, in clean and in corrupted structures "
+        "together, and the noise is that of the corrupted atoms.",
+    )
+
+
+def _parity_and_elements(runs: Sequence[Run], predictions: Mapping[str, Predictions], split: str) -> Iterator[_Drawing]:
+    name = {"val": "validation", "test": "test"}[split]
+    taken = sorted({f"{len(each.energy):,} of {int(each.available):,}" for each in predictions.values()})
+    data = f"{' or '.join(taken)} structures of the {name} set, free atoms only"
+    yield _Drawing(
+        "parity_energy", error_plots.parity(runs, predictions, "energy"), f"Energies, {name} set", f"{data}."
+    )
+    yield _Drawing(
+        "parity_forces",
+        error_plots.parity(runs, predictions, "forces"),
+        f"Forces, {name} set",
+        f"{data}; brighter is more components, on a logarithmic scale; the 0.2 % beyond the axes count in the MAE.",
+    )
+    yield _Drawing(
+        "element_errors", error_plots.element_errors(runs, predictions), "Errors by element", f"{data}; a bar per run."
+    )
+
+
+def _structures(runs: Sequence[Run], seed: int) -> _Drawing:
+    """Corrupted structures of the first run that has a config."""
+    config = next((each.config for each in runs if each.config), None)
+    figure = None if config is None else corrupted_structures(dataset_of(config, "train"), seed=seed)
+    return _Drawing(
+        "corrupted_structures",
+        figure,
+        "Corrupted structures",
+        "Structures of the training set and the same with Gaussian noise of standard deviation σ on all free atoms; a "
+        "row scales one draw. Lighter discs behind are the original positions; pale atoms are fixed and never move.",
+    )
+
+
+def _saved(drawing: _Drawing, out: Path) -> Picture:
+    path = out / f"{drawing.name}.png"
+    drawing.figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.05)
+    return Picture(path, drawing.title, drawing.caption)
+
+
+def _text(tables: Sequence[Table], notes: Sequence[str]) -> str:
+    return "\n\n".join([*(table.markdown() for table in tables), *notes])

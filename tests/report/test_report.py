@@ -1,0 +1,170 @@
+import argparse
+import gc
+import re
+
+import numpy as np
+import pytest
+import torch
+from fairchem.core.common import distutils
+from matplotlib.image import imread
+from report_samples import write_run
+from samples import base_config, trainer_arguments, write_lmdb
+
+from dens_plugin.inference import predictions
+from dens_plugin.report import corruptions, report
+from dens_plugin.report.runs import find_runs
+from dens_plugin.testing import random_structure
+from dens_plugin.training.trainer import DeNSTrainer
+
+ERRORS = [(0.04, 1.0), (0.02, 0.6), (0.01, 0.5)]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder of a run of three steps, with a validation, on data beside it."""
+    root = tmp_path_factory.mktemp("trained")
+    structures = [random_structure(4 + index % 4, seed=index, sid=index) for index in range(11)]
+    write_lmdb(root / "train", structures[:6])
+    write_lmdb(root / "val", structures[6:])
+    distutils.setup_env_local()
+    config = base_config(root)
+    config["optim"]["eval_every"] = 2
+    trainer = DeNSTrainer(**trainer_arguments(config, run_dir=root, identifier="tiny"))
+    trainer.train()
+    del trainer
+    gc.collect()  # closes the data, which may be open only once in a process
+    return root
+
+
+@pytest.fixture(scope="module")
+def written(trained, tmp_path_factory):
+    return report.write_report([trained], tmp_path_factory.mktemp("written"))
+
+
+def parsed(*arguments):
+    parser = argparse.ArgumentParser()
+    report.add_arguments(parser)
+    return parser.parse_args(list(map(str, arguments)))
+
+
+def test_the_page_needs_no_other_file(written):
+    page = written.page.read_text()
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == len(written.pictures)
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert "http" not in page
+    assert "<script" not in page
+
+
+def test_all_pictures_are_written(written):
+    names = {picture.path.stem for picture in written.pictures}
+    curves = {"learning_curves", "training_curves"}
+    assert names == curves | {"parity_energy", "parity_forces", "element_errors", "corrupted_structures"}
+    for picture in written.pictures:
+        assert imread(picture.path).std() > 0.01, picture.path.name
+
+
+def test_predictions_have_the_errors_of_the_runs_own_validation(trained):
+    (run,) = find_runs([trained])
+    assert run.checkpoint.name == "best_checkpoint.pt"
+    best = min(run.rows("val", "forces_mae"), key=lambda row: row["forces_mae"])
+    predicted = predictions.predict(run, "val", max_structures=100)
+    # Random edge frames turn predictions by rounding errors, and float32 sums differ in order.
+    assert predicted.forces_mae == pytest.approx(best["forces_mae"], rel=1e-3)
+    assert predicted.energy_mae == pytest.approx(best["energy_mae"], rel=1e-3)
+    assert len(predicted.energy) == 5
+
+
+def test_fixed_atoms_do_not_count(trained):
+    (run,) = find_runs([trained])
+    predicted = predictions.predict(run, "val", max_structures=100)
+    free = sum(int((random_structure(4 + index % 4, seed=index).fixed == 0).sum()) for index in range(6, 11))
+    assert len(predicted.forces) == len(predicted.numbers) == free
+    weights = np.unique(predicted.numbers, return_counts=True)[1]
+    assert np.average(list(predicted.element_errors().values()), weights=weights) == pytest.approx(predicted.forces_mae)
+
+
+def test_predictions_are_kept_until_the_checkpoint_changes(trained, tmp_path, monkeypatch):
+    (run,) = find_runs([trained])
+    calls = []
+    real = predictions.predict
+    monkeypatch.setattr(predictions, "predict", lambda *args, **kwargs: calls.append(1) or real(*args, **kwargs))
+    path = tmp_path / "predictions_val.npz"
+    first = predictions.PredictionCache(path).get(run, "val", max_structures=2)
+    second = predictions.PredictionCache(path).get(run, "val", max_structures=2)
+    assert len(calls) == 1
+    assert np.array_equal(first.forces, second.forces)
+    predictions.PredictionCache(path).get(run, "val", max_structures=1)
+    assert len(calls) == 2
+
+
+def test_parameters_are_in_the_table(trained, written):
+    row = dict(zip(written.tables[0].header, written.tables[0].rows[0], strict=True))
+    state = torch.load(next(trained.glob("checkpoints/*/checkpoint.pt")), weights_only=False)
+    assert row["Run"] == "tiny"
+    assert row["Parameters"] == f"{sum(value.numel() for value in state['ema']['shadow_params']):,}"
+
+
+def test_the_table_is_a_file_and_printed(tmp_path, capsys):
+    write_run(tmp_path, "toy_dens_seed0", ERRORS, denoises=True)
+    write_run(tmp_path, "toy_s2ef_seed0", ERRORS)
+    report.run(parsed(tmp_path, "--out", tmp_path / "out", "--no-predictions"))
+    table = (tmp_path / "out" / "table.txt").read_text()
+    assert table in capsys.readouterr().out
+    assert "| toy_dens_seed0 |" in table
+    assert (tmp_path / "out" / "learning_curves.png").is_file()
+
+
+def test_a_run_without_checkpoint_has_curves_only_and_the_report_says_so(tmp_path):
+    write_run(tmp_path, "toy", ERRORS)
+    made = report.write_report([tmp_path], tmp_path / "out")
+    assert {picture.path.stem for picture in made.pictures} == {"learning_curves", "training_curves"}
+    assert made.notes == ["toy: no checkpoint yet, so its curves only."]
+    assert made.notes[0] in made.page.read_text()
+
+
+def test_runs_of_different_length_are_noted(tmp_path):
+    write_run(tmp_path, "short", ERRORS[:2])
+    write_run(tmp_path, "long", ERRORS)
+    made = report.write_report([tmp_path], tmp_path / "out", with_predictions=False)
+    assert any("different steps (200 to 300)" in note for note in made.notes)
+
+
+def test_missing_data(trained):
+    (run,) = find_runs([trained])
+    config = {**run.config, "val_dataset": {"src": "gone/val"}}
+    with pytest.raises(FileNotFoundError, match=r"gone/val.*--no-predictions"):
+        predictions.dataset_of(config, "val")
+    with pytest.raises(ValueError, match=r"no dataset\.test\.src"):
+        predictions.dataset_of(config, "test")
+
+
+def test_impossible_options(tmp_path):
+    with pytest.raises(ValueError, match="at least 1, got val, 0"):
+        report.write_report([tmp_path], tmp_path, max_structures=0)
+
+
+def test_out_that_is_a_file(tmp_path):
+    """Told before anything is predicted."""
+    (tmp_path / "report").write_text("mine")
+    with pytest.raises(ValueError, match=r"report' is a file; give --out a folder"):
+        report.write_report([tmp_path], tmp_path / "report")
+
+
+def test_one_draw_is_scaled_and_fixed_atoms_stay():
+    data = random_structure(9, seed=1)
+    small, large = corruptions._corrupted(data, (0.1, 0.3), 0)
+    original = data.pos.numpy()
+    assert np.allclose(large - original, 3 * (small - original), atol=1e-5)
+    moved = np.abs(small - original).max(axis=1) > 0
+    assert np.array_equal(moved, data.fixed.numpy() == 0)
+
+
+@pytest.mark.parametrize(("periodic", "panels"), [(True, 4), (False, 5)])
+def test_molecules_get_the_small_noise(periodic, panels):
+    structures = [random_structure(6, seed=seed, sid=seed) for seed in range(3)]
+    if not periodic:
+        for data in structures:
+            data.cell = torch.zeros(1, 3, 3)
+    figure = corruptions.corrupted_structures(structures, rows=2)
+    assert len(figure.axes) == 2 * panels
