@@ -36,7 +36,7 @@ class _Command(NamedTuple):
 _OWN = {
     "convert": _Command("dens_plugin.convert.conversion", "a checkpoint of another implementation, to or from ours"),
     "submit": _Command("dens_plugin.cluster.submit", "experiments or a sweep as one Slurm job array"),
-    "probe": _Command("dens_plugin.training.probe", "the largest batch of a config that fits into memory"),
+    "probe": _Command("dens_plugin.probe.probe", "the largest batch of a config that fits into memory"),
     "report": _Command("dens_plugin.report.report", "learning curves, parity plots and a table of some runs"),
     "convergence": _Command("dens_plugin.report.convergence", "how well relaxations converged, and IS2RE errors"),
     "nve": _Command("dens_plugin.inference.dynamics", "a short NVE run and the drift of its energy"),

@@ -16,7 +16,7 @@ from fairchem.core.models.equiformer_v2 import so3 as equiformer_so3
 from fairchem.core.models.escn import so3 as escn_so3
 from torch import nn
 
-from dens_plugin.training.config import without_switches
+from dens_plugin.checks.objective import without_switches
 
 _GRIDS = {name: functools.cache(getattr(equiformer_so3, name)) for name in ("ToS2Grid", "FromS2Grid")}
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -7,7 +7,7 @@ from experiments import CONFIGS, model_of, read
 
 import dens_plugin.data.oc22
 import dens_plugin.training.trainer  # noqa: F401  (both register names)
-from dens_plugin.training.config import objective_from_config
+from dens_plugin.checks.objective import objective_from_config
 
 MILLIONS = {
     "oc20_2m/equiformer_v2_s2ef_12": 83,

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from dens_plugin.data.records import LABELS, CheckedDataset
 from dens_plugin.fields import free_atoms
 from dens_plugin.inference.calculator import load_calculator
-from dens_plugin.training.preflight import limits_of, require_files
+from dens_plugin.checks.preflight import limits_of, require_files
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset

@@ -25,7 +25,7 @@ from dens_plugin.relaxation.minimiser import NOT_FINITE, OUT_OF_MEMORY, outcomes
 from dens_plugin.relaxation.potential import ModelPotential, Potential, model_potential
 from dens_plugin.relaxation.result import Relaxations, record_of
 from dens_plugin.relaxation.settings import RelaxationSettings
-from dens_plugin.training.preflight import limits_of, require_files
+from dens_plugin.checks.preflight import limits_of, require_files
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset

@@ -25,15 +25,15 @@ from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.relaxation.run import relax
 from dens_plugin.settings import switch, with_numbers
-from dens_plugin.training.config import objective_from_config, without_switches
+from dens_plugin.checks.objective import objective_from_config, without_switches
 from dens_plugin.training.durable import DurableTrainer
 from dens_plugin.training.interruption import leave_to_trainer
 from dens_plugin.training.loader import AllFreeCollater, PreparingCollater
 from dens_plugin.training.losses import Term, term, total_loss
 from dens_plugin.training.metrics import RowEvaluator, require_metric, statistics
 from dens_plugin.training.neighbours import NeighbourCollater, loader_search
-from dens_plugin.training.optim_check import require_normalizers
-from dens_plugin.training.preflight import (
+from dens_plugin.checks.optim import require_normalizers
+from dens_plugin.checks.preflight import (
     limits_of,
     require_edges,
     require_files,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fairchem.core.common.utils import setup_imports
 
-from dens_plugin.training.model_settings import require_known_model
+from dens_plugin.checks.model import require_known_model
 
 
 @pytest.mark.parametrize(

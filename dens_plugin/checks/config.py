@@ -14,7 +14,7 @@ from fairchem.core.common.registry import registry
 from torch.optim import lr_scheduler
 
 from dens_plugin.settings import mapping, number, suggestion
-from dens_plugin.training.optim_check import OPTIM_KEYS
+from dens_plugin.checks.optim import OPTIM_KEYS
 
 _TOP = """
     trainer dataset model task optim outputs loss_functions evaluation_metrics logger slurm includes mode identifier

@@ -6,7 +6,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from dens_plugin.training.memory import CpuMeter, bytes_of, is_out_of_memory
+from dens_plugin.probe.memory import CpuMeter, bytes_of, is_out_of_memory
 
 SIZE = 64 * 2**20
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dens_plugin.training.batch_fit import Measured, largest_within, line_through, measure_up_to
+from dens_plugin.probe.batch_fit import Measured, largest_within, line_through, measure_up_to
 
 
 class Device:

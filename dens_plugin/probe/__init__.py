@@ -1,0 +1,1 @@
+"""`dens probe`: the largest batch that fits into a device's memory."""
