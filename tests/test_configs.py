@@ -10,10 +10,10 @@ from fairchem.core.common.registry import registry
 
 import dens_plugin.data.oc22
 import dens_plugin.training.trainer
-from dens_plugin.cluster.sweeps import read_entries
-from dens_plugin.checks.objective import objective_from_config
 from dens_plugin.checks.config import require_meant
+from dens_plugin.checks.objective import objective_from_config
 from dens_plugin.checks.preflight import require_model
+from dens_plugin.cluster.sweeps import read_entries
 
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yml"))
 WHOLE = ("sweep", "experiment", "relaxation")  # folders of files that are used as they are, and included by none

@@ -13,8 +13,8 @@ import torch
 from fairchem.core.common.registry import registry
 from torch.optim import lr_scheduler
 
-from dens_plugin.settings import mapping, number, suggestion
 from dens_plugin.checks.optim import OPTIM_KEYS
+from dens_plugin.settings import mapping, number, suggestion
 
 _TOP = """
     trainer dataset model task optim outputs loss_functions evaluation_metrics logger slurm includes mode identifier

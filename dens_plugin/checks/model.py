@@ -13,8 +13,8 @@ from fairchem.core.models.base import HydraModel
 from torch import nn
 
 import dens_plugin
-from dens_plugin.settings import mapping, number, reject_unknown, suggestion
 from dens_plugin.checks.objective import without_switches
+from dens_plugin.settings import mapping, number, reject_unknown, suggestion
 
 _RATES = {"alpha_drop", "drop_path_rate", "proj_drop"}
 # Names of our networks' sizes; other networks of fairchem may have a number of something that may be zero.

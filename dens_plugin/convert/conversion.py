@@ -21,9 +21,9 @@ import dens_plugin.training.registered  # noqa: F401
 from dens_plugin.backbones import equiformer_keys
 from dens_plugin.backbones.equiformer_flat import PAPER_CHANNELS, backbone_settings
 from dens_plugin.backbones.key_map import State, to_plain_keys, to_plugin_keys
+from dens_plugin.checks.objective import without_switches
 from dens_plugin.compat import load_checkpoint, prepare_host
 from dens_plugin.settings import mapping, number
-from dens_plugin.checks.objective import without_switches
 
 _DENS, _PLAIN = "dens", "plain"
 _UNTRAINED = {"expand_index", "l_harmonic", "m_harmonic", "m_complex", "res_size", "to_m", "m_size"} | {

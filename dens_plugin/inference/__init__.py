@@ -1,1 +1,1 @@
-"""A trained model at work: the calculator, predictions for a data set, dynamics."""
+"""A trained model at work: the calculator, dynamics."""

@@ -15,10 +15,10 @@ from ase import Atoms
 from fairchem.core import OCPCalculator
 from torch import nn
 
+from dens_plugin.checks.preflight import limits_of
 from dens_plugin.compat import load_checkpoint, prepare_host
 from dens_plugin.data.molecules.manifest import ORIGIN, Origin
 from dens_plugin.data.oc22_references import References
-from dens_plugin.checks.preflight import limits_of
 
 
 class DeNSCalculator(OCPCalculator):

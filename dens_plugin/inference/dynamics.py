@@ -28,8 +28,8 @@ from matplotlib.figure import Figure
 
 from dens_plugin.data.findings import ISOLATION
 from dens_plugin.data.output import require_folder
+from dens_plugin.figure_style import STYLE
 from dens_plugin.inference.calculator import load_calculator
-from dens_plugin.report.plots import STYLE
 
 _MILLI = 1000.0
 _FMAX, _RELAXATION_STEPS = 0.01, 500  # eV/Å, for a start at rest

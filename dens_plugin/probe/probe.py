@@ -25,8 +25,8 @@ from fairchem.core.datasets.base_dataset import Subset
 
 from dens_plugin import compat
 from dens_plugin.probe.batch_fit import Measured, largest_within, line_through, measure_up_to
-from dens_plugin.training.launch import require_overrides, require_sound
 from dens_plugin.probe.memory import Meter, bytes_of, is_out_of_memory, meter_of
+from dens_plugin.training.launch import require_overrides, require_sound
 
 if TYPE_CHECKING:
     from fairchem.core.trainers import OCPTrainer

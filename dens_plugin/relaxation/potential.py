@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from fairchem.core.trainers import OCPTrainer
     from torch_geometric.data import Batch
 
-    from dens_plugin.training.trainer import DeNSTrainer
 
 
 class Potential(Protocol):
@@ -33,7 +33,7 @@ class ModelPotential:
         seed: of the random edge frames, on which predictions depend in their last digits; the same for every call.
     """
 
-    def __init__(self, trainer: DeNSTrainer) -> None:
+    def __init__(self, trainer: OCPTrainer) -> None:
         self._trainer = trainer
         self.seed = trainer.config["cmd"]["seed"] or 0
         self.device = torch.device(trainer.device)
@@ -65,7 +65,7 @@ class ModelPotential:
 
 
 @contextmanager
-def model_potential(trainer: DeNSTrainer) -> Iterator[ModelPotential]:
+def model_potential(trainer: OCPTrainer) -> Iterator[ModelPotential]:
     """Within the context, the trainer's model in eval mode, with averaged weights (EMA) and without DDP.
 
     DDP exchanges buffers in every forward pass, and ranks relax for different numbers of steps. fairchem's own

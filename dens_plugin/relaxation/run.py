@@ -19,18 +19,18 @@ import torch
 from fairchem.core.common import distutils, gp_utils
 from tqdm import tqdm
 
+from dens_plugin.checks.preflight import limits_of, require_files
 from dens_plugin.relaxation.folder import RESULT, RelaxationFolder
 from dens_plugin.relaxation.inputs import Entry, Inputs, gather_inputs, without_labels
 from dens_plugin.relaxation.minimiser import NOT_FINITE, OUT_OF_MEMORY, outcomes
 from dens_plugin.relaxation.potential import ModelPotential, Potential, model_potential
 from dens_plugin.relaxation.result import Relaxations, record_of
 from dens_plugin.relaxation.settings import RelaxationSettings
-from dens_plugin.checks.preflight import limits_of, require_files
 
 if TYPE_CHECKING:
+    from fairchem.core.trainers import OCPTrainer
     from torch.utils.data import Dataset
 
-    from dens_plugin.training.trainer import DeNSTrainer
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ def require_relaxable(config: Mapping[str, Any]) -> None:
     RelaxationSettings.from_config(config)
 
 
-def relax(trainer: DeNSTrainer) -> Path:
+def relax(trainer: OCPTrainer) -> Path:
     """Relax every structure of ``dataset.relax.src``; the same command goes on with what an earlier one left undone.
 
     Args:
@@ -115,7 +115,7 @@ def relax_structures(
                 progress.update()
 
 
-def _checked_inputs(trainer: DeNSTrainer, entries: list[Entry]) -> Inputs:
+def _checked_inputs(trainer: OCPTrainer, entries: list[Entry]) -> Inputs:
     inputs = Inputs.from_entries(entries)
     limit = limits_of(trainer.model).elements
     strange = [name for name, entry in zip(inputs.names, inputs.entries, strict=True) if entry.highest >= limit]
@@ -128,7 +128,7 @@ def _checked_inputs(trainer: DeNSTrainer, entries: list[Entry]) -> Inputs:
 
 
 def _opened(
-    trainer: DeNSTrainer, settings: RelaxationSettings, inputs: Inputs, potential: ModelPotential
+    trainer: OCPTrainer, settings: RelaxationSettings, inputs: Inputs, potential: ModelPotential
 ) -> tuple[RelaxationFolder, set[str]]:
     """The folder, and the names of the structures that it has no result of."""
     everything = {**settings.identity, "seed": potential.seed}
@@ -143,7 +143,7 @@ def _opened(
     return folder, set(inputs.names) - done
 
 
-def _conclude(trainer: DeNSTrainer, folder: RelaxationFolder, inputs: Inputs) -> None:
+def _conclude(trainer: OCPTrainer, folder: RelaxationFolder, inputs: Inputs) -> None:
     result = folder.finish(inputs.names)
     metrics = result.metrics()
     _log(result, metrics)

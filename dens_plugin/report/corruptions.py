@@ -17,10 +17,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
 from dens_plugin.data.structures import Structure, from_data
-from dens_plugin.inference.predictions import evenly
+from dens_plugin.figure_style import STYLE
 from dens_plugin.objectives.dens import DeNS
 from dens_plugin.objectives.noise import FixedSigma, StructureRandom
-from dens_plugin.report.plots import STYLE
+from dens_plugin.report.predictions import evenly
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dens_plugin.inference.predictions import Predictions
-from dens_plugin.report.plots import STYLE, Line, add_legend, lines_of
+from dens_plugin.figure_style import STYLE
+from dens_plugin.report.plots import Line, add_legend, lines_of
+from dens_plugin.report.predictions import Predictions
 from dens_plugin.report.runs import Run
 from dens_plugin.report.tables import MILLI
 

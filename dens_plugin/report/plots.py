@@ -16,20 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from dens_plugin.figure_style import STYLE
 from dens_plugin.report.runs import Run
 from dens_plugin.report.tables import MILLI, grouped
 
-STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.8,
-    "grid.color": "0.9",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-}
 _COLOURS = {
     "dens": ("#0072B2", "#009E73", "#56B4E9"),
     "s2ef": ("#D55E00", "#E69F00", "#F0C000"),

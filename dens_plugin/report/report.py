@@ -17,12 +17,12 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from dens_plugin.data.output import require_folder
-from dens_plugin.inference.predictions import PredictionCache, Predictions, dataset_of
 from dens_plugin.leaderboard.layout import paths_by_split
 from dens_plugin.report import error_plots, paper_tables, plots
 from dens_plugin.report.corruptions import corrupted_structures
 from dens_plugin.report.page import Picture, html_page
 from dens_plugin.report.paper_tables import molecule_table, read_molecule_errors
+from dens_plugin.report.predictions import PredictionCache, Predictions, dataset_of
 from dens_plugin.report.runs import Run, find_runs
 from dens_plugin.report.splits import PAPER, SplitErrors, missing_metrics, read_split_errors, split_table
 from dens_plugin.report.tables import Table, gain_table, group_table, repeated_seeds, run_table

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dens_plugin.inference.predictions import Predictions
+from dens_plugin.report.predictions import Predictions
 from dens_plugin.report.runs import Run
 
 MILLI = 1000.0

@@ -14,14 +14,14 @@ from fairchem.core.common.utils import build_config, setup_imports, setup_loggin
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from dens_plugin import compat
+from dens_plugin.checks.config import require_meant
+from dens_plugin.checks.model import require_known_model
+from dens_plugin.checks.objective import objective_from_config
+from dens_plugin.checks.optim import require_normalizers, require_optim
+from dens_plugin.checks.preflight import require_distinct, require_files
 from dens_plugin.data.oc22_references import require_references
 from dens_plugin.relaxation.run import require_relaxable
 from dens_plugin.settings import suggestion
-from dens_plugin.checks.objective import objective_from_config
-from dens_plugin.checks.config import require_meant
-from dens_plugin.checks.model import require_known_model
-from dens_plugin.checks.optim import require_normalizers, require_optim
-from dens_plugin.checks.preflight import require_distinct, require_files
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.trainer import DeNSTrainer
 

@@ -15,10 +15,10 @@ from fairchem.core.common import distutils
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from torch.nn.parallel import DistributedDataParallel
 
+from dens_plugin.checks.optim import require_optim
 from dens_plugin.settings import with_numbers
 from dens_plugin.training.bad_steps import BadSteps, NonFiniteGradientError, bad_steps_allowed, clip_gradients
 from dens_plugin.training.interruption import Interruption, wait_for_others, workers_let_go
-from dens_plugin.checks.optim import require_optim
 from dens_plugin.training.optimizer import Averages, is_left_out, keep_way_of_stepping, with_fused_step
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.steps import accumulate_steps, autocast_dtype, gradients_kept, suit_schedule

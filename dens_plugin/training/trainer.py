@@ -17,21 +17,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.modules.loss import DDPLoss
 
 import dens_plugin.training.registered  # noqa: F401
-from dens_plugin.data.molecules.manifest import with_origin
-from dens_plugin.data.oc22_references import with_element_references
-from dens_plugin.data.records import LABELS, CheckedDataset
-from dens_plugin.fields import Rows, free_atoms, rows_of
-from dens_plugin.objectives.noise import StructureRandom
-from dens_plugin.objectives.s2ef import S2EF
-from dens_plugin.relaxation.run import relax
-from dens_plugin.settings import switch, with_numbers
 from dens_plugin.checks.objective import objective_from_config, without_switches
-from dens_plugin.training.durable import DurableTrainer
-from dens_plugin.training.interruption import leave_to_trainer
-from dens_plugin.training.loader import AllFreeCollater, PreparingCollater
-from dens_plugin.training.losses import Term, term, total_loss
-from dens_plugin.training.metrics import RowEvaluator, require_metric, statistics
-from dens_plugin.training.neighbours import NeighbourCollater, loader_search
 from dens_plugin.checks.optim import require_normalizers
 from dens_plugin.checks.preflight import (
     limits_of,
@@ -44,6 +30,20 @@ from dens_plugin.checks.preflight import (
     require_outputs,
     require_scales,
 )
+from dens_plugin.data.molecules.manifest import with_origin
+from dens_plugin.data.oc22_references import with_element_references
+from dens_plugin.data.records import LABELS, CheckedDataset
+from dens_plugin.fields import Rows, free_atoms, rows_of
+from dens_plugin.objectives.noise import StructureRandom
+from dens_plugin.objectives.s2ef import S2EF
+from dens_plugin.relaxation.run import relax
+from dens_plugin.settings import switch, with_numbers
+from dens_plugin.training.durable import DurableTrainer
+from dens_plugin.training.interruption import leave_to_trainer
+from dens_plugin.training.loader import AllFreeCollater, PreparingCollater
+from dens_plugin.training.losses import Term, term, total_loss
+from dens_plugin.training.metrics import RowEvaluator, require_metric, statistics
+from dens_plugin.training.neighbours import NeighbourCollater, loader_search
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.warm_start import warm_start
 

@@ -12,9 +12,9 @@ from fairchem.core.datasets.base_dataset import Subset
 from samples import base_config, write_lmdb
 
 from dens_plugin.cli import main
-from dens_plugin.testing import random_structure
 from dens_plugin.probe.memory import CpuMeter
 from dens_plugin.probe.probe import _sizes
+from dens_plugin.testing import random_structure
 
 ATOMS = (4, 30, 8, 24)
 LARGER = {"sphere_channels": 16, "lmax_list": [2], "mmax_list": [2], "max_radius": 6.0, "num_layers": 2}

@@ -13,10 +13,10 @@ import yaml
 from experiments import CONFIGS, read
 from report_samples import write_run
 
+from dens_plugin.checks.objective import objective_from_config
 from dens_plugin.cluster.sweeps import read_entries
 from dens_plugin.report import report
 from dens_plugin.report.paper_tables import MOLECULES, PAPER, molecule_table, read_molecule_errors
-from dens_plugin.checks.objective import objective_from_config
 
 SWEEPS = [CONFIGS / "sweep" / f"table{number}.yml" for number in (4, 5, 6)]
 ROWS = [row for rows in PAPER.values() for row in rows]

@@ -10,8 +10,7 @@ from matplotlib.image import imread
 from report_samples import write_run
 from samples import base_config, trainer_arguments, write_lmdb
 
-from dens_plugin.inference import predictions
-from dens_plugin.report import corruptions, report
+from dens_plugin.report import corruptions, predictions, report
 from dens_plugin.report.runs import find_runs
 from dens_plugin.testing import random_structure
 from dens_plugin.training.trainer import DeNSTrainer
