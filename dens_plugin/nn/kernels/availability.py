@@ -74,8 +74,13 @@ def launch(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], **con
         constants: compile-time constants, and `num_warps`.
     """
     if all(grid):
-        with torch.cuda.device_of(arguments[0]):
-            kernel[grid](*arguments, **constants)
+        run(kernel, grid, arguments, constants)
+
+
+def run(kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], constants: dict[str, Any]) -> None:
+    """Run a kernel: all launches come by here, so that a test may look at them."""
+    with torch.cuda.device_of(arguments[0]):
+        kernel[grid](*arguments, **constants)
 
 
 def _version(text: str) -> tuple[int, ...]:
