@@ -62,8 +62,8 @@ class DeNSCalculator(OCPCalculator):
             raise ValueError("the structure is periodic and its cell has no volume: give it one, or set pbc to False")
         self._require_references(atoms)
         super().calculate(atoms, properties, system_changes)
-        if self._origin is not None and atoms.get_chemical_formula("hill") == self._origin.formula:
-            self.results["energy"] = float(self.results["energy"]) + self._origin.reference
+        if self._origin is not None:
+            self.results["energy"] = float(self.results["energy"]) + (self._origin.reference_of(atoms.numbers) or 0.0)
 
     def _warn_of_unseen(self, atoms: Atoms) -> None:
         """Say once of every element that there was none of it in training."""

@@ -3,26 +3,63 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ase.data import chemical_symbols
+from ase.formula import Formula
 
 FILE_NAME = "manifest.json"
 ORIGIN = "molecules"  # in the config of a checkpoint
 
+_NEGLIGIBLE = 1e-6  # of a composition: how much of it references may leave open
+
 
 class Origin(NamedTuple):
-    """What data are of.
+    """What data are of, and what was subtracted from their labels.
 
     Attributes:
         formula: Of all their structures; None if they have several.
         elements: All of them, by symbol.
         reference: eV, subtracted from every energy.
+        element_references: For each output that has some (``energy``, ``U0``, ...) the value per atom by symbol, in the
+            output's unit; subtracted as well.
+        undetermined: Combinations of elements, by symbol, that no composition of the training set has, so that the fit
+            could not tell what they are worth; empty where references are those of free atoms.
     """
 
     formula: str | None
     elements: list[str]
     reference: float
+    element_references: Mapping[str, Mapping[str, float]] = {}
+    undetermined: Sequence[Mapping[str, float]] = ()
+
+    def reference_of(self, numbers: Iterable[int], output: str = "energy") -> float | None:
+        """What to add to a prediction for a structure to get the quantity that the file had.
+
+        A mean of one formula counts for its multiples in proportion.
+
+        Args:
+            numbers: Atomic numbers of the structure.
+            output: What was predicted.
+
+        Returns:
+            The sum of references; None if they say nothing of this composition.
+        """
+        counts = Counter(chemical_symbols[int(number)] for number in numbers)
+        constant = self.reference if output == "energy" else 0.0
+        references = self.element_references.get(output)
+        if references is not None:
+            if counts.keys() - references.keys() or any(_reaches(one, counts) for one in self.undetermined):
+                return None
+            return constant + math.fsum(count * references[symbol] for symbol, count in counts.items())
+        if not constant or self.formula is None:
+            return constant
+        share = _share(counts, Formula(self.formula).count())
+        return None if share is None else share * constant
 
 
 def origin_of(src: Any) -> Origin | None:
@@ -36,8 +73,14 @@ def origin_of(src: Any) -> Origin | None:
         return None
     try:
         manifest = json.loads(file.read_text())
-        return Origin(manifest["formula"], manifest["elements"], manifest["reference_energy_ev"])
-    except (ValueError, KeyError, TypeError):  # somebody else's, or one of an older version
+        return Origin(
+            manifest["formula"],
+            manifest["elements"],
+            manifest["reference_energy_ev"],
+            manifest.get("element_references", {}),
+            manifest.get("undetermined", []),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):  # somebody else's, or one of an older version
         return None
 
 
@@ -45,3 +88,17 @@ def with_origin(dataset: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The entry of a trainer's config that keeps the origin of its training set; empty where none is known."""
     origin = origin_of(dataset.get("src"))
     return {} if origin is None else {ORIGIN: origin._asdict()}
+
+
+def _share(counts: Mapping[str, int], whole: Mapping[str, int]) -> float | None:
+    """How many formula units a composition is; None if it is none of that formula."""
+    if counts.keys() != whole.keys():
+        return None
+    symbol = next(iter(whole))
+    proportional = all(counts[other] * whole[symbol] == counts[symbol] * whole[other] for other in whole)
+    return counts[symbol] / whole[symbol] if proportional else None
+
+
+def _reaches(direction: Mapping[str, float], counts: Mapping[str, int]) -> bool:
+    part = math.fsum(weight * counts.get(symbol, 0) for symbol, weight in direction.items())
+    return abs(part) > _NEGLIGIBLE * math.hypot(*counts.values())
