@@ -1,26 +1,37 @@
 """The one file that knows versions of torch, PyG, SciPy and fairchem-core, and evens them out.
 
 `prepare_host` is called before fairchem's models are imported. Each of its steps does nothing where fairchem already
-works: a compiled ``pyg-lib`` or ``torch-cluster``, an older SciPy, torch 2.4.
+works: a compiled ``pyg-lib`` or ``torch-cluster``, an older SciPy, torch 2.4, a batch of one periodicity.
 """
 
 from __future__ import annotations
 
+import importlib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import scipy.special
 import torch
 import torch_geometric.typing
+from ase.geometry.cell import complete_cell
 from torch_geometric.utils import to_dense_batch
+
+from dens_plugin.fields import structure_name, structure_names
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
 
 
 def prepare_host() -> None:
-    """Make fairchem-core 1.10 whole on this machine: SciPy's old name, and open-boundary graphs without pyg-lib."""
+    """Make fairchem-core 1.10 whole on this machine.
+
+    SciPy's old name, graphs with open boundaries without pyg-lib, and batches of structures of several periodicities.
+    """
     _restore_sph_harm()
-    if not _has_compiled_radius_graph():
-        _replace_radius_graph()
+    _replace_searches()
 
 
 def load_checkpoint(
@@ -113,16 +124,98 @@ def radius_graph(
     return edges[:, edges[1].argsort(stable=True)]
 
 
+def radius_graph_pbc(
+    data: Batch,
+    radius: float,
+    max_num_neighbors_threshold: int,
+    enforce_max_neighbors_strictly: bool = False,
+    **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """fairchem's function of this name, for structures of any periodicities in one batch.
+
+    fairchem reads the periodicity of a batch's first structure and takes it for that of all. Here it searches structure
+    by structure where they differ. Zero vectors of cells along open directions are completed as in ASE.
+
+    Args:
+        data: the batch, which stays as it is.
+        radius: cutoff in Å.
+        max_num_neighbors_threshold: the most edges that end at an atom.
+        enforce_max_neighbors_strictly: whether ties at this limit are cut.
+
+    Returns:
+        Edges (2, E) sorted by centre, their cell offsets (E, 3), and edges per structure (B,).
+
+    Raises:
+        ValueError: for a cell without volume along a periodic vector, naming its structure.
+    """
+    search = importlib.import_module("fairchem.core.common.utils").radius_graph_pbc
+    options = (radius, max_num_neighbors_threshold, enforce_max_neighbors_strictly)
+    flags = periodicity(data)
+    cells = complete_cells(data.cell, flags)
+    _require_volumes(data, cells, flags)
+    whole = SimpleNamespace(pos=data.pos, natoms=data.natoms, cell=cells, pbc=flags)
+    if (flags == flags[0]).all():
+        return search(whole, *options)
+    edges, offsets, neighbors = zip(*(search(part, *options) for part in _each(whole)), strict=True)
+    starts = data.natoms.cumsum(dim=0) - data.natoms
+    shifted = [edge_index + start for edge_index, start in zip(edges, starts, strict=True)]
+    return torch.cat(shifted, dim=1), torch.cat(offsets), torch.cat(neighbors)
+
+
+def _each(whole: SimpleNamespace) -> Iterator[SimpleNamespace]:
+    """The structures of a batch, one by one."""
+    parts = (
+        whole.pos.split(whole.natoms.tolist()),
+        *(values.split(1) for values in (whole.natoms, whole.cell, whole.pbc)),
+    )
+    for pos, natoms, cell, pbc in zip(*parts, strict=True):
+        yield SimpleNamespace(pos=pos, natoms=natoms, cell=cell, pbc=pbc)
+
+
+def periodicity(data: Batch) -> torch.Tensor:
+    """(B, 3) bool, along which vectors of its cell each structure is periodic: all, where a batch does not say."""
+    if "pbc" not in data:
+        return torch.ones(len(data.natoms), 3, dtype=torch.bool, device=data.pos.device)
+    return data.pbc.view(-1, 3).bool()  # collated to (B * 3,) or (B, 3)
+
+
+def complete_cells(cell: torch.Tensor, periodic: torch.Tensor) -> torch.Tensor:
+    """(B, 3, 3) cells, of which zero vectors along directions that are not periodic are chosen as ASE does.
+
+    Args:
+        cell: (B, 3, 3) in Å.
+        periodic: (B, 3).
+    """
+    missing = ((cell == 0).all(dim=-1) & ~periodic).any(dim=-1)
+    if not missing.any():
+        return cell
+    complete = cell.clone()
+    for index in missing.nonzero().view(-1).tolist():
+        vectors = cell[index].double().cpu().numpy()
+        complete[index] = torch.as_tensor(complete_cell(vectors)).to(cell)
+    return complete
+
+
+def _require_volumes(data: Batch, cells: torch.Tensor, periodic: torch.Tensor) -> None:
+    flat = ((torch.linalg.det(cells.float()) == 0) & periodic.any(dim=1)).nonzero().view(-1).tolist()
+    if flat:
+        names = structure_names(data, flat) if "ptr" in data else structure_name(data) or "a structure"
+        raise ValueError(
+            f"the cell of {names} has no volume and is periodic: give it one, or set pbc to false along vectors that "
+            "are zero"
+        )
+
+
 def _has_compiled_radius_graph() -> bool:
     typing = torch_geometric.typing
     return bool(getattr(typing, "WITH_RADIUS", False) or getattr(typing, "WITH_TORCH_CLUSTER", False))
 
 
-def _replace_radius_graph() -> None:
-    # Local: importing fairchem takes seconds, and only this function needs it.
-    import fairchem.core.models.base as host
-
-    host.radius_graph = radius_graph
+def _replace_searches() -> None:
+    models = importlib.import_module("fairchem.core.models.base")  # importing fairchem takes seconds
+    models.radius_graph_pbc = radius_graph_pbc
+    if not _has_compiled_radius_graph():
+        models.radius_graph = radius_graph
 
 
 def _restore_sph_harm() -> None:

@@ -242,6 +242,17 @@ class BackboneContract:
         assert torch.isfinite(out["energy"]).all()
         assert out["forces"].abs().max() < 1e-6
 
+    def test_structures_keep_their_own_periodicity(self, model: nn.Module) -> None:
+        """A crystal, a slab and a molecule in one batch get what each gets alone."""
+        structures = [random_structure(size, seed=size) for size in (7, 4, 10)]
+        for structure, pbc in zip(structures, ([True] * 3, [True, True, False], [False] * 3), strict=True):
+            structure.pbc = torch.tensor(pbc)
+        together = predict(model, Batch.from_data_list(structures))
+        alone = [predict(model, Batch.from_data_list([structure])) for structure in structures]
+        for name in ("energy", "forces"):
+            expected = torch.cat([out[name] for out in alone])
+            assert_close(together[name], expected, self.tolerance.get(torch.float32, 1e-4))
+
     def test_builds_no_graph_at_inference(self, model: nn.Module) -> None:
         """Under `torch.no_grad` nothing is kept for a backward pass."""
         with torch.no_grad():

@@ -57,6 +57,7 @@ class CheckedDataset(Dataset):
         self._dataset = dataset
         self._limits = limits
         self._labels = tuple(labels)
+        self._first_with_pbc: dict[bool, str] = {}
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -69,7 +70,7 @@ class CheckedDataset(Dataset):
         """
         try:
             structure = self._dataset[index]
-            problem = self._problem(structure)
+            problem = self._problem(structure) or self._pbc_of_some(structure, index)
         except (ValueError, OSError) as error:  # the data set's own words; a name is all they may lack
             raise ValueError(f"{_place(self._dataset, index)}: {error}") from error
         except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
@@ -95,6 +96,21 @@ class CheckedDataset(Dataset):
             if name in structure and not np.isfinite(np.asarray(structure[name])).all():
                 return f"`{name}` is NaN or infinite; {_REMEDY}"
         return _beyond(structure, self._limits)
+
+    def _pbc_of_some(self, structure: Data, index: int) -> str:
+        """What is wrong if this structure says how it is periodic and one before did not, or the other way round.
+
+        A batch takes its fields from its first structure, and one without ``pbc`` is periodic in all directions.
+        """
+        has = "pbc" in structure
+        if has not in self._first_with_pbc:
+            self._first_with_pbc[has] = _place(self._dataset, index)
+        if len(self._first_with_pbc) < 2:
+            return ""
+        return (
+            f"it has {'a' if has else 'no'} `pbc` and {self._first_with_pbc[not has]} has {'none' if has else 'one'}; "
+            "give it to all structures of a data set, or to none"
+        )
 
 
 def require_structures(dataset: Sized, where: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
-from ase.build import bulk, fcc111
+from ase.build import bulk, fcc111, graphene, mx2, nanotube
 from fairchem.core.common.utils import radius_graph_pbc
 from torch_geometric.data import Batch, Data
 
+from dens_plugin import compat
 from dens_plugin.backbones.periodic_edges import periodic_edges
 from dens_plugin.testing import random_batch
 
@@ -57,7 +59,7 @@ def test_are_the_hosts(kind, cutoff, limit, strictly):
     assert [ours.dtype for ours in found] == [hosts.dtype for hosts in expected]
 
 
-def test_flat_cells_are_left_to_the_host():
+def test_flat_cells_are_left_to_fairchem():
     batch = BATCHES["alone"]()
     batch.cell[0, 2] = 0
     assert periodic_edges(batch, 6.0, 20, strictly=True) is None
@@ -77,7 +79,48 @@ def test_leaves_its_batch_alone():
     assert all(torch.equal(batch[key], value) for key, value in before.items())
 
 
-def test_leaves_mixed_boundaries_to_the_host():
-    batch = batch_of(*slabs()[:2])
-    batch.pbc = torch.tensor([[True, True, True], [False, False, False]])
+SEARCHES = {
+    "ours": lambda batch: periodic_edges(batch, 6.0, 500, strictly=True),
+    "fairchem's": lambda batch: compat.radius_graph_pbc(batch, 6.0, 500, True),
+}
+MIXED = ([True, True, True], [False, False, False], [True, True, False], [False, True, False])
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_structures_of_a_batch_keep_their_own_periodicity(search):
+    """The edges of each are those that it has alone, whatever the others are."""
+    batch = batch_of(*slabs())
+    batch.pbc = torch.tensor(MIXED).flatten()  # as fairchem's loaders collate it
+    edges, offsets, neighbors = SEARCHES[search](batch)
+    start = 0
+    for index, pbc in enumerate(MIXED):
+        alone = radius_graph_pbc(batch_of(slabs()[index], pbc=pbc), 6.0, 500, True)
+        own = slice(sum(neighbors[:index]), sum(neighbors[: index + 1]))
+        assert torch.equal(edges[:, own] - start, alone[0])
+        assert torch.equal(offsets[own], alone[1])
+        assert neighbors[index] == alone[2]
+        start += len(slabs()[index])
+    assert neighbors.unique().numel() == len(MIXED)
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("sheet", [graphene(), mx2(), nanotube(4, 0, vacuum=None)], ids=["graphene", "mx2", "nanotube"])
+def test_cells_without_vectors_are_completed_along_open_directions(search, sheet):
+    """The same edges as in a cell with vacuum, also beside a crystal."""
+    wide = sheet.copy()
+    wide.center(vacuum=20.0, axis=np.flatnonzero(~sheet.pbc))
+    crystal = bulk("Al", cubic=True)
+    flags = torch.tensor([sheet.pbc.tolist(), [True] * 3])
+    batches = batch_of(sheet, crystal), batch_of(wide, crystal)
+    for batch in batches:
+        batch.pbc = flags
+    flat, expected = (SEARCHES[search](batch) for batch in batches)
+    assert all(torch.equal(*pair) for pair in zip(flat, expected, strict=True))
+
+
+def test_flat_crystals_are_refused_by_name():
+    batch = batch_of(bulk("Al"), graphene())
+    batch.sid = ["Al", "graphene"]
     assert periodic_edges(batch, 6.0, 20, strictly=True) is None
+    with pytest.raises(ValueError, match=r"sid graphene has no volume and is periodic"):
+        compat.radius_graph_pbc(batch, 6.0, 20, True)

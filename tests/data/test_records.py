@@ -97,6 +97,16 @@ def test_lets_molecules_and_unlabelled_structures_pass(tmp_path):
     assert CheckedDataset(written(tmp_path / "open", open_boundaries), LIMITS)[2].sid == 102
 
 
+def test_periodicity_is_said_by_all_or_none(tmp_path):
+    """A batch whose first structure lacks `pbc` drops it, and a molecule among them would become a crystal."""
+    checked = CheckedDataset(
+        written(tmp_path / "data", lambda s: s.update({"pbc": torch.zeros(3, dtype=torch.bool)})), LIMITS
+    )
+    assert "pbc" not in checked[1]
+    with pytest.raises(ValueError, match=r"structure 2 .*: it has a `pbc` and .*structure 1 has none; give it to all"):
+        checked[2]
+
+
 def test_no_structures(tmp_path):
     with pytest.raises(ValueError, match="the set holds no structures"):
         require_structures([], "the set")
