@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
 
-
 class Potential(Protocol):
     """What a relaxation needs to know of the world; its `predict` is called as fairchem calls a trainer's."""
 
