@@ -37,6 +37,12 @@ _HOMES = {
     "EquiformerGradientHead": "dens_plugin.backbones.equiformer",
     "EquiformerNoiseHead": "dens_plugin.backbones.equiformer",
     "FlatEquiformerDeNS": "dens_plugin.backbones.equiformer_flat",
+    "PaiNN": "dens_plugin.backbones.painn",
+    "PaiNNDeNS": "dens_plugin.backbones.painn",
+    "PaiNNEnergyHead": "dens_plugin.backbones.painn",
+    "PaiNNForceHead": "dens_plugin.backbones.painn",
+    "PaiNNGradientHead": "dens_plugin.backbones.painn",
+    "PaiNNNoiseHead": "dens_plugin.backbones.painn",
     "DeNS": "dens_plugin.objectives.dens",
     "load_calculator": "dens_plugin.inference.calculator",
 }

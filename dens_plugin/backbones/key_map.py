@@ -11,7 +11,8 @@ EquiformerV2:
 | ``force_embedding.bias`` | ``backbone.force_embedding.bias`` | - | folded into ``sphere_embedding`` |
 | others | ``backbone.`` | ``backbone.`` | ``backbone.`` |
 
-eSCN has the same names, and no DeNS of fairchem's; fairchem's flat networks have those of the first column.
+eSCN has the same names, and no DeNS of fairchem's; fairchem's flat networks have those of the first column. PaiNN's
+names are in `painn.keys`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+
+from dens_plugin.backbones.painn import keys as painn
 
 _ENERGY, _FORCES, _NOISE = (
     "output_heads.energy.energy_block.",
@@ -44,6 +47,8 @@ def to_plugin_keys(state: Mapping[str, torch.Tensor]) -> State:
     The other implementations add ``force_embedding.bias`` to degree 0 of every atom, corrupted or not, which is the
     same as adding it to every element's embedding.
     """
+    if painn.is_fairchems(state):
+        return painn.to_plugin_keys(state)
     renamed = {_renamed(key): value for key, value in state.items()}
     renamed.pop("backbone.force_embedding.expand_index", None)
     bias = renamed.pop(_BIAS, None)

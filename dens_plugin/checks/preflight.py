@@ -138,7 +138,7 @@ def require_model(model: nn.Module, objective: Objective) -> None:
             raise ValueError(
                 f"the objective predicts `{name}` and {type(model).__name__} has no head for it; add "
                 "`noise: {module: dens_plugin.NoiseHead}` to model.heads (or ESCNNoiseHead, ESENNoiseHead, "
-                "EquiformerNoiseHead) beside the DeNS backbone of that family, or use a flat model: "
+                "EquiformerNoiseHead, PaiNNNoiseHead) beside the DeNS backbone of that family, or use a flat model: "
                 "`equiformer_v2_dens`, `escn_dens`, `equiformer_dens`"
             )
     can_encode = any(isinstance(module, ForceEncoding) for module in model.modules())
@@ -150,8 +150,8 @@ def require_model(model: nn.Module, objective: Objective) -> None:
     if objective.encode_forces and not can_encode:
         raise ValueError(
             "the objective encodes forces and the backbone does not: denoising would be ill-posed; use backbone "
-            "dens_plugin.EquiformerV2DeNS, ESCNDeNS, ESENDeNS or EquiformerDeNS, or set `encode_forces: false` for the "
-            "ablation"
+            "dens_plugin.EquiformerV2DeNS, ESCNDeNS, ESENDeNS, EquiformerDeNS or PaiNNDeNS, or set `encode_forces: "
+            "false` for the ablation"
         )
 
 

@@ -40,3 +40,23 @@ class ForceEncoding(nn.Module):
         )  # (N, L)
         weight = self.weight[self._degree, :, 0]  # (L, C)
         return (norm * harmonics)[:, :, None] * weight
+
+
+class VectorForceEncoding(ForceEncoding):
+    """Forces as an addition to vector features (N, 3, C), of degree 1 alone: one weight per channel, uniform within 1.
+
+    Such features start at zero, so that a force of 1 eV/Å is heard from the first step.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        nn.Module.__init__(self)
+        self.weight = nn.Parameter(torch.empty(channels))
+        with torch.random.fork_rng(devices=[]):  # a model with DeNS starts from the weights of the one without
+            nn.init.uniform_(self.weight, -1, 1)
+
+    def forward(self, forces: torch.Tensor) -> torch.Tensor:
+        """(N, 3, C) of forces (N, 3) in eV/Å."""
+        return forces[:, :, None] * self.weight

@@ -4,13 +4,14 @@ import pytest
 import torch
 from e3nn import o3
 
-from dens_plugin.nn.force_encoding import ForceEncoding
+from dens_plugin.nn.force_encoding import ForceEncoding, VectorForceEncoding
 from dens_plugin.testing import default_dtype
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_is_equivariant(dtype, tolerance):
     with default_dtype(dtype):
+        torch.manual_seed(0)
         encoding, forces, rotation = ForceEncoding(3, 5), torch.randn(6, 3), o3.rand_matrix()
         wigner = o3.Irreps.spherical_harmonics(3, p=1).D_from_matrix(rotation)
         expected = torch.einsum("ij,njc->nic", wigner, encoding(forces))
@@ -38,3 +39,9 @@ def test_degree_one_is_the_force():
     encoding, forces = ForceEncoding(1, 1), torch.randn(5, 3)
     torch.nn.init.ones_(encoding.weight)
     assert torch.allclose(encoding(forces)[:, 1:, 0], forces, atol=1e-6)
+
+
+def test_of_vectors_is_equivariant_and_without_bias():
+    encoding, forces, rotation = VectorForceEncoding(4), torch.randn(5, 3), o3.rand_matrix()
+    assert torch.allclose(encoding(forces @ rotation.T), rotation @ encoding(forces), atol=1e-5)
+    assert not encoding(torch.zeros(3, 3)).any()

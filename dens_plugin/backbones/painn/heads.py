@@ -1,0 +1,113 @@
+"""PaiNN's heads: energy, forces directly or as the gradient of the energy, and noise. Parameters as fairchem's."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.base import HeadInterface
+from torch import nn
+
+from dens_plugin.backbones.painn.model import PaiNN
+from dens_plugin.fields import NOISE, rows_of
+from dens_plugin.nn.painn.layers import VectorOutput, perceptron
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+Features = dict[str, torch.Tensor]
+
+
+@registry.register_model("painn_dens_energy_head")
+class PaiNNEnergyHead(nn.Module, HeadInterface):
+    """The energy, a sum over atoms, in normalised units."""
+
+    output_name: ClassVar[str] = "energy"
+
+    def __init__(self, backbone: PaiNN) -> None:
+        super().__init__()
+        channels = backbone.hidden_channels
+        self.out_energy = perceptron(channels, channels // 2, 1)
+
+    def forward(self, data: Batch, emb: Features) -> dict[str, torch.Tensor]:
+        """{energy: (B,)}."""
+        return {"energy": self._energy(data, emb["scalars"])}
+
+    def _energy(self, data: Batch, scalars: torch.Tensor) -> torch.Tensor:
+        atoms = self.out_energy(scalars).squeeze(1)  # (N,)
+        return atoms.new_zeros(data.num_graphs).index_add(0, data.batch, atoms)
+
+
+@registry.register_model("painn_dens_gradient_head")
+class PaiNNGradientHead(PaiNNEnergyHead):
+    r"""Energy and, as its gradient, forces, in the units of the normalised energy.
+
+    .. math:: F = -\partial E / \partial x
+
+    at the positions that the model is given, encoded forces being constants. The normalisers of energy and forces must
+    have one ``stdev``.
+    """
+
+    forces_are_gradients: ClassVar[bool] = True
+
+    def __init__(self, backbone: PaiNN) -> None:
+        super().__init__(backbone)
+        backbone.is_differentiated = True
+        if not backbone.smooth:
+            logging.warning(
+                "Forces are gradients of an energy that jumps where atoms pass the cutoff: set model.backbone.smooth: "
+                "true unless the weights are fairchem's."
+            )
+
+    def forward(self, data: Batch, emb: Features) -> dict[str, torch.Tensor]:
+        """{energy: (B,), forces: (N, 3)}."""
+        is_training, positions = torch.is_grad_enabled(), emb["positions"]
+        with torch.enable_grad():
+            energy = self._energy(data, emb["scalars"])
+            total = energy.sum() + 0 * positions.sum()  # a graph without edges has no other way to positions
+            (gradient,) = torch.autograd.grad(total, positions, create_graph=is_training)
+        forces = _where_it_counts("forces", -gradient, data)
+        return {"energy": energy if is_training else energy.detach(), "forces": forces}
+
+
+class _VectorHead(nn.Module, HeadInterface):
+    """A vector per atom, zero where it does not count; it is cheap enough to be computed for all."""
+
+    def __init__(self, backbone: PaiNN, output_name: str) -> None:
+        super().__init__()
+        self.output_name = output_name
+        self.out_forces = VectorOutput(backbone.hidden_channels)
+
+    def forward(self, data: Batch, emb: Features) -> dict[str, torch.Tensor]:
+        """{output_name: (N, 3)} in normalised units."""
+        vectors = self.out_forces(emb["scalars"], emb["vectors"])
+        return {self.output_name: _where_it_counts(self.output_name, vectors, data)}
+
+
+@registry.register_model("painn_dens_force_head")
+class PaiNNForceHead(_VectorHead):
+    """Forces (N, 3) directly, in normalised units."""
+
+    def __init__(self, backbone: PaiNN, output_name: str = "forces") -> None:
+        super().__init__(backbone, output_name)
+
+
+@registry.register_model("painn_dens_noise_head")
+class PaiNNNoiseHead(_VectorHead):
+    """A second vector head, for the noise of the corrupted atoms in units of its scale; does not run at inference."""
+
+    def __init__(self, backbone: PaiNN, output_name: str = NOISE) -> None:
+        with torch.random.fork_rng(devices=[]):  # heads built after this one start as in a model without DeNS
+            super().__init__(backbone, output_name)
+
+    def forward(self, data: Batch, emb: Features) -> dict[str, torch.Tensor]:
+        """{output_name: (N, 3)}, or nothing where no noise is asked for."""
+        return super().forward(data, emb) if self.output_name in rows_of(data) else {}
+
+
+def _where_it_counts(name: str, vectors: torch.Tensor, data: Batch) -> torch.Tensor:
+    """``vectors`` (N, 3) in the rows that count for the target ``name``, zero in the others."""
+    rows = rows_of(data).get(name)
+    return vectors if rows is None else torch.where(rows.mask[:, None], vectors, vectors.new_zeros(()))

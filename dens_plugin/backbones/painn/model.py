@@ -1,0 +1,158 @@
+"""PaiNN with DeNS, for molecules and crystals, with direct forces or forces as gradients.
+
+PaiNN: Schütt, Unke and Gastegger, arXiv:2102.03150, in the form of the Open Catalyst Project, whose weights load. The
+layers are in `dens_plugin.nn.painn`; here they meet fairchem's batches, graphs and heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.base import BackboneInterface, GraphModelMixin
+from fairchem.core.models.gemnet.layers.embedding_block import AtomEmbedding
+from torch import nn
+
+from dens_plugin.backbones.neighbours import found_graph
+from dens_plugin.fields import corruption_of
+from dens_plugin.nn.force_encoding import VectorForceEncoding
+from dens_plugin.nn.painn.edges import Edges, one_of_two, open_pairs
+from dens_plugin.nn.painn.layers import Message, Update
+from dens_plugin.nn.painn.radial import CosineEnvelope, PolynomialEnvelope, RadialBases
+from dens_plugin.settings import mapping, reject_unknown, suggestion
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+_ENVELOPES = {"polynomial": PolynomialEnvelope, "cosine": CosineEnvelope}
+
+
+@registry.register_model("painn_plugin_backbone")
+class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
+    """PaiNN without DeNS. Defaults are fairchem's, for its checkpoints; `configs/backbone` has one for molecules.
+
+    Args:
+        hidden_channels: C.
+        num_layers: of messages and updates.
+        num_rbf: number of Gaussians.
+        cutoff: in Å.
+        max_neighbors: the most edges that end at an atom.
+        rbf: only ``{name: gaussian}``.
+        envelope: ``{name: polynomial, exponent: 5}``, or ``{name: cosine}``.
+        smooth: whether filters end at the cutoff. fairchem's jump there, as do forces that are their gradient.
+        norm: whether scalars are normalised before messages.
+        use_pbc: whether structures are periodic.
+        use_pbc_single: search periodic neighbours one structure at a time, for less memory.
+        num_elements: the largest atomic number.
+        otf_graph: only True: the neighbours of moved atoms are not those stored with a structure.
+
+    Raises:
+        ValueError: for options that do not exist.
+    """
+
+    is_differentiated = False
+    """Whether a head takes gradients with respect to positions; such a head says so."""
+
+    def __init__(
+        self,
+        *,
+        hidden_channels: int = 512,
+        num_layers: int = 6,
+        num_rbf: int = 128,
+        cutoff: float = 12.0,
+        max_neighbors: int = 50,
+        rbf: Mapping[str, Any] | None = None,
+        envelope: Mapping[str, Any] | None = None,
+        smooth: bool = False,
+        norm: bool = True,
+        use_pbc: bool = True,
+        use_pbc_single: bool = False,
+        num_elements: int = 83,
+        otf_graph: bool = True,
+    ) -> None:
+        super().__init__()
+        if not otf_graph:
+            raise ValueError(
+                "PaiNN finds neighbours itself, as those of corrupted structures are stored nowhere; "
+                "leave `otf_graph` out of the backbone or set it to true"
+            )
+        if hidden_channels % 2:
+            raise ValueError(f"model.backbone.hidden_channels must be even, as heads halve it, got {hidden_channels}")
+        if dict(rbf or {"name": "gaussian"}) != {"name": "gaussian"}:
+            raise ValueError(f"model.backbone.rbf must be {{name: gaussian}} or left out, got {rbf}")
+        self.otf_graph, self.enforce_max_neighbors_strictly = True, True
+        self.cutoff, self.max_neighbors = cutoff, max_neighbors
+        self.use_pbc, self.use_pbc_single = use_pbc, use_pbc_single
+        self.hidden_channels, self.smooth = hidden_channels, smooth
+        self.max_num_elements = num_elements + 1
+        self.atom_emb = AtomEmbedding(hidden_channels, num_elements)
+        self.radial_basis = RadialBases(num_rbf, cutoff, _envelope(envelope), smooth=smooth)
+        self.message_layers = nn.ModuleList([Message(hidden_channels, num_rbf, norm=norm) for _ in range(num_layers)])
+        self.update_layers = nn.ModuleList([Update(hidden_channels) for _ in range(num_layers)])
+
+    def forward(self, data: Batch) -> dict[str, torch.Tensor]:
+        """Scalars (N, C), vectors (N, 3, C), and the positions (N, 3) to differentiate by.
+
+        An autograd graph is built under ``torch.no_grad()`` too if a head takes gradients; that head ends it.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() or self.is_differentiated):
+            positions = data.pos.detach().requires_grad_(self.is_differentiated)  # not the caller's tensor
+            edges = self._edges(data, positions)
+            bases = self.radial_basis(edges.distances)
+            scalars, vectors = self.atom_emb(data.atomic_numbers.long()), self._first_vectors(data)
+            for message, update in zip(self.message_layers, self.update_layers, strict=True):
+                of_scalars, of_vectors = message(scalars, vectors, edges, bases)
+                scalars = (scalars + of_scalars) * math.sqrt(0.5)
+                vectors = of_vectors if vectors is None else vectors + of_vectors
+                scalars, vectors = update(scalars, vectors)
+            return {"scalars": scalars, "vectors": vectors, "positions": positions}
+
+    def _first_vectors(self, data: Batch) -> torch.Tensor | None:
+        """(N, 3, C) before the first layer; None for zeros."""
+        return None
+
+    def _edges(self, data: Batch, positions: torch.Tensor) -> Edges:
+        with torch.no_grad():  # which atoms are neighbours is not differentiated
+            if not self.use_pbc and data.natoms.max() <= self.max_neighbors + 1:
+                pairs, offsets = open_pairs(data.pos, data.batch, data.natoms, self.cutoff), None
+            else:
+                graph = found_graph(self, data)
+                kept = one_of_two(graph.edge_index, graph.cell_offsets)
+                pairs, offsets = graph.edge_index[:, kept], graph.offset_distances[kept].to(positions.dtype)
+        first, second = pairs
+        vectors = positions.index_select(0, first) - positions.index_select(0, second)
+        return Edges.of(first, second, vectors if offsets is None else vectors + offsets)
+
+
+@registry.register_model("painn_dens_plugin_backbone")
+class PaiNNDeNS(PaiNN):
+    """PaiNN that encodes the forces of a batch's corruption record in its vectors, which otherwise start at zero.
+
+    A batch without a record, as at inference, goes through `PaiNN` alone. Encoded forces are constants: no gradient
+    with respect to positions passes through them.
+
+    Args:
+        **kwargs: as of `PaiNN`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.force_embedding = VectorForceEncoding(self.hidden_channels)
+
+    def _first_vectors(self, data: Batch) -> torch.Tensor | None:
+        corruption = corruption_of(data)
+        return None if corruption is None else self.force_embedding(corruption.forces.to(data.pos.dtype))
+
+
+def _envelope(settings: Mapping[str, Any] | None) -> nn.Module:
+    settings = mapping({"name": "polynomial"} if settings is None else settings, "model.backbone.envelope")
+    name = settings.pop("name", None)
+    if name not in _ENVELOPES:
+        raise ValueError(
+            f"unknown envelope '{name}' in model.backbone.envelope.name; {suggestion(str(name), _ENVELOPES)}"
+        )
+    reject_unknown(settings, ["exponent"] if name == "polynomial" else [], "model.backbone.envelope")
+    return _ENVELOPES[name](**settings)

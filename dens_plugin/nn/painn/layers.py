@@ -1,0 +1,148 @@
+"""Messages, updates and gated outputs of PaiNN (arXiv:2102.03150), in the form of the Open Catalyst Project.
+
+Beside the paper it has a layer norm before messages, SiLU over 0.6, and factors that keep the size of features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from dens_plugin.nn.painn.edges import Edges
+
+_TINY = 1e-8  # under roots, whose slope at 0 is infinite
+
+
+class ScaledSiLU(nn.Module):
+    """SiLU over 0.6, which keeps the variance of what is normally distributed."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """Of any shape."""
+        return nn.functional.silu(values) * (1 / 0.6)
+
+
+class Message(nn.Module):
+    r"""What atoms hear of their neighbours.
+
+    .. math:: \Delta x_i = \sum_j \phi^1_j W^1_{ij}, \qquad
+       \Delta v_i = \sum_j v_j \phi^2_j W^2_{ij} + \hat{r}_{ij} \phi^3_j W^3_{ij}
+
+    Args:
+        channels: C.
+        num_bases: K, of a distance.
+        norm: whether scalars are normalised before.
+    """
+
+    def __init__(self, channels: int, num_bases: int, *, norm: bool) -> None:
+        super().__init__()
+        self.x_proj = perceptron(channels, channels, 3 * channels)
+        self.rbf_proj = linear(num_bases, 3 * channels)
+        self.x_layernorm = nn.LayerNorm(channels) if norm else nn.Identity()
+        shrink = torch.tensor([1.0, 1 / math.sqrt(3 * channels), 1 / math.sqrt(channels)])
+        self.register_buffer("_shrink", shrink.repeat_interleave(channels), persistent=False)
+
+    def forward(
+        self, scalars: torch.Tensor, vectors: torch.Tensor | None, edges: Edges, bases: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Additions to scalars (N, C) and vectors (N, 3, C).
+
+        Args:
+            scalars: (N, C).
+            vectors: (N, 3, C); None for zeros.
+            edges: of the batch.
+            bases: (H, K + 1), of which the last is the bias's.
+        """
+        num_atoms, channels = scalars.shape
+        filters = bases @ torch.cat([self.rbf_proj.weight, self.rbf_proj.bias[:, None]], dim=1).T  # (H, 3 C)
+        heard = self.x_proj(self.x_layernorm(scalars)) * self._shrink
+        both_ways = heard.index_select(0, edges.source).view(2, -1, 3 * channels) * filters
+        of_scalars, of_vectors, of_directions = both_ways.view(-1, 3 * channels).split(channels, dim=1)
+        messages = edges.directions[:, :, None] * of_directions[:, None]
+        if vectors is not None:
+            messages = torch.addcmul(messages, vectors.index_select(0, edges.source), of_vectors[:, None])
+        return (
+            scalars.new_zeros(num_atoms, channels).index_add(0, edges.target, of_scalars),
+            scalars.new_zeros(num_atoms, 3, channels).index_add(0, edges.target, messages),
+        )
+
+
+class Update(nn.Module):
+    """What an atom's scalars and vectors tell each other.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.vec_proj = linear(channels, 2 * channels, bias=False)
+        self.xvec_proj = perceptron(2 * channels, channels, 3 * channels)
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, scalars: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """New scalars (N, C) and vectors (N, 3, C)."""
+        channels = scalars.shape[1]
+        first, second = self.vec_proj(vectors).split(channels, dim=-1)
+        product = (first * second).sum(dim=1) * (1 / math.sqrt(channels))
+        size = (second.square().sum(dim=1) + _TINY).sqrt()
+        own, of_product, of_vectors = self.xvec_proj(torch.cat([scalars, size], dim=1)).split(channels, dim=1)
+        scalars = scalars + torch.addcmul(own, of_product, product) * math.sqrt(0.5)
+        return scalars * self.scale, torch.addcmul(vectors, of_vectors[:, None], first)
+
+
+class VectorOutput(nn.Module):
+    """One vector per atom, by two gated blocks.
+
+    Args:
+        channels: C.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        half = channels // 2
+        self.output_network = nn.ModuleList([GatedBlock(channels, half), GatedBlock(half, 1)])
+
+    def forward(self, scalars: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
+        """(N, 3) of scalars (N, C) and vectors (N, 3, C)."""
+        for block in self.output_network:
+            scalars, vectors = block(scalars, vectors)
+        return vectors.squeeze(-1)
+
+
+class GatedBlock(nn.Module):
+    """A perceptron of scalars and the sizes of vectors, which also gates the vectors.
+
+    Args:
+        channels: C.
+        outputs: C', channels of the result.
+    """
+
+    def __init__(self, channels: int, outputs: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.vec1_proj = linear(channels, channels, bias=False)
+        self.vec2_proj = linear(channels, outputs, bias=False)
+        self.update_net = perceptron(2 * channels, channels, 2 * outputs)
+        self.act = ScaledSiLU()
+
+    def forward(self, scalars: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, C') and (N, 3, C') of (N, C) and (N, 3, C)."""
+        sizes = torch.norm(self.vec1_proj(vectors), dim=1)
+        scalars, gates = self.update_net(torch.cat([scalars, sizes], dim=1)).split(self.outputs, dim=1)
+        return self.act(scalars), gates[:, None] * self.vec2_proj(vectors)
+
+
+def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two linear layers around an activation."""
+    return nn.Sequential(linear(inputs, hidden), ScaledSiLU(), linear(hidden, outputs))
+
+
+def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    """A linear layer with Xavier's uniform weights and no bias at first."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.xavier_uniform_(layer.weight)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
