@@ -7,7 +7,8 @@ volume with a traceback from the middle of a worker or a network, and a NaN labe
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -68,9 +69,24 @@ class CheckedDataset(Dataset):
         Raises:
             ValueError: if its record is damaged, its arrays do not belong together, or the model cannot take it.
         """
-        try:
+        with self._told(index):
             structure = self._dataset[index]
             problem = self._problem(structure) or self._pbc_of_some(structure, index)
+        if problem:
+            name = structure_name(structure)
+            raise ValueError(f"{_place(self._dataset, index)}{f' ({name})' if name else ''}: {problem}")
+        return structure
+
+    def raw(self, index: int) -> tuple[Data, str]:
+        """A structure without a look at whether it can be used, and its file and index in words."""
+        with self._told(index):
+            return self._dataset[index], _place(self._dataset, index)
+
+    @contextmanager
+    def _told(self, index: int) -> Iterator[None]:
+        """Name the place of whatever goes wrong while a structure is read."""
+        try:
+            yield
         except (ValueError, OSError) as error:  # the data set's own words; a name is all they may lack
             raise ValueError(f"{_place(self._dataset, index)}: {error}") from error
         except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
@@ -78,10 +94,6 @@ class CheckedDataset(Dataset):
                 f"{_place(self._dataset, index)} cannot be read ({type(error).__name__}: {error}); the file was cut, "
                 "damaged or written by another version: copy it again, or convert the data anew"
             ) from error
-        if problem:
-            name = structure_name(structure)
-            raise ValueError(f"{_place(self._dataset, index)}{f' ({name})' if name else ''}: {problem}")
-        return structure
 
     def _problem(self, structure: Data) -> str:
         """Why a structure cannot be used; empty if it can."""

@@ -20,11 +20,13 @@ from fairchem.core.common import distutils, gp_utils
 from fairchem.core.datasets.base_dataset import UnsupportedDatasetError
 from fairchem.core.models.equiformer_v2.trainers.lr_scheduler import LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
 
 from dens_plugin import compat
 from dens_plugin.data.records import require_structures
 from dens_plugin.training.evaluation import MeanLoss, ShareSampler, summed
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
+from dens_plugin.training.identifiers import require_identifiers
 from dens_plugin.training.interruption import workers_let_go
 from dens_plugin.training.optimizer import Averages
 from dens_plugin.training.order import EpochOrder
@@ -36,6 +38,7 @@ from dens_plugin.training.warm_start import warn_of_other_model
 
 if TYPE_CHECKING:
     from torch.utils.data import BatchSampler, Dataset
+    from torch_geometric.data import Batch
 
 
 _BEST = "best_checkpoint.pt"  # fairchem's name
@@ -296,11 +299,17 @@ class DurableTrainer(SteppingTrainer):
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def predict(self, *args: Any, **kwargs: Any) -> Any:
-        """fairchem's, on ranks with unequal shares."""
+    def predict(self, data: DataLoader | Batch, *args: Any, **kwargs: Any) -> Any:
+        """fairchem's, on ranks with unequal shares.
+
+        Raises:
+            ValueError: for structures of a data set that cannot be told from one another.
+        """
+        if isinstance(data, DataLoader):
+            require_identifiers(data.dataset)
         seed_step(self._seed, self.step, "predict")
         with self._without_ddp(), workers_let_go():
-            return super().predict(*args, **kwargs)
+            return super().predict(data, *args, **kwargs)
 
     def _aggregate_metrics(self, metrics: dict[str, Any]) -> dict[str, Any]:
         whole = summed(metrics)

@@ -183,6 +183,28 @@ def test_predictions_hold_fixed_atoms_if_asked(config, build, fixed):
         assert found["forces"].dtype == np.float32
 
 
+def test_predictions_of_one_identifier_are_refused(config, build, tmp_path):
+    """Two files that both count from 0: fairchem keeps one prediction of each pair."""
+    folder = write_lmdb(tmp_path / "both", [random_structure(4, seed=seed, sid=seed) for seed in range(2)])
+    shutil.copy(folder / "data.0000.lmdb", folder / "data.0001.lmdb")
+    np.savez(folder / "metadata.npz", natoms=np.full(4, 4))
+    config["dataset"]["test"] = {"src": str(folder)}
+    trainer = build(config)
+    with pytest.raises(
+        ValueError, match=r"2 identifiers more than once, first '0_0' at '.*0000.lmdb', structure 0 and .*0001.lmdb'"
+    ):
+        trainer.predict(trainer.test_loader, results_file="predictions", disable_tqdm=True)
+
+
+def test_predictions_need_identifiers(config, build, tmp_path):
+    structure = random_structure(4)
+    del structure.sid
+    config["dataset"]["test"] = {"src": str(write_lmdb(tmp_path / "nameless", [structure]))}
+    trainer = build(config)
+    with pytest.raises(ValueError, match=r"structure 0 has no `sid`, by which its prediction could be found"):
+        trainer.predict(trainer.test_loader, results_file="predictions", disable_tqdm=True)
+
+
 def test_noise_changes_from_epoch_to_epoch(config, build):
     trainer = build(config)
     first = positions(trainer.train_loader)
