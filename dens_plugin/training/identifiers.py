@@ -51,7 +51,7 @@ def _problem(identifiers: Sequence[Identifier]) -> str | None:
         first.setdefault(text, place)
     if not twice:
         return None
-    text, places = next(iter(twice.items()))
+    text, places = min(twice.items())
     return (
         f"dataset.test.src holds {len(twice)} identifiers more than once, first '{text}' at {places}: only one of the "
         "predictions would be kept; give every structure a `sid`, or `sid` and `fid`, of its own, or predict file by "

@@ -191,7 +191,7 @@ def test_predictions_of_one_identifier_are_refused(config, build, tmp_path):
     config["dataset"]["test"] = {"src": str(folder)}
     trainer = build(config)
     with pytest.raises(
-        ValueError, match=r"2 identifiers more than once, first '0_0' at '.*0000.lmdb', structure 0 and .*0001.lmdb'"
+        ValueError, match=r"2 identifiers more than once, first '0_0' at '.*lmdb', structure 0 and .*lmdb', structure 0"
     ):
         trainer.predict(trainer.test_loader, results_file="predictions", disable_tqdm=True)
 
