@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
 
 CORRUPTION = "corruption"  # Corruption, set by the training loader alone
-ROWS = "rows"  # dict: target -> Rows, set by the training loader alone
+ROWS = "rows"  # dict: output -> Rows, set by the training loader alone
 NEIGHBOURS = "neighbours"  # the record of `backbones.neighbours`, set by loaders alone
 MD = "md"  # (B,) bool, structures from molecular dynamics, which are never corrupted
 _IDENTIFIERS = ("id", "sid", "fid")  # what data sets call a structure
@@ -68,9 +68,12 @@ def corruption_of(batch: Batch) -> Corruption | None:
     return batch.get(CORRUPTION)
 
 
-def rows_of(batch: Batch) -> dict[str, Rows]:
-    """The rows that count for each target; empty where everything is asked for, as at inference."""
-    return batch.get(ROWS, {})
+def rows_of(batch: Batch) -> dict[str, Rows] | None:
+    """Output -> the rows that count, where an output without rows is not computed.
+
+    None for a batch that no training loader prepared, as at inference: all is computed but what serves training alone.
+    """
+    return batch.get(ROWS)
 
 
 def holding(mask: torch.Tensor, listed: torch.Tensor | None) -> torch.Tensor:

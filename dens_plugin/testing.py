@@ -67,8 +67,29 @@ def corrupted_batch(batch: Batch, mask: torch.Tensor, *, seed: int = 0) -> Batch
     corrupted = copy.copy(batch)
     corrupted.pos = batch.pos + noise
     corrupted[CORRUPTION] = Corruption(mask, noise, noise.new_full((batch.num_graphs,), 0.1), encoded)
-    corrupted[ROWS] = {"forces": Rows(~mask, (~mask).sum()), NOISE: Rows(mask, mask.sum())}
+    corrupted[ROWS] = rows_around(mask, batch)
     return corrupted
+
+
+def rows_around(mask: torch.Tensor, batch: Batch) -> dict[str, Rows]:
+    """Energies of all structures, noise of the atoms of ``mask`` (N,), forces of the others."""
+    return {
+        "energy": every_structure(batch),
+        "forces": Rows(~mask, (~mask).sum()),
+        NOISE: Rows(mask, mask.sum()),
+    }
+
+
+def every_structure(batch: Batch) -> Rows:
+    """Rows of an output of structures that counts in full."""
+    mask = torch.ones(batch.num_graphs, dtype=torch.bool, device=batch.pos.device)
+    return Rows(mask, mask.sum())
+
+
+def every_atom(batch: Batch) -> Rows:
+    """Rows of an output of atoms that counts in full."""
+    mask = torch.ones(batch.num_nodes, dtype=torch.bool, device=batch.pos.device)
+    return Rows(mask, mask.sum())
 
 
 def mixed_batch() -> tuple[Batch, Batch]:
@@ -196,14 +217,25 @@ class BackboneContract:
         """Without rows there is no noise prediction."""
         assert NOISE not in predict(model, random_batch())
 
+    @pytest.mark.parametrize("names", [(), ("energy",), ("forces",), (NOISE,), ("forces", NOISE)])
+    def test_what_has_no_rows_is_not_computed(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        """By any head; what has rows is what it is beside the others."""
+        batch = random_batch()
+        prepared = corrupted_batch(batch, torch.arange(batch.num_nodes) % 3 == 0)
+        fewer = copy.copy(prepared)
+        fewer[ROWS] = {name: prepared[ROWS][name] for name in names}
+        found, everything = predict(model, fewer), predict(model, prepared)
+        assert set(found) == set(names)
+        assert set(everything) == {"energy", "forces", NOISE}
+        assert all(torch.equal(found[name], everything[name]) for name in names)
+
     def test_trimmed_heads_equal_full_ones(self, model: nn.Module) -> None:
         """Rows that are asked for are those of the full prediction, the others zero."""
         batch = random_batch()
         mask = torch.arange(batch.num_nodes) % 3 == 0
         corrupted = corrupted_batch(batch, mask)
         full = copy.copy(corrupted)
-        every = Rows(torch.ones_like(mask), torch.tensor(len(mask)))
-        full[ROWS] = {"forces": every, NOISE: every}
+        full[ROWS] = dict.fromkeys(("forces", NOISE), every_atom(batch))
         trimmed, complete = predict(model, corrupted), predict(model, full)
         assert_close(trimmed["forces"][~mask], complete["forces"][~mask], 1e-5)
         assert_close(trimmed[NOISE][mask], complete[NOISE][mask], 1e-5)
@@ -271,13 +303,20 @@ class GradientForceContract(BackboneContract):
         with default_dtype(torch.float64):
             torch.manual_seed(0)
             model, (_, batch) = self.build(), mixed_batch()
-            batch[ROWS] = {NOISE: rows_of(batch)[NOISE]}  # forces of all atoms, also of the corrupted
+            batch[ROWS] = batch[ROWS] | {"forces": every_atom(batch)}  # also of the corrupted ones
             forces = predict(model, batch)["forces"].flatten()
             assert forces.abs().min() > 0
             for index in (0, 25, 38, 39):  # of atoms in the first two structures, and corrupted or not in the last
                 assert forces[index].abs() > 1e-6
                 slope = _slope(lambda: predict(model, batch)["energy"].sum(), batch.pos, index)
                 assert slope == pytest.approx(-forces[index].item(), abs=1e-9)
+
+    def test_energies_alone_take_no_gradient(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where a batch asks for no forces."""
+        model, batch = self.build(), cast(random_batch(), torch.get_default_dtype())
+        batch[ROWS] = {"energy": every_structure(batch)}
+        monkeypatch.setattr(torch.autograd, "grad", None)
+        assert set(predict(model, batch)) == {"energy"}
 
     def test_parameter_gradients_through_the_forces(self) -> None:
         """Double backward against finite differences of the loss, in every part of the model."""

@@ -14,7 +14,8 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import BackboneInterface, GraphModelMixin, HeadInterface
 from torch import nn
 
-from dens_plugin.fields import NOISE, corruption_of, rows_of
+from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
+from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.equiformer.activation import silu
 from dens_plugin.nn.equiformer.attention import GraphAttention, GraphConvolution, MessageSizes, PathWeights
 from dens_plugin.nn.equiformer.block import Block, FeedForward
@@ -27,6 +28,8 @@ from dens_plugin.settings import suggestion
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
+
+    from dens_plugin.fields import Rows
 
 _INTERACTIONS = {"attention": GraphAttention, "convolution": GraphConvolution}
 _NORMS = {"layer": LayerNorm, "none": nn.Identity}
@@ -122,6 +125,7 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
         )
         self._norm = _choice(_NORMS, norm, "norm")
         self._draw = _choice(_DRAWS, weight_init, "weight_init")
+        self.vector_heads: list[RowHead] = []  # those that read features above degree 0; they add themselves
 
         self.geometry = EdgeGeometry(len(channels) - 1, num_radial_basis, cutoff)
         self.atom_embedding = AtomEmbedding(max_num_elements, channels)
@@ -167,8 +171,9 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
             *blocks, last = self.blocks
             for block in blocks:
                 features = block(features, edges)
-            # Energies need scalars alone; the noise head is the only one to read more.
-            features = last(features, edges, stop=None if NOISE in rows_of(data) else 1)
+            # Energies need scalars alone.
+            is_vectorial = any(head.asked(data) for head in self.vector_heads)
+            features = last(features, edges, stop=None if is_vectorial else 1)
             return {"features": self.norm(features), "edges": edges, "positions": positions}
 
     def _first_features(self, data: Batch, edges: Edges) -> Features:
@@ -209,15 +214,19 @@ class EquiformerDeNS(Equiformer):
 
 
 @registry.register_model("equiformer_gradient_head")
-class EquiformerGradientHead(nn.Module, HeadInterface):
+class EquiformerGradientHead(RowHead, nn.Module, HeadInterface):
     r"""Energy, and forces as its gradient.
 
     .. math:: F = -\partial E / \partial x
 
     at the positions that the model is given: those of the corrupted structure, its encoded forces being constants.
-    Forces are in the unit of the normalised energy, so that both normalisers must have one ``stdev``.
+    Forces are in the unit of the normalised energy, so that both normalisers must have one ``stdev``. A batch that asks
+    for energies alone gets no gradient.
     """
 
+    output_name = "energy"
+    level: ClassVar = "structure"
+    output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
     forces_are_gradients: ClassVar[bool] = True
 
     def __init__(self, backbone: Equiformer) -> None:
@@ -227,19 +236,21 @@ class EquiformerGradientHead(nn.Module, HeadInterface):
         self.out = Linear(channels, [1])
         backbone.draw_weights(self)
 
-    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{energy: (B,), forces: (N, 3)} in normalised units."""
+    def predict(self, data: Batch, emb: dict[str, Any], asked: Asked) -> dict[str, torch.Tensor]:
+        """{energy: (B,), forces: (N, 3)}."""
         is_training = torch.is_grad_enabled()
         with torch.enable_grad():
             atoms = self.out([silu(self.hidden(emb["features"][:1])[0])])[0].flatten() / _AVERAGE_ATOMS**0.5  # (N,)
             energy = atoms.new_zeros(data.num_graphs).index_add(0, data.batch, atoms)
-            (gradient,) = torch.autograd.grad(energy.sum(), emb["positions"], create_graph=is_training)
-        forces = _where_it_counts("forces", -gradient, data)
-        return {"energy": energy if is_training else energy.detach(), "forces": forces}
+            out = {"energy": energy if is_training else energy.detach()}
+            if "forces" in asked:
+                (gradient,) = torch.autograd.grad(energy.sum(), emb["positions"], create_graph=is_training)
+                out["forces"] = where_it_counts(-gradient, asked["forces"])
+        return {name: out[name] for name in asked}
 
 
 @registry.register_model("equiformer_noise_head")
-class EquiformerNoiseHead(nn.Module, HeadInterface):
+class EquiformerNoiseHead(RowHead, nn.Module, HeadInterface):
     """One more block of message passing, for the noise of corrupted atoms in units of its scale.
 
     It does not run at inference, and in training on the edges that end at atoms whose noise counts.
@@ -248,30 +259,24 @@ class EquiformerNoiseHead(nn.Module, HeadInterface):
         ValueError: for a backbone without the features that it needs.
     """
 
+    auxiliary: ClassVar[bool] = True
+
     def __init__(self, backbone: Equiformer, output_name: str = NOISE) -> None:
         super().__init__()
         if len(backbone.feature_channels) < 2:
             raise ValueError("the noise head needs features of degree 1; use the backbone dens_plugin.EquiformerDeNS")
         self.output_name = output_name
+        backbone.vector_heads.append(self)
         with torch.random.fork_rng(devices=[]):  # what is drawn after this starts as in a model without DeNS
             self.block = backbone.message_passing(backbone.feature_channels, [0, 1])
             backbone.draw_weights(self)
 
-    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{output_name: (N, 3)}, or nothing where no noise is asked for."""
-        rows = rows_of(data).get(self.output_name)
-        if rows is None:
-            return {}
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(N, 3)."""
         edges = emb["edges"]
-        counted = edges.select(rows.mask[edges.target].nonzero().view(-1))
-        vectors = self.block(emb["features"], counted)[0].squeeze(-1)
-        return {self.output_name: _where_it_counts(self.output_name, vectors, data)}
-
-
-def _where_it_counts(name: str, vectors: torch.Tensor, data: Batch) -> torch.Tensor:
-    """``vectors`` (N, 3) in the rows that count for the target ``name``, zero in the others."""
-    rows = rows_of(data).get(name)
-    return vectors if rows is None else torch.where(rows.mask[:, None], vectors, vectors.new_zeros(()))
+        if rows is not None:
+            edges = edges.select(rows.mask[edges.target].nonzero().view(-1))
+        return self.block(emb["features"], edges)[0].squeeze(-1)
 
 
 def _require_sizes(**sizes: Any) -> None:

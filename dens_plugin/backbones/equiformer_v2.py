@@ -7,7 +7,7 @@ checkpoints load into backbone, energy and force head; the noise head is one mor
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from fairchem.core.common import gp_utils
@@ -23,9 +23,10 @@ from dens_plugin.backbones.checkpointing import checkpoint_blocks
 from dens_plugin.backbones.empty_graph import allow_empty_graphs
 from dens_plugin.backbones.equiformer_v2_fast import SharedEmbedding, use_fast_path
 from dens_plugin.backbones.forward_pass import Pass, require_directions, require_known_elements, require_sorted
+from dens_plugin.backbones.heads import RowHead
 from dens_plugin.backbones.inject import added_to_embedding
 from dens_plugin.backbones.neighbours import edges_to, found_graph
-from dens_plugin.fields import NOISE, corruption_of, rows_of
+from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.force_encoding import ForceEncoding
 from dens_plugin.nn.so2.layout import Layout
@@ -128,11 +129,11 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
 
 
 @registry.register_model("equiformer_v2_dens_force_head")
-class ForceHead(EqV2VectorHead):
+class ForceHead(RowHead, EqV2VectorHead):
     """fairchem's vector head, computed only where the prediction counts.
 
-    The output at an atom needs no more than its incoming edges, so the block runs on the edges that end at atoms of
-    ``rows``; the other rows are zero. Without ``rows``, as at inference, every atom counts.
+    The output at an atom needs no more than its incoming edges, so the block runs on the edges that end at atoms that
+    count.
     """
 
     def __init__(self, backbone: EquiformerV2Backbone, output_name: str = "forces") -> None:
@@ -145,11 +146,10 @@ class ForceHead(EqV2VectorHead):
             use_fast_path(self, self._shared)
         allow_empty_graphs(self)
 
-    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{output_name: (N, 3)} in normalised units."""
-        rows = rows_of(data).get(self.output_name)
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(n, 3), or (N, 3) on fairchem's path."""
         if self._shared is not None:
-            return {self.output_name: self._fast_vectors(emb, rows, self._shared)}
+            return self._fast_vectors(emb, rows, self._shared)
         graph, edges, is_empty = emb["graph"], slice(None), False
         if rows is not None:
             edges = rows.mask[graph.edge_index[1]].nonzero().view(-1)
@@ -157,17 +157,17 @@ class ForceHead(EqV2VectorHead):
         if is_empty and gp_utils.initialized():  # a share of the atoms of which none counts; its ranks keep in step
             edges, is_empty = slice(None), False
         self._take_rotations(slice(1) if is_empty else edges)
-        return super().forward(data, {**emb, "graph": _edge_subset(graph, edges)})
+        out = EqV2VectorHead.forward(self, data, {**emb, "graph": _edge_subset(graph, edges)})
+        return out[self.output_name]
 
     def _fast_vectors(self, emb: dict[str, Any], rows: Rows | None, shared: Pass) -> torch.Tensor:
-        """(N, 3) by way of the edges that end at atoms of ``rows``."""
+        """(n, 3) by way of the edges that end at atoms of ``rows``."""
         nodes, graph = emb["node_embedding"].embedding, emb["graph"]
         edges, distance = shared.edges_of(graph.edge_index), graph.edge_distance
         if rows is not None:
             chosen = edges_to(graph, self.output_name, rows)
             edges, distance = edges.ending_at(rows.where(), chosen), distance[chosen]
-        vectors = self.force_block.vectors(nodes, graph.atomic_numbers_full, distance, edges)
-        return vectors.new_zeros(len(nodes), 3).index_copy(0, edges.targets, vectors)
+        return self.force_block.vectors(nodes, graph.atomic_numbers_full, distance, edges)
 
     def _take_rotations(self, edges: slice | torch.Tensor) -> None:
         for own, shared in zip(self.force_block.SO3_rotation, self._backbone_rotation[0], strict=True):
@@ -179,18 +179,18 @@ class ForceHead(EqV2VectorHead):
 class NoiseHead(ForceHead):
     """A second vector head, for the noise of the corrupted atoms in units of its scale; does not run at inference."""
 
+    auxiliary: ClassVar[bool] = True
+
     def __init__(self, backbone: EquiformerV2Backbone, output_name: str = NOISE) -> None:
         with torch.random.fork_rng(devices=[]):  # heads built after this one start as in a model without DeNS
             super().__init__(backbone, output_name)
 
-    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{output_name: (N, 3)}, or nothing where no noise is asked for."""
-        return super().forward(data, emb) if self.output_name in rows_of(data) else {}
-
 
 @registry.register_model("equiformer_v2_dens_energy_head")
-class EnergyHead(EqV2ScalarHead):
+class EnergyHead(RowHead, EqV2ScalarHead):
     """fairchem's energy head, which computes degree 0 only: no other degree enters the energy."""
+
+    level: ClassVar = "structure"
 
     def __init__(self, backbone: EquiformerV2Backbone, output_name: str = "energy", reduce: str = "sum") -> None:
         super().__init__(backbone, output_name, reduce)
@@ -199,13 +199,13 @@ class EnergyHead(EqV2ScalarHead):
         if self._is_fast:
             use_fast_path(self, shared)
 
-    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{output_name: (B,)} in normalised units."""
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(B,)."""
         if not self._is_fast:
-            return super().forward(data, emb)
+            return EqV2ScalarHead.forward(self, data, emb)[self.output_name]
         atoms = self.energy_block.scalars(emb["node_embedding"].embedding)[:, 0]
         energy = atoms.new_zeros(len(data.natoms)).index_add(0, data.batch, atoms)
-        return {self.output_name: energy / (self.avg_num_nodes if self.reduce == "sum" else data.natoms)}
+        return energy / (self.avg_num_nodes if self.reduce == "sum" else data.natoms)
 
 
 @registry.register_model("equiformer_v2_dens")

@@ -8,21 +8,22 @@ Parameters keep fairchem's names, so that its eSCN checkpoints load into backbon
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
-from fairchem.core.models.escn.escn import eSCNBackbone, eSCNForceHead
+from fairchem.core.models.escn.escn import eSCNBackbone, eSCNEnergyHead, eSCNForceHead
 from fairchem.core.models.escn.so3 import SO3_Embedding
 from torch.nn import functional
 
 from dens_plugin.backbones.escn_fast import Geometry, layer
 from dens_plugin.backbones.escn_no_edges import allow_no_edges
 from dens_plugin.backbones.forward_pass import require_directions, require_known_elements, require_sorted
+from dens_plugin.backbones.heads import RowHead
 from dens_plugin.backbones.neighbours import degrees_of, found_graph
 from dens_plugin.backbones.packed_rotation import rotations
-from dens_plugin.fields import NOISE, corruption_of, rows_of
+from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.force_encoding import ForceEncoding
 from dens_plugin.nn.so2.coupling import group_edges
@@ -34,6 +35,8 @@ from dens_plugin.settings import switch
 if TYPE_CHECKING:
     from fairchem.core.models.base import GraphData
     from torch_geometric.data import Batch
+
+    from dens_plugin.fields import Rows
 
 
 @registry.register_model("escn_dens_plugin_backbone")
@@ -120,41 +123,49 @@ class ESCNDeNS(eSCNBackbone):
         return super()._init_edge_rot_mat(data, edge_index, edge_distance_vec)
 
 
+@registry.register_model("escn_dens_energy_head")
+class ESCNEnergyHead(RowHead, eSCNEnergyHead):
+    """fairchem's energy head under any name."""
+
+    level: ClassVar = "structure"
+
+    def __init__(self, backbone: eSCNBackbone, output_name: str = "energy", reduce: str = "sum") -> None:
+        super().__init__(backbone, reduce)
+        self.output_name = output_name
+
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(B,)."""
+        return eSCNEnergyHead.forward(self, data, emb)["energy"]
+
+
 @registry.register_model("escn_dens_force_head")
-class ESCNForceHead(eSCNForceHead):
+class ESCNForceHead(RowHead, eSCNForceHead):
     """fairchem's force head, computed only where the prediction counts.
 
-    The output at an atom needs no more than its own features, so the block runs on the atoms of ``rows``; the other
-    rows are zero. Without ``rows``, as at inference, every atom counts.
+    The output at an atom needs no more than its own features, so the block runs on the atoms that count.
     """
 
     def __init__(self, backbone: eSCNBackbone, output_name: str = "forces") -> None:
         super().__init__(backbone)
         self.output_name = output_name
 
-    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{output_name: (N, 3)} in normalised units."""
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(n, 3)."""
         values, points = emb["sphere_values"], emb["sphere_points"]  # (N * P, C), (P, 3)
-        rows = rows_of(data).get(self.output_name)
-        if rows is None:
-            return {self.output_name: self.force_block(values, points)}
-        atoms = rows.where()
-        values = values.unflatten(0, (len(rows.mask), len(points))).index_select(0, atoms).flatten(0, 1)
-        vectors = self.force_block(values, points)
-        return {self.output_name: vectors.new_zeros(len(rows.mask), 3).index_copy(0, atoms, vectors)}
+        if rows is not None:
+            values = values.unflatten(0, (len(rows.mask), len(points))).index_select(0, rows.where()).flatten(0, 1)
+        return self.force_block(values, points)
 
 
 @registry.register_model("escn_dens_noise_head")
 class ESCNNoiseHead(ESCNForceHead):
     """A second force head, for the noise of the corrupted atoms in units of its scale; does not run at inference."""
 
+    auxiliary: ClassVar[bool] = True
+
     def __init__(self, backbone: eSCNBackbone, output_name: str = NOISE) -> None:
         with torch.random.fork_rng(devices=[]):  # heads built after this one start as in a model without DeNS
             super().__init__(backbone, output_name)
-
-    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{output_name: (N, 3)}, or nothing where no noise is asked for."""
-        return super().forward(data, emb) if self.output_name in rows_of(data) else {}
 
 
 @registry.register_model("escn_dens")
@@ -181,7 +192,7 @@ class FlatESCNDeNS(HydraModel):
         super().__init__(
             backbone={"model": "dens_plugin.ESCNDeNS", "otf_graph": otf_graph, **backbone},
             heads={
-                "energy": {"module": "escn_energy_head"},
+                "energy": {"module": "dens_plugin.ESCNEnergyHead"},
                 "forces": {"module": "dens_plugin.ESCNForceHead"},
                 "noise": {"module": "dens_plugin.ESCNNoiseHead"},
             },

@@ -1,8 +1,8 @@
 """eSEN with DeNS: fairchem's backbone with a force encoding, its heads, and a second vector head for the noise.
 
 eSEN: Fu et al., "Learning Smooth and Expressive Interatomic Potentials for Physical Property Prediction",
-arXiv:2502.12147. It predicts forces directly, by fairchem's ``esen_mlp_energy_head`` and `ESENForceHead`, or as the
-gradient of the energy, by `ESENGradientHead`. Parameters keep fairchem's names, so that its eSEN checkpoints load.
+arXiv:2502.12147. It predicts forces directly, by `ESENEnergyHead` and `ESENForceHead`, or as the gradient of the
+energy, by `ESENGradientHead`. Parameters keep fairchem's names, so that its eSEN checkpoints load.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.models.esen.esen import Linear_Force_Head, MLP_EFS_Head, eSEN_Backbone
+from fairchem.core.models.esen.esen import Linear_Force_Head, MLP_EFS_Head, MLP_Energy_Head, eSEN_Backbone
 
 from dens_plugin.backbones.esen_empty_graph import allow_empty_graphs, with_edge_to_nowhere
 from dens_plugin.backbones.esen_polar_edges import Frames, turned_at_poles, wigner_of_turn
-from dens_plugin.fields import NOISE, corruption_of, rows_of
+from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
+from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.force_encoding import ForceEncoding
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
+
+    from dens_plugin.fields import Rows
 
 
 @registry.register_model("esen_dens_plugin_backbone")
@@ -80,7 +83,22 @@ class ESENDeNS(eSEN_Backbone):
             return turned_at_poles(frames_of, edge_distance_vecs, self._turn)
 
 
-class _VectorHead(Linear_Force_Head):
+@registry.register_model("esen_dens_energy_head")
+class ESENEnergyHead(RowHead, MLP_Energy_Head):
+    """fairchem's energy head under any name."""
+
+    level: ClassVar = "structure"
+
+    def __init__(self, backbone: eSEN_Backbone, output_name: str = "energy", reduce: str = "sum") -> None:
+        super().__init__(backbone, reduce)
+        self.output_name = output_name
+
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(B,)."""
+        return MLP_Energy_Head.forward(self, data, emb)["energy"]
+
+
+class _VectorHead(RowHead, Linear_Force_Head):
     """fairchem's linear vector head under any name, zero where the prediction does not count.
 
     It is one linear map per atom, C channels to one: computing all rows costs less than picking some.
@@ -90,10 +108,9 @@ class _VectorHead(Linear_Force_Head):
         super().__init__(backbone)
         self.output_name = output_name
 
-    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{output_name: (N, 3)} in normalised units."""
-        vectors = super().forward(data, emb)["forces"]
-        return {self.output_name: _where_it_counts(self.output_name, vectors, data)}
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(N, 3)."""
+        return Linear_Force_Head.forward(self, data, emb)["forces"]
 
 
 @registry.register_model("esen_dens_force_head")
@@ -117,52 +134,66 @@ class ESENForceHead(_VectorHead):
 class ESENNoiseHead(_VectorHead):
     """A second vector head, for the noise of the corrupted atoms in units of its scale; does not run at inference."""
 
+    auxiliary: ClassVar[bool] = True
+
     def __init__(self, backbone: eSEN_Backbone, output_name: str = NOISE) -> None:
         with torch.random.fork_rng(devices=[]):  # heads built after this one start as in a model without DeNS
             super().__init__(backbone, output_name)
 
-    def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{output_name: (N, 3)}, or nothing where no noise is asked for."""
-        return super().forward(data, emb) if self.output_name in rows_of(data) else {}
-
 
 @registry.register_model("esen_dens_gradient_head")
-class ESENGradientHead(MLP_EFS_Head):
+class ESENGradientHead(RowHead, MLP_EFS_Head):
     r"""Energy, forces and, with the backbone's ``regress_stress``, stress, of which the latter two are derivatives.
 
     .. math:: F = -\partial E / \partial x, \qquad \sigma = V^{-1} \, \partial E / \partial \varepsilon
 
     at the positions that the model is given: those of the corrupted structure, its encoded forces being constants.
-    No energy is set to zero, whose forces would be zero too. All are in the units of the normalised energy, so that
-    the normalisers of energy, forces and stress must have one ``stdev``.
+    No energy is set to zero, whose forces would be zero too. A batch that asks for energies alone gets no gradient. All
+    are in the units of the normalised energy, so that the normalisers of energy, forces and stress must have one
+    ``stdev``.
 
     Raises:
         ValueError: for a backbone with ``regress_forces: false``, or beside a direct force head.
     """
 
-    output_name: ClassVar[str] = "energy"
+    output_name = "energy"
+    level: ClassVar = "structure"
     forces_are_gradients: ClassVar[bool] = True
 
     def __init__(self, backbone: eSEN_Backbone) -> None:
         if not backbone.regress_forces:
             raise ValueError(
                 "dens_plugin.ESENGradientHead needs a backbone with `regress_forces: true`; for energies alone use "
-                "esen_mlp_energy_head"
+                "dens_plugin.ESENEnergyHead"
             )
         super().__init__(backbone)
+        self.reduce = "sum"  # read by fairchem's energy head, of which this is the derivative
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Stress where the backbone has a strain to differentiate by."""
+        return ("energy", "forces", "stress") if self.regress_stress else ("energy", "forces")
 
     def forward(self, data: Batch, emb: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """{energy: (B,), forces: (N, 3)} and {stress: (B, 9)} where asked for, in normalised units."""
+        """As of every head; afterwards the batch is as it came: fairchem strains its cell and marks its positions."""
         out = super().forward(data, emb)
-        data.pos = data.pos.detach()  # as it came; fairchem restores the cell alone
-        out["forces"] = _where_it_counts("forces", out["forces"], data)
-        if torch.is_grad_enabled():
-            return out
+        data.pos = data.pos.detach()
+        if emb["orig_cell"] is not None:
+            data.cell = emb["orig_cell"]
         # fairchem lifts `torch.no_grad` for the derivatives; nothing of their graph need outlive this call.
-        return {name: value.detach() for name, value in out.items()}
+        return out if torch.is_grad_enabled() else {name: value.detach() for name, value in out.items()}
 
-
-def _where_it_counts(name: str, vectors: torch.Tensor, data: Batch) -> torch.Tensor:
-    """``vectors`` (N, 3) in the rows that count for the target ``name``, zero in the others."""
-    rows = rows_of(data).get(name)
-    return vectors if rows is None else torch.where(rows.mask[:, None], vectors, vectors.new_zeros(()))
+    def predict(self, data: Batch, emb: dict[str, Any], asked: Asked) -> dict[str, torch.Tensor]:
+        """{energy: (B,), forces: (N, 3), stress: (B, 9)}."""
+        with torch.enable_grad():
+            energy = MLP_Energy_Head.forward(self, data, emb)["energy"]
+            by = {"forces": data.pos, "stress": emb["displacement"]}
+            by = {name: variable for name, variable in by.items() if name in asked}
+            found = torch.autograd.grad(energy.sum(), [*by.values()], create_graph=self.training) if by else ()
+        out, gradients = {"energy": energy}, dict(zip(by, found, strict=True))
+        if "forces" in gradients:
+            out["forces"] = where_it_counts(-gradients["forces"], asked["forces"])
+        if "stress" in gradients:
+            volume = torch.det(data.cell).abs()
+            out["stress"] = (gradients["stress"].view(-1, 3, 3) / volume.view(-1, 1, 1)).view(-1, 9)
+        return {name: out[name] for name in asked}

@@ -75,7 +75,9 @@ class Neighbours(NamedTuple):
     def of(cls, batch: Batch, search: Search, found: Found) -> Neighbours:
         """What a search found in a batch whose rows are listed already."""
         edge_index, *_ = found
-        of_atoms = {name: rows.mask for name, rows in rows_of(batch).items() if len(rows.mask) == len(batch.pos)}
+        of_atoms = {
+            name: rows.mask for name, rows in (rows_of(batch) or {}).items() if len(rows.mask) == len(batch.pos)
+        }
         incoming = {name: holding(mask[edge_index[1]], None) for name, mask in of_atoms.items()}
         return cls(search, *found, _checksum(batch), Degrees.of(edge_index, len(batch.pos)), incoming)
 

@@ -64,7 +64,7 @@ _FAMILIES = (
         backbones={_DENS: "dens_plugin.EquiformerV2DeNS", _PLAIN: "equiformer_v2_backbone"},
         heads={
             _DENS: {
-                "energy": "equiformerV2_scalar_head",
+                "energy": "dens_plugin.EnergyHead",
                 "forces": "dens_plugin.ForceHead",
                 "noise": "dens_plugin.NoiseHead",
             },
@@ -77,7 +77,7 @@ _FAMILIES = (
         backbones={_DENS: "dens_plugin.ESCNDeNS", _PLAIN: "escn_backbone"},
         heads={
             _DENS: {
-                "energy": "escn_energy_head",
+                "energy": "dens_plugin.ESCNEnergyHead",
                 "forces": "dens_plugin.ESCNForceHead",
                 "noise": "dens_plugin.ESCNNoiseHead",
             },

@@ -50,7 +50,11 @@ class Objective(ABC):
     def prepare(self, batch: Batch, rng: StructureRandom) -> Batch:
         """Corrupt a batch and list the rows that count; this is what the training loader calls."""
         prepared = self.corrupt(batch, rng)
-        prepared[ROWS] = {target: rows.listed() for target, rows in self.rows(prepared).items()}
+        rows = self.rows(prepared)
+        if "stress" in prepared:
+            every = torch.ones(prepared.num_graphs, dtype=torch.bool, device=prepared.pos.device)
+            rows = {"stress": Rows(every, every.sum()), **rows}
+        prepared[ROWS] = {output: its_rows.listed() for output, its_rows in rows.items()}
         return prepared
 
     @abstractmethod
@@ -59,7 +63,7 @@ class Objective(ABC):
 
     @abstractmethod
     def rows(self, batch: Batch) -> dict[str, Rows]:
-        """Target -> the rows that count. Targets that are not named count in full."""
+        """Output -> the rows that count. Outputs that are not named are not computed; stress counts in full."""
 
     def targets(self, batch: Batch) -> Outputs:
         """The normalised labels of `outputs`."""

@@ -220,10 +220,11 @@ class DeNSTrainer(DurableTrainer):
     def _compute_metrics(
         self, out: dict[str, torch.Tensor], batch: Batch, evaluator: Evaluator, metrics: dict | None = None
     ) -> dict:
-        if not rows_of(batch):
+        rows = rows_of(batch)
+        if rows is None:
             return super()._compute_metrics(out, batch, evaluator, metrics)
         metrics = metrics or {}
-        if len(rows_of(batch)["forces"].where()) > 0:  # fairchem cannot average over no atoms
+        if len(rows["forces"].where()) > 0:  # fairchem cannot average over no atoms
             metrics = self._host_metrics(out, batch, evaluator, metrics)
         physical = {name: self._denorm_preds(name, value.detach(), batch) for name, value in out.items()}
         for name, errors in self.objective.metrics(physical, batch).items():
@@ -256,8 +257,10 @@ class DeNSTrainer(DurableTrainer):
 
     def _host_term(self, name: str, info: dict[str, Any], out: dict[str, torch.Tensor], batch: Batch) -> Term:
         """A target of fairchem's own: its labels normalised as fairchem does."""
-        target, prediction, rows = batch[name], out[name], rows_of(batch)
+        target, prediction, rows = batch[name], out[name], (rows_of(batch) or {}).get(name)
         target = target.view(prediction.shape)
+        if rows is None or len(rows.mask) != len(target):  # fairchem gives three rows of stress for a structure
+            rows = self._evaluated_rows(name, target, batch)
         natoms = batch.natoms if len(target) == batch.num_graphs else batch.natoms[batch.batch]
         if name in self.elementrefs:
             target = self.elementrefs[name].dereference(target, batch)
@@ -268,7 +271,7 @@ class DeNSTrainer(DurableTrainer):
             info["fn"].loss_fn,
             prediction=prediction,
             target=target,
-            rows=rows[name] if name in rows else self._evaluated_rows(name, target, batch),
+            rows=rows,
             natoms=natoms,
         )
 

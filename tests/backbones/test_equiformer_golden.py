@@ -8,8 +8,8 @@ from torch_geometric.data import Batch, Data
 
 from dens_plugin.backbones.equiformer_flat import FlatEquiformerDeNS, channels
 from dens_plugin.backbones.equiformer_keys import is_authors, to_plugin_keys
-from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption, Rows
-from dens_plugin.testing import default_dtype
+from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption
+from dens_plugin.testing import default_dtype, rows_around
 
 CASES = ["normal", "denoise_mixed", "denoise_all"]
 
@@ -41,7 +41,7 @@ def batch_of(reference, case):
     batch = Batch.from_data_list([Data(pos=p, atomic_numbers=z, natoms=9) for p, z in columns])
     encoded = torch.where(mask[:, None], inputs["dy"].to(dtype), torch.zeros((), dtype=dtype))
     batch[CORRUPTION] = Corruption(mask, pos - inputs["pos"], torch.full((3,), inputs["std"]), encoded)
-    batch[ROWS] = {"forces": Rows(~mask, (~mask).sum()), NOISE: Rows(mask, mask.sum())}
+    batch[ROWS] = rows_around(mask, batch)
     return batch, mask
 
 

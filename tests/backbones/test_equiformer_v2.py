@@ -12,8 +12,8 @@ from torch_geometric.data import Batch, Data
 
 import dens_plugin
 from dens_plugin.backbones.key_map import to_plain_keys, to_plugin_keys
-from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption, Rows
-from dens_plugin.testing import BackboneContract, corrupted_batch, predict, random_batch
+from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption
+from dens_plugin.testing import BackboneContract, corrupted_batch, predict, random_batch, rows_around
 
 SMALL = {
     "max_neighbors": 500,
@@ -211,7 +211,7 @@ class TestGolden:
         batch = self.batch(reference, inputs[f"pos_{case}"])
         encoded = torch.where(mask[:, None], inputs["forces"], torch.zeros(()))
         batch[CORRUPTION] = Corruption(mask, inputs[f"noise_vec_{case}"], torch.full((3,), inputs["std"]), encoded)
-        batch[ROWS] = {"forces": Rows(~mask, (~mask).sum()), NOISE: Rows(mask, mask.sum())}
+        batch[ROWS] = rows_around(mask, batch)
         out = predict(model, batch)
         self.check(reference, f"denoise_{case}", out["energy"], torch.where(mask[:, None], out[NOISE], out["forces"]))
 

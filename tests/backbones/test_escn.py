@@ -17,7 +17,15 @@ from torch_geometric.data import Batch
 import dens_plugin
 from dens_plugin.backbones.key_map import to_plain_keys, to_plugin_keys
 from dens_plugin.fields import NOISE, ROWS, Rows
-from dens_plugin.testing import BackboneContract, assert_close, corrupted_batch, predict, random_batch, random_structure
+from dens_plugin.testing import (
+    BackboneContract,
+    assert_close,
+    corrupted_batch,
+    every_structure,
+    predict,
+    random_batch,
+    random_structure,
+)
 from dens_plugin.training.warm_start import warm_start
 
 SMALL = {
@@ -126,7 +134,7 @@ class TestHost:
         free = oc20.fixed == 0
         assert 0 < free.sum() < len(free)
         trained = copy.copy(oc20)
-        trained[ROWS] = {"forces": Rows(free, free.sum())}
+        trained[ROWS] = {"energy": every_structure(oc20), "forces": Rows(free, free.sum())}
         found, expected = predict(ours, trained), predict(host, oc20)
         assert_close(found["energy"], expected["energy"], 1e-5)
         assert_close(found["forces"][free], expected["forces"][free], 1e-5)

@@ -8,8 +8,8 @@ from torch_geometric.data import Batch, Data
 
 import dens_plugin
 from dens_plugin.backbones.key_map import to_plugin_keys
-from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption, Rows
-from dens_plugin.testing import predict
+from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption
+from dens_plugin.testing import predict, rows_around
 
 CASES = ["normal", "denoise_partial", "denoise_all"]
 
@@ -43,7 +43,7 @@ def batch_of(reference, case):
     )
     encoded = torch.where(mask[:, None], inputs["forces"], torch.zeros(()))
     batch[CORRUPTION] = Corruption(mask, pos - inputs["pos"], torch.full((3,), inputs["std"]), encoded)
-    batch[ROWS] = {"forces": Rows(~mask, (~mask).sum()), NOISE: Rows(mask, mask.sum())}
+    batch[ROWS] = rows_around(mask, batch)
     return batch, mask
 
 

@@ -27,7 +27,7 @@ BACKBONE = {
 }
 SCALE = 2.0  # eV and eV/Å, one for both: forces are gradients of the normalised energy
 HEADS = {
-    "direct": {"energy": {"module": "esen_mlp_energy_head"}, "forces": {"module": "dens_plugin.ESENForceHead"}},
+    "direct": {"energy": {"module": "dens_plugin.ESENEnergyHead"}, "forces": {"module": "dens_plugin.ESENForceHead"}},
     "gradient": {"energy": {"module": "dens_plugin.ESENGradientHead"}},
 }
 
