@@ -10,33 +10,34 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HeadInterface
 from torch import nn
 
+from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
 from dens_plugin.backbones.painn.model import PaiNN
-from dens_plugin.fields import NOISE, rows_of
+from dens_plugin.fields import NOISE
 from dens_plugin.nn.painn.layers import VectorOutput, perceptron
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
+    from dens_plugin.fields import Rows
+
 Features = dict[str, torch.Tensor]
 
 
 @registry.register_model("painn_dens_energy_head")
-class PaiNNEnergyHead(nn.Module, HeadInterface):
+class PaiNNEnergyHead(RowHead, nn.Module, HeadInterface):
     """The energy, a sum over atoms, in normalised units."""
 
-    output_name: ClassVar[str] = "energy"
+    level: ClassVar = "structure"
 
-    def __init__(self, backbone: PaiNN) -> None:
+    def __init__(self, backbone: PaiNN, output_name: str = "energy") -> None:
         super().__init__()
+        self.output_name = output_name
         channels = backbone.hidden_channels
         self.out_energy = perceptron(channels, channels // 2, 1)
 
-    def forward(self, data: Batch, emb: Features) -> dict[str, torch.Tensor]:
-        """{energy: (B,)}."""
-        return {"energy": self._energy(data, emb["scalars"])}
-
-    def _energy(self, data: Batch, scalars: torch.Tensor) -> torch.Tensor:
-        atoms = self.out_energy(scalars).squeeze(1)  # (N,)
+    def values(self, data: Batch, emb: Features, rows: Rows | None) -> torch.Tensor:
+        """(B,)."""
+        atoms = self.out_energy(emb["scalars"]).squeeze(1)  # (N,)
         return atoms.new_zeros(data.num_graphs).index_add(0, data.batch, atoms)
 
 
@@ -47,9 +48,10 @@ class PaiNNGradientHead(PaiNNEnergyHead):
     .. math:: F = -\partial E / \partial x
 
     at the positions that the model is given, encoded forces being constants. The normalisers of energy and forces must
-    have one ``stdev``.
+    have one ``stdev``. A batch that asks for energies alone gets no gradient.
     """
 
+    output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
     forces_are_gradients: ClassVar[bool] = True
 
     def __init__(self, backbone: PaiNN) -> None:
@@ -61,18 +63,20 @@ class PaiNNGradientHead(PaiNNEnergyHead):
                 "true unless the weights are fairchem's."
             )
 
-    def forward(self, data: Batch, emb: Features) -> dict[str, torch.Tensor]:
+    def predict(self, data: Batch, emb: Features, asked: Asked) -> dict[str, torch.Tensor]:
         """{energy: (B,), forces: (N, 3)}."""
         is_training, positions = torch.is_grad_enabled(), emb["positions"]
         with torch.enable_grad():
-            energy = self._energy(data, emb["scalars"])
-            total = energy.sum() + 0 * positions.sum()  # a graph without edges has no other way to positions
-            (gradient,) = torch.autograd.grad(total, positions, create_graph=is_training)
-        forces = _where_it_counts("forces", -gradient, data)
-        return {"energy": energy if is_training else energy.detach(), "forces": forces}
+            energy = self.values(data, emb, None)
+            out = {"energy": energy if is_training else energy.detach()}
+            if "forces" in asked:
+                total = energy.sum() + 0 * positions.sum()  # a graph without edges has no other way to positions
+                (gradient,) = torch.autograd.grad(total, positions, create_graph=is_training)
+                out["forces"] = where_it_counts(-gradient, asked["forces"])
+        return {name: out[name] for name in asked}
 
 
-class _VectorHead(nn.Module, HeadInterface):
+class _VectorHead(RowHead, nn.Module, HeadInterface):
     """A vector per atom, zero where it does not count; it is cheap enough to be computed for all."""
 
     def __init__(self, backbone: PaiNN, output_name: str) -> None:
@@ -80,10 +84,9 @@ class _VectorHead(nn.Module, HeadInterface):
         self.output_name = output_name
         self.out_forces = VectorOutput(backbone.hidden_channels)
 
-    def forward(self, data: Batch, emb: Features) -> dict[str, torch.Tensor]:
-        """{output_name: (N, 3)} in normalised units."""
-        vectors = self.out_forces(emb["scalars"], emb["vectors"])
-        return {self.output_name: _where_it_counts(self.output_name, vectors, data)}
+    def values(self, data: Batch, emb: Features, rows: Rows | None) -> torch.Tensor:
+        """(N, 3)."""
+        return self.out_forces(emb["scalars"], emb["vectors"])
 
 
 @registry.register_model("painn_dens_force_head")
@@ -98,16 +101,8 @@ class PaiNNForceHead(_VectorHead):
 class PaiNNNoiseHead(_VectorHead):
     """A second vector head, for the noise of the corrupted atoms in units of its scale; does not run at inference."""
 
+    auxiliary: ClassVar[bool] = True
+
     def __init__(self, backbone: PaiNN, output_name: str = NOISE) -> None:
         with torch.random.fork_rng(devices=[]):  # heads built after this one start as in a model without DeNS
             super().__init__(backbone, output_name)
-
-    def forward(self, data: Batch, emb: Features) -> dict[str, torch.Tensor]:
-        """{output_name: (N, 3)}, or nothing where no noise is asked for."""
-        return super().forward(data, emb) if self.output_name in rows_of(data) else {}
-
-
-def _where_it_counts(name: str, vectors: torch.Tensor, data: Batch) -> torch.Tensor:
-    """``vectors`` (N, 3) in the rows that count for the target ``name``, zero in the others."""
-    rows = rows_of(data).get(name)
-    return vectors if rows is None else torch.where(rows.mask[:, None], vectors, vectors.new_zeros(()))
