@@ -10,9 +10,10 @@ from fairchem.core.common.registry import registry
 
 import dens_plugin.data.oc22
 import dens_plugin.training.trainer
-from dens_plugin.checks.config import require_meant
+from dens_plugin.checks.names import require_known_names
 from dens_plugin.checks.objective import objective_from_config
 from dens_plugin.checks.preflight import require_model
+from dens_plugin.checks.schema import require_known_keys
 from dens_plugin.cluster.sweeps import read_entries
 
 SWEEPS = sorted((CONFIGS / "sweep").glob("*.yml"))
@@ -22,7 +23,8 @@ WHOLE = ("sweep", "experiment", "relaxation")  # folders of files that are used 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=name_of)
 def test_experiment_builds(path):
     config = read(path)
-    require_meant(config)
+    require_known_keys(config)
+    require_known_names(config)
     assert issubclass(registry.get_trainer_class(config["trainer"]), dens_plugin.DeNSTrainer)
     require_model(model_of(config), objective_from_config(config))
 

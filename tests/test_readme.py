@@ -12,8 +12,8 @@ from fairchem.core.common.flags import flags
 
 import dens_plugin
 from dens_plugin import cli
+from dens_plugin.checks.options import require_overrides
 from dens_plugin.objectives.dens import DeNS
-from dens_plugin.training.launch import require_overrides
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

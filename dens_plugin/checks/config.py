@@ -1,103 +1,69 @@
-"""A config's names and numbers, looked at before anything is built.
+"""A whole config, looked at before anything is built: `require_sound`.
 
-fairchem meets most mistakes with a traceback, and misspelt keys not at all.
+What is wrong with one of its settings is a line that names the setting, where fairchem has a traceback from the middle
+of a run, or nothing. The parts are `schema` (keys), `names`, `optim`, `objective`, `model` and `dataset`.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from fairchem.core.common.registry import registry
-from torch.optim import lr_scheduler
+from fairchem.core.common.utils import setup_imports
 
-from dens_plugin.checks.optim import OPTIM_KEYS
-from dens_plugin.settings import mapping, number, suggestion
+from dens_plugin import compat
+from dens_plugin.checks.dataset import require_distinct, require_files, require_normalizers
+from dens_plugin.checks.files import ConfigFile
+from dens_plugin.checks.model import require_known_model
+from dens_plugin.checks.names import require_known_names
+from dens_plugin.checks.objective import objective_from_config
+from dens_plugin.checks.optim import require_numbers, require_optim
+from dens_plugin.checks.schema import require_known_keys
+from dens_plugin.data.oc22_references import require_references
+from dens_plugin.settings import mapping
 
-_TOP = """
-    trainer dataset model task optim outputs loss_functions evaluation_metrics logger slurm includes mode identifier
-    timestamp_id seed is_debug run_dir print_every amp checkpoint cpu submit summit world_size distributed_backend
-    gp_gpus name note noddp hide_eval_progressbar skip_experimental_imports gpus local_rank
-""".split()  # noqa: SIM905  (a list of forty literals would fill the page)
-_TASK = """
-    objective warm_start predict_fixed_atoms prediction_dtype dataset eval_relaxations num_relaxation_batches relax
-    relax_cell relax_volume relaxation_fmax relaxation_steps relax_opt relax_dataset save_full_traj
-    set_deterministic_scatter strict_load write_pos primary_metric train_on_free_atoms eval_on_free_atoms description
-    type metric labels grad_input
-""".split()  # noqa: SIM905
-_KNOWN = {"the config": _TOP, "task": _TASK, "optim": OPTIM_KEYS}
-_WHOLE = ("batch_size", "eval_batch_size", "max_epochs")
-_ALIKE = 0.8  # of 1: how near a name must be to a known one to be taken for a slip
+_NEEDED = ("dataset", "model", "optim")
+_SPLITS = ("train", "val", "test")
 
 
-def require_meant(config: Mapping[str, Any]) -> None:
-    """Raise ValueError for a slip in a key, an unknown class, or a number that cannot be meant.
+def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -> None:
+    """Look at what needs no model and no data, in this process: errors of workers are hard to read.
 
-    Keys that resemble none of the known ones pass, since fairchem's blocks are open to other code.
+    Args:
+        config: as the command line has it.
+        files: that it was made of, where they are known.
+
+    Raises:
+        FileNotFoundError: for a path in the config that does not exist.
+        ValueError: for a config that cannot be meant.
     """
-    optim = mapping(config["optim"], "optim")
-    for where, keys in (("the config", config), ("task", config.get("task") or {}), ("optim", optim)):
-        _refuse_slips(keys, _KNOWN[where], where)
-    for key in ("identifier", "timestamp_id"):
-        require_name(config.get(key) or "", key)
-    _require_registered(config)
-    _require_classes(optim)
-    for key in _WHOLE:
-        if key in optim:
-            _require_positive(optim[key], f"optim.{key}", whole=True)
-    _require_positive(optim.get("lr_initial"), "optim.lr_initial", whole=False)
-    if optim.get("clip_grad_norm") is not None:
-        _require_positive(optim["clip_grad_norm"], "optim.clip_grad_norm", whole=False)
-    for key, lowest in (("eval_every", 1), ("checkpoint_every", 1), ("num_workers", 0)):
-        value = optim.get(key, lowest)
-        is_never = key == "checkpoint_every" and value == -1
-        if not is_never and (not isinstance(value, int) or isinstance(value, bool) or value < lowest):
-            raise ValueError(f"optim.{key} must be a whole number of at least {lowest}, got {value!r}")
-    if optim.get("ema_decay") and not 0 < number(optim["ema_decay"], "optim.ema_decay") < 1:
-        raise ValueError(f"optim.ema_decay must be between 0 and 1, got {optim['ema_decay']!r}")
-
-
-def require_name(name: Any, where: str) -> None:
-    """Raise ValueError for a name of a run that cannot be part of the name of a folder and of a line of a log."""
-    if "/" in str(name) or not str(name).isprintable():
-        raise ValueError(f"{where} {name!r} names folders: leave out slashes, line breaks and other control characters")
-
-
-def _refuse_slips(keys: Iterable[str], known: list[str], where: str) -> None:
-    for key in keys:
-        near = difflib.get_close_matches(str(key), known, n=1, cutoff=_ALIKE)
-        if key not in known and near:
-            raise ValueError(f"unknown key '{key}' in {where}; did you mean '{near[0]}'?")
-
-
-def _require_registered(config: Mapping[str, Any]) -> None:
-    _look_up(registry.get_trainer_class, config.get("trainer", "ocp"), "trainer")
-    logger = config.get("logger", "wandb")
-    _look_up(registry.get_logger_class, logger["name"] if isinstance(logger, Mapping) else logger, "logger")
-    datasets = config["dataset"] if isinstance(config["dataset"], Mapping) else {}
+    missing = [key for key in _NEEDED if key not in config]
+    if missing:
+        raise ValueError(f"the config has no `{missing[0]}` block; see configs/experiment for examples")
+    setup_imports(config)
+    require_known_keys(config, files)
+    require_known_names(config)
+    require_numbers(mapping(config["optim"], "optim"))
+    is_ours = registry.get_trainer_class(config.get("trainer", "ocp")).__module__.startswith("dens_plugin.")
+    if is_ours:
+        require_optim(config["optim"])
+        objective_from_config(config)
+    require_known_model(config["model"])
+    datasets = dict(_datasets(config["dataset"]))
     for split, dataset in datasets.items():
-        if isinstance(dataset, Mapping) and "format" in dataset:
-            _look_up(registry.get_dataset_class, dataset["format"], f"dataset.{split}.format")
+        require_normalizers(dataset.get("transforms"), f"dataset.{split}.transforms")
+        require_files(dataset, split)
+    require_distinct(datasets)
+    if is_ours:
+        require_references(datasets)
+    if (config.get("task") or {}).get("warm_start"):
+        compat.load_checkpoint(config["task"]["warm_start"], on_demand=True)
 
 
-def _look_up(find: Callable[[str], type], name: Any, key: str) -> None:
-    kind = key.rpartition(".")[2].replace("format", "dataset")
-    try:
-        find(str(name))
-    except RuntimeError as error:
-        known = registry.mapping[f"{kind}_name_mapping"]
-        raise ValueError(f"unknown {key} '{name}'; {suggestion(str(name), known)}") from error
-
-
-def _require_classes(optim: Mapping[str, Any]) -> None:
-    for key, module, extra in (("optimizer", torch.optim, ()), ("scheduler", lr_scheduler, ("Null",))):
-        offered = {*extra, *(name for name, value in vars(module).items() if isinstance(value, type))}
-        if key in optim and optim[key] not in offered:
-            raise ValueError(f"unknown optim.{key} '{optim[key]}'; {suggestion(str(optim[key]), offered)}")
-
-
-def _require_positive(value: Any, key: str, *, whole: bool) -> None:
-    if not number(value, key) > 0 or (whole and not isinstance(value, int)):
-        raise ValueError(f"{key} must be a {'whole ' if whole else ''}number above 0, got {value!r}")
+def _datasets(block: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The splits of a config's ``dataset``, a mapping or, in older configs, a list."""
+    splits = dict(zip(_SPLITS, block, strict=False)) if isinstance(block, list) else mapping(block, "dataset")
+    for name in _SPLITS:
+        if splits.get(name):
+            yield name, mapping(splits[name], f"dataset.{name}")

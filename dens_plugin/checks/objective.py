@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import dens_plugin.objectives
+from dens_plugin.checks.optim import without_nulls
 from dens_plugin.objectives.base import Objective
 from dens_plugin.settings import mapping, reject_unknown, suggestion
 
@@ -29,7 +30,7 @@ def objective_from_config(config: Mapping[str, Any]) -> Objective:
     Raises:
         ValueError: for no objective, two of them, an unknown one or an impossible setting, naming the key.
     """
-    task, optim = config.get("task") or {}, config.get("optim") or {}
+    task, optim = config.get("task") or {}, without_nulls(config.get("optim") or {})
     ours, authors = "objective" in task, "use_denoising_pos" in optim
     if ours and authors:
         raise ValueError("both task.objective and optim.use_denoising_pos are set; keep one of them")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +10,6 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from fairchem.core.models.base import HydraModel
 
-from dens_plugin.data.lmdb_file import require_whole_lmdb
 from dens_plugin.data.records import Limits
 from dens_plugin.data.structures import Structure, from_data
 from dens_plugin.nn.equiformer.embedding import AtomEmbedding
@@ -24,39 +22,6 @@ if TYPE_CHECKING:
     from dens_plugin.objectives.base import Objective
 
 _FAR = 100.0  # standard deviations
-_LMDB_FORMATS = ("lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
-
-
-def require_files(dataset: Mapping[str, Any], split: str) -> None:
-    """Raise for a data set of which the path does not exist or an LMDB was cut short.
-
-    Raises:
-        FileNotFoundError: naming the path and the config key.
-        ValueError: naming a truncated file.
-    """
-    sources = dataset.get("src") or []
-    for source in [sources] if isinstance(sources, str) else sources:
-        if not Path(source).exists():
-            raise FileNotFoundError(f"dataset.{split}.src: there is no '{source}'; set it to a data set's path")
-        if dataset.get("format", "lmdb") in _LMDB_FORMATS:
-            require_whole_lmdb(source)
-
-
-def require_distinct(datasets: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise ValueError if two splits name the same LMDB, which can be opened only once in a process."""
-    seen: dict[Path, str] = {}
-    for split, dataset in datasets.items():
-        if dataset.get("format", "lmdb") not in _LMDB_FORMATS:
-            continue
-        sources = dataset.get("src") or []
-        for source in [sources] if isinstance(sources, str) else sources:
-            path = Path(source).resolve()
-            if path in seen:
-                raise ValueError(
-                    f"dataset.{seen[path]}.src and dataset.{split}.src are both '{source}', and LMDB opens a file "
-                    "only once in a process; give one of them a copy, or leave it out"
-                )
-            seen[path] = split
 
 
 def require_scales(normalizers: Mapping[str, Any]) -> None:

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config
 
+import dens_plugin.training.trainer  # noqa: F401
 from dens_plugin import compat
+from dens_plugin.checks.config import require_sound
+from dens_plugin.checks.files import config_files
 from dens_plugin.cluster.sites import Shape, Site, sbatch_options
 from dens_plugin.cluster.sweeps import Entry
-from dens_plugin.training import launch
 
 _PYTHON = {"true": "True", "false": "False", "null": "None"}
 # Top-level settings that a run's name, size and seed decide.
@@ -87,7 +89,7 @@ def plan(entries: Sequence[Entry], site: Site, wish: Wish) -> list[Run]:
                     "of them a `name` in a sweep file"
                 )
             runs[run.name] = run
-        _require_sound(run.config)  # seeds make no difference to it
+        _require_sound(run.config, entry.config)  # seeds make no difference to it
     return list(runs.values())
 
 
@@ -146,10 +148,10 @@ def _override(text: str) -> str:
     return f"--{key}={_PYTHON.get(value, value)}"
 
 
-def _require_sound(config: Mapping[str, Any]) -> None:
+def _require_sound(config: Mapping[str, Any], path: Path) -> None:
     if config["checkpoint"] is not None:
         compat.load_checkpoint(config["checkpoint"], on_demand=True)
-    launch.require_sound(config)
+    require_sound(config, config_files(path))
 
 
 def _first(*values: int | None) -> int:

@@ -23,10 +23,13 @@ from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, new_trainer_context
 from fairchem.core.datasets.base_dataset import Subset
 
+import dens_plugin.training.trainer  # noqa: F401
 from dens_plugin import compat
+from dens_plugin.checks.config import require_sound
+from dens_plugin.checks.files import config_files
+from dens_plugin.checks.options import require_overrides
 from dens_plugin.probe.batch_fit import Measured, largest_within, line_through, measure_up_to
 from dens_plugin.probe.memory import Meter, bytes_of, is_out_of_memory, meter_of
-from dens_plugin.training.launch import require_overrides, require_sound
 
 if TYPE_CHECKING:
     from fairchem.core.trainers import OCPTrainer
@@ -101,7 +104,7 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     overrides = [f"--{text}" for text in args.set] + [f"--dataset.{split}=None" for split in ("val", "test", "relax")]
     require_overrides(overrides, parser)
     config = build_config(parser.parse_args(options), overrides)
-    require_sound(config)
+    require_sound(config, config_files(args.config_yml))
     if not (config["dataset"].get("train") or {}).get("src"):
         raise ValueError("there are no training structures to probe with; give --set dataset.train.src=DIR")
     return config

@@ -19,7 +19,8 @@ import torch
 from fairchem.core.common import distutils, gp_utils
 from tqdm import tqdm
 
-from dens_plugin.checks.preflight import limits_of, require_files
+from dens_plugin.checks.dataset import require_files
+from dens_plugin.checks.preflight import limits_of
 from dens_plugin.relaxation.folder import RESULT, RelaxationFolder
 from dens_plugin.relaxation.inputs import Entry, Inputs, gather_inputs, without_labels
 from dens_plugin.relaxation.minimiser import NOT_FINITE, OUT_OF_MEMORY, outcomes

@@ -13,7 +13,8 @@ from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
 from tqdm import tqdm
 
-from dens_plugin.checks.preflight import limits_of, require_files
+from dens_plugin.checks.dataset import require_files
+from dens_plugin.checks.preflight import limits_of
 from dens_plugin.data.records import LABELS, CheckedDataset
 from dens_plugin.fields import free_atoms
 from dens_plugin.inference.calculator import load_calculator

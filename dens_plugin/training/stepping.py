@@ -15,7 +15,7 @@ from fairchem.core.common import distutils
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from torch.nn.parallel import DistributedDataParallel
 
-from dens_plugin.checks.optim import require_optim
+from dens_plugin.checks.optim import require_optim, without_nulls
 from dens_plugin.settings import with_numbers
 from dens_plugin.training.bad_steps import BadSteps, NonFiniteGradientError, bad_steps_allowed, clip_gradients
 from dens_plugin.training.interruption import Interruption, wait_for_others, workers_let_go
@@ -43,7 +43,7 @@ class SteppingTrainer(EquiformerV2ForcesTrainer):
 
     def load(self, inference_only: bool) -> None:
         """Read the options, then everything else."""
-        self.config["optim"] = with_numbers(self.config["optim"])
+        self.config["optim"] = without_nulls(with_numbers(self.config["optim"]))
         if not inference_only:
             require_optim(self.config["optim"])
         self._autocast_dtype = autocast_dtype(self.config)

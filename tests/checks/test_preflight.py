@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import dens_plugin
-from dens_plugin.checks.optim import require_normalizers
+from dens_plugin.checks.dataset import require_normalizers
 from dens_plugin.checks.preflight import limits_of, require_edges, require_fitting_scales
 from dens_plugin.data.records import CheckedDataset, Limits
 from dens_plugin.testing import random_structure

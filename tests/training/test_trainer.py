@@ -13,7 +13,7 @@ from samples import PLAIN_MODEL, write_lmdb
 from torch_geometric.data import Batch, Data
 
 from dens_plugin.backbones.key_map import to_plain_keys
-from dens_plugin.checks.preflight import require_distinct
+from dens_plugin.checks.dataset import require_distinct
 from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption, rows_of
 from dens_plugin.testing import random_structure
 from dens_plugin.training.history import FILE_NAME, read_history

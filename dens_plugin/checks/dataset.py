@@ -1,0 +1,67 @@
+"""The files and normalisers of a config's data sets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dens_plugin.checks.optim import finite
+from dens_plugin.data.lmdb_file import require_whole_lmdb
+from dens_plugin.settings import mapping, reject_unknown
+
+_LMDB_FORMATS = ("lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
+_NORMALIZER_KEYS = ("mean", "rmsd", "stdev", "file")
+_FOR_ALL_TARGETS = ("file", "fit")  # keys of ``normalizer`` that are no target's
+
+
+def require_files(dataset: Mapping[str, Any], split: str) -> None:
+    """Raise for a data set of which the path does not exist or an LMDB was cut short.
+
+    Raises:
+        FileNotFoundError: naming the path and the config key.
+        ValueError: naming a truncated file.
+    """
+    sources = dataset.get("src") or []
+    for source in [sources] if isinstance(sources, str) else sources:
+        if not Path(source).exists():
+            raise FileNotFoundError(f"dataset.{split}.src: there is no '{source}'; set it to a data set's path")
+        if dataset.get("format", "lmdb") in _LMDB_FORMATS:
+            require_whole_lmdb(source)
+
+
+def require_distinct(datasets: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise ValueError if two splits name the same LMDB, which can be opened only once in a process."""
+    seen: dict[Path, str] = {}
+    for split, dataset in datasets.items():
+        if dataset.get("format", "lmdb") not in _LMDB_FORMATS:
+            continue
+        sources = dataset.get("src") or []
+        for source in [sources] if isinstance(sources, str) else sources:
+            path = Path(source).resolve()
+            if path in seen:
+                raise ValueError(
+                    f"dataset.{seen[path]}.src and dataset.{split}.src are both '{source}', and LMDB opens a file "
+                    "only once in a process; give one of them a copy, or leave it out"
+                )
+            seen[path] = split
+
+
+def require_normalizers(transforms: Any, where: str) -> None:
+    """Raise ValueError for a ``normalizer`` among the ``transforms`` of a data set that cannot be meant."""
+    block = mapping(mapping(transforms or {}, where).get("normalizer") or {}, f"{where}.normalizer")
+    for target in block.keys() - set(_FOR_ALL_TARGETS):
+        key = f"{where}.normalizer.{target}"
+        values = mapping(block[target], key)
+        reject_unknown(values, _NORMALIZER_KEYS, key)
+        numbers = sorted(values.keys() - {"file"})
+        if values.get("file") is not None and any(values[name] is not None for name in numbers):
+            raise ValueError(
+                f"{key} has both a file and {', '.join(numbers)}, perhaps of an included config, and fairchem would "
+                "take the file alone: set one of them to null"
+            )
+        for name in numbers:
+            if values[name] is None:
+                continue
+            finite(values[name], f"{key}.{name}", least=-math.inf)

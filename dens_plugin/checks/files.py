@@ -1,0 +1,80 @@
+"""The files of a config, looked at before fairchem reads them: each a block of settings, each found, none twice.
+
+Only YAML is needed for it, so that a slip in a path is told at once.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from dens_plugin.settings import suggestion
+
+INCLUDES = "includes"
+
+
+class ConfigFile(NamedTuple):
+    """A file of a config and the settings in it, without those of the files that it includes."""
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    def has(self, keys: Sequence[str | int]) -> bool:
+        """Whether a setting, named block by block, stands in this file."""
+        try:
+            functools.reduce(operator.getitem, keys, self.settings)
+        except (KeyError, IndexError, TypeError):
+            return False
+        return True
+
+
+def config_files(path: Path) -> list[ConfigFile]:
+    """A config's own file, and all that it includes.
+
+    Raises:
+        FileNotFoundError: for a file that is not there.
+        ValueError: for one that holds no settings, or whose ``includes`` are no list of files.
+    """
+    return list(_walk(Path(path), by=()))
+
+
+def _walk(path: Path, by: tuple[Path, ...]) -> Iterator[ConfigFile]:
+    included = f", which {by[-1]} includes" if by else ""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no config file '{path}'{included}{_neighbour(path)}")
+    if path.resolve() in [other.resolve() for other in by]:
+        raise ValueError(f"the config file '{path}' includes itself, by way of {by[-1]}: leave one of them out")
+    settings = _settings(path, included)
+    yield ConfigFile(path, {key: value for key, value in settings.items() if key != INCLUDES})
+    names = settings.get(INCLUDES, [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        example = names if isinstance(names, str) else "common.yml"
+        raise ValueError(f"`includes` of '{path}' must be a list of files, as `includes: [{example}]`; got {names!r}")
+    for name in names:
+        yield from _walk(path.parent / name, (*by, path))
+
+
+def _settings(path: Path, included: str) -> Mapping[str, Any]:
+    try:
+        settings = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"the config file '{path}'{included} is no YAML: {error}") from error
+    if settings is None:
+        raise ValueError(f"the config file '{path}'{included} is empty; configs/experiment has examples")
+    if not isinstance(settings, Mapping):
+        raise ValueError(
+            f"the config file '{path}'{included} must hold blocks of `key: value` lines, got {str(settings)[:60]!r}"
+        )
+    return settings
+
+
+def _neighbour(path: Path) -> str:
+    """A file of nearly this name in the same folder."""
+    names = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+    hint = suggestion(path.name, names)
+    return f"; {hint}" if "did you mean" in hint else ""

@@ -1,0 +1,1 @@
+from run_fixtures import build, config, data  # noqa: F401

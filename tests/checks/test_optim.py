@@ -1,0 +1,70 @@
+"""``optim``: null drops a key of an included schedule, and numbers that cannot be meant."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from dens_plugin.checks.optim import require_optim, without_nulls
+
+PLATEAU = {
+    "scheduler": "ReduceLROnPlateau",
+    "scheduler_params": {
+        **dict.fromkeys(("lambda_type", "warmup_epochs", "warmup_factor", "lr_min_factor")),
+        "factor": 0.5,
+        "patience": 1,
+    },
+}
+MULTISTEP = {
+    "scheduler_params": {
+        "lambda_type": "multistep",
+        "warmup_epochs": 0.5,
+        "warmup_factor": 0.2,
+        "lr_min_factor": None,
+        "decay_epochs": [1, 2],
+        "decay_rate": 0.5,
+    }
+}
+
+
+@pytest.mark.parametrize("schedule", [PLATEAU, MULTISTEP], ids=["plateau", "multistep"])
+def test_null_drops_an_inherited_key(config, build, schedule):
+    """As merged from an included cosine schedule and a file that takes another; down to a finished run."""
+    config = copy.deepcopy(config)
+    config["optim"] |= {**schedule, "max_epochs": 1, "ema_decay": None, "eval_every": 3}
+    require_optim(config["optim"])
+    trainer = build(config)
+    assert None not in trainer.config["optim"]["scheduler_params"].values()
+    trainer.train(disable_eval_tqdm=True)
+    assert trainer.step > 0
+
+
+def test_without_nulls_keeps_everything_else():
+    given = {"a": None, "b": {"c": None, "d": 0}, "e": [None], "f": False}
+    assert without_nulls(given) == {"b": {"d": 0}, "e": [None], "f": False}
+    assert given["b"] == {"c": None, "d": 0}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("scheduler_params", None, "optim lacks `scheduler_params`"),
+        ("batch_size", 0, "optim.batch_size must be a whole number above 0, got 0"),
+        ("batch_size", True, "optim.batch_size must be a number, got True"),
+        ("max_epochs", 1.5, "optim.max_epochs must be a whole number above 0, got 1.5"),
+        ("lr_initial", -1, "optim.lr_initial must be a number above 0, got -1"),
+        ("eval_every", 0, "optim.eval_every must be a whole number of at least 1, got 0"),
+        ("accumulate_steps", 0, "optim.accumulate_steps must be a whole number of at least 1, got 0"),
+        ("keep_checkpoints", True, "optim.keep_checkpoints must be a whole number of at least 1, got True"),
+        ("max_bad_steps", -1, "optim.max_bad_steps must be a whole number of at least 0, got -1"),
+        ("ema_decay", 1.0, "optim.ema_decay must be between 0 and 1, got 1.0"),
+    ],
+)
+def test_numbers(config, key, value, message):
+    with pytest.raises(ValueError, match=message):
+        require_optim(config["optim"] | {key: value})
+
+
+def test_minus_one_never_saves(config):
+    require_optim(config["optim"] | {"checkpoint_every": -1})
