@@ -18,14 +18,14 @@ from torch import nn
 from dens_plugin.checks.preflight import limits_of
 from dens_plugin.compat import load_checkpoint, prepare_host
 from dens_plugin.data.molecules.manifest import ORIGIN, Origin
+from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import References
 
 
 class DeNSCalculator(OCPCalculator):
     """fairchem's calculator, which refuses structures that its model cannot mean.
 
-    Where `dens data molecules` subtracted a reference energy from all training energies, it is added again for
-    structures of the same composition; others have none.
+    Energies are those of the files that the training data came from: `PhysicalEnergies` adds what was subtracted.
 
     Args:
         **kwargs: as fairchem's.
@@ -35,6 +35,7 @@ class DeNSCalculator(OCPCalculator):
         super().__init__(**kwargs)
         known = self.config.get(ORIGIN)
         self._origin = None if known is None else Origin(**known)
+        self._physical = PhysicalEnergies.of(self.config, self.trainer.normalizers, self.trainer.elementrefs)
         self._warned: set[str] = set()
 
     def calculate(self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]) -> None:
@@ -62,8 +63,8 @@ class DeNSCalculator(OCPCalculator):
             raise ValueError("the structure is periodic and its cell has no volume: give it one, or set pbc to False")
         self._require_references(atoms)
         super().calculate(atoms, properties, system_changes)
-        if self._origin is not None:
-            self.results["energy"] = float(self.results["energy"]) + (self._origin.reference_of(atoms.numbers) or 0.0)
+        if "energy" in self.results:
+            self.results["energy"] = float(self.results["energy"]) + self._physical.missing(atoms.numbers)
 
     def _warn_of_unseen(self, atoms: Atoms) -> None:
         """Say once of every element that there was none of it in training."""

@@ -71,6 +71,10 @@ class Outcome(NamedTuple):
     steps: int
     frames: list[Frame]
 
+    def shifted(self, energy: float) -> Outcome:
+        """The same with a constant (eV) added to all energies."""
+        return self._replace(frames=[frame._replace(energy=frame.energy + energy) for frame in self.frames])
+
 
 def outcomes(structures: Sequence[Data], potential: Potential, settings: RelaxationSettings) -> Iterator[Outcome]:
     """Relax structures together, in halves where memory runs out, each handed over as soon as it is done.

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from dens_plugin.checks.dataset import require_files
 from dens_plugin.checks.preflight import limits_of
+from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.relaxation.folder import RESULT, RelaxationFolder
 from dens_plugin.relaxation.inputs import Entry, Inputs, gather_inputs, without_labels
 from dens_plugin.relaxation.minimiser import NOT_FINITE, OUT_OF_MEMORY, outcomes
@@ -54,11 +55,12 @@ def require_relaxable(config: Mapping[str, Any]) -> None:
     RelaxationSettings.from_config(config)
 
 
-def relax(trainer: OCPTrainer) -> Path:
+def relax(trainer: OCPTrainer, physical: PhysicalEnergies | None = None) -> Path:
     """Relax every structure of ``dataset.relax.src``; the same command goes on with what an earlier one left undone.
 
     Args:
         trainer: with the weights of a checkpoint and its ``relax_dataset``.
+        physical: what is added to energies that are written; nothing by default.
 
     Returns:
         The folder with ``relaxed.npz`` (`Relaxations`), a record per structure and, where asked for, trajectories.
@@ -67,6 +69,7 @@ def relax(trainer: OCPTrainer) -> Path:
         ValueError: before compute is spent, for settings or structures that cannot be relaxed, or a folder that belongs
             to another relaxation.
     """
+    physical = PhysicalEnergies(None) if physical is None else physical
     settings = RelaxationSettings.from_config(trainer.config)
     if gp_utils.initialized():
         raise ValueError("relaxations are shared out by structures, not by atoms; leave out --gp-gpus")
@@ -74,8 +77,16 @@ def relax(trainer: OCPTrainer) -> Path:
     entries = gather_inputs(trainer.relax_dataset)
     inputs = _on_first_rank(lambda: _checked_inputs(trainer, entries), device)
     with model_potential(trainer) as potential:
-        folder, undone = _on_first_rank(lambda: _opened(trainer, settings, inputs, potential), device)
-        relax_structures(trainer.relax_dataset, inputs, undone, potential=potential, settings=settings, folder=folder)
+        folder, undone = _on_first_rank(lambda: _opened(trainer, settings, inputs, potential, physical), device)
+        relax_structures(
+            trainer.relax_dataset,
+            inputs,
+            undone,
+            potential=potential,
+            settings=settings,
+            folder=folder,
+            physical=physical,
+        )
     folder.wait(inputs.names)
     distutils.synchronize()
     _on_first_rank(lambda: _conclude(trainer, folder, inputs), device)
@@ -90,6 +101,7 @@ def relax_structures(
     potential: Potential,
     settings: RelaxationSettings,
     folder: RelaxationFolder,
+    physical: PhysicalEnergies,
 ) -> None:
     """Relax this rank's share and write each structure when it is done.
 
@@ -100,6 +112,7 @@ def relax_structures(
         potential: energies and forces.
         settings: of the optimizer, and the batch size.
         folder: for the results.
+        physical: what is added to energies that are written.
     """
     rank, world_size = distutils.get_rank(), distutils.get_world_size()
     batches = inputs.batches(undone, rank, world_size, settings.batch_size)
@@ -111,6 +124,7 @@ def relax_structures(
             for outcome in outcomes(list(structures.values()), potential, settings):
                 name = names[id(outcome.structure)]
                 _warn_of_failure(name, outcome.status, len(outcome.structure.pos))
+                outcome = outcome.shifted(physical.missing(outcome.structure.atomic_numbers.tolist()))
                 record = record_of(name, outcome, sources[name])
                 folder.write(record, outcome, with_frames=settings.trajectory != "none")
                 progress.update()
@@ -129,10 +143,16 @@ def _checked_inputs(trainer: OCPTrainer, entries: list[Entry]) -> Inputs:
 
 
 def _opened(
-    trainer: OCPTrainer, settings: RelaxationSettings, inputs: Inputs, potential: ModelPotential
+    trainer: OCPTrainer,
+    settings: RelaxationSettings,
+    inputs: Inputs,
+    potential: ModelPotential,
+    physical: PhysicalEnergies,
 ) -> tuple[RelaxationFolder, set[str]]:
     """The folder, and the names of the structures that it has no result of."""
     everything = {**settings.identity, "seed": potential.seed}
+    if physical.known:
+        everything["energies"] = "physical"  # earlier versions wrote them without the reference
     manifest = {"settings": everything, "model": potential.identity(), "data": inputs.identity()}
     text = json.dumps(manifest, sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=5).hexdigest()

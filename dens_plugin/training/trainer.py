@@ -30,6 +30,7 @@ from dens_plugin.checks.preflight import (
     require_scales,
 )
 from dens_plugin.data.molecules.manifest import with_origin
+from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import with_element_references
 from dens_plugin.data.records import LABELS, CheckedDataset
 from dens_plugin.fields import Rows, free_atoms, rows_of
@@ -195,9 +196,37 @@ class DeNSTrainer(DurableTrainer):
             loader.collate_fn = NeighbourCollater(loader.collate_fn, self._search)
         return loader
 
+    def predict(
+        self,
+        data: DataLoader | Batch,
+        per_image: bool = True,
+        results_file: str | None = None,
+        disable_tqdm: bool = False,
+    ) -> dict[str, Any]:
+        """fairchem's; a file has energies as the files of the training data had them, and what was added to get those.
+
+        Raises:
+            ValueError: for structures of a data set that cannot be told from one another.
+        """
+        predictions = super().predict(data, per_image, None, disable_tqdm)
+        if not per_image:
+            return predictions
+        physical = self.physical_energies()
+        if physical.known and "energy" in predictions:
+            structures = (data.dataset.raw(index)[0] for batch in data.batch_sampler for index in batch)
+            added = [physical.missing(structure.atomic_numbers.tolist()) for structure in structures]
+            energies = [float(energy) + missing for energy, missing in zip(predictions["energy"], added, strict=True)]
+            predictions |= {"energy": energies, "energy_reference": added}
+        self.save_results(predictions, results_file)
+        return predictions
+
+    def physical_energies(self) -> PhysicalEnergies:
+        """What the model's energies lack, by the checkpoint that was loaded, or else by the training set."""
+        return PhysicalEnergies.of(self._loaded_config or self.config, self.normalizers, self.elementrefs)
+
     def run_relaxations(self) -> None:
         """Relax the structures of ``dataset.relax.src``: see `relax`."""
-        relax(self)
+        relax(self, self.physical_energies())
 
     def load_loss(self) -> None:
         """fairchem's, and the loss functions of the objective's own outputs."""

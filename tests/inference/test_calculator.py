@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 
 import ase.io
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core.common import distutils
@@ -16,6 +18,7 @@ from samples import base_config, trainer_arguments
 from dens_plugin import load_calculator
 from dens_plugin.data.molecules.conversion import Options, convert
 from dens_plugin.data.molecules.split import Sizes
+from dens_plugin.relaxation.result import load_relaxations
 from dens_plugin.training.trainer import DeNSTrainer
 
 TOTAL = -2079.0  # eV
@@ -60,6 +63,38 @@ def run(tmp_path_factory):
     return folder
 
 
+def test_files_of_predictions_and_relaxations_have_the_calculators_energies(run, calculator, tmp_path):
+    """In double precision, with what was added to those of the data set."""
+    source = shutil.copytree(run.parents[1] / "data" / "val", tmp_path / "val")  # LMDB opens a file once per process
+    for mode in ("predict", "relax"):
+        shutil.copytree(source, tmp_path / mode)
+    config = torch.load(run / "best_checkpoint.pt", weights_only=False)["config"]
+    config = base_config(run.parents[1] / "data") | {"model": NETWORK, "task": config["task"]}
+    config["task"] |= {"relax": {"steps": 0, "out": str(tmp_path / "relaxed"), "trajectory": "ends"}}
+    train = {key: value for key, value in config["dataset"]["train"].items() if key != "src"}
+    config["dataset"] = {
+        "train": train,
+        "test": {"src": str(tmp_path / "predict")},
+        "relax": {"src": str(tmp_path / "relax")},
+    }
+    trainer = DeNSTrainer(**trainer_arguments(config, run_dir=tmp_path, identifier="water"))
+    trainer.load_checkpoint(str(run / "best_checkpoint.pt"))
+    trainer.predict(trainer.test_loader, results_file="predictions", disable_tqdm=True)
+    with np.load(next(tmp_path.rglob("ocp_predictions.npz"))) as found:
+        energies = dict(zip(found["ids"].tolist(), found["energy"], strict=True))
+        assert found["energy"].dtype == np.float64
+        assert found["energy_reference"] == pytest.approx(TOTAL, abs=5)
+    trainer.run_relaxations()
+    relaxed = load_relaxations(tmp_path / "relaxed" / "relaxed.npz")
+    for structure in (trainer.test_dataset[index] for index in range(2)):
+        atoms = Atoms(structure.atomic_numbers.numpy(), positions=structure.pos.numpy())
+        atoms.calc = calculator
+        name = f"{structure.sid}_{structure.fid}"
+        assert energies[name] == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+        (place,) = np.flatnonzero(np.isin(relaxed.ids, [name, str(structure.sid)]))
+        assert relaxed.energy_initial[place] == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+
+
 @pytest.fixture(scope="module")
 def calculator(run):
     return load_calculator(run / "best_checkpoint.pt", cpu=True)
@@ -73,13 +108,24 @@ def test_a_short_run_is_validated_at_its_end(run):
 
 
 def test_energies_are_those_of_the_data(calculator):
-    """Those of the training frames' composition; others have no reference."""
+    """Of the training frames' composition; two molecules apart have twice the energy of one."""
     water = Atoms("H2O", positions=REST[[1, 2, 0]])
     water.calc = calculator
-    assert water.get_potential_energy() == pytest.approx(TOTAL, abs=20)
-    pair = Atoms("OH", positions=REST[:2])
-    pair.calc = calculator
-    assert abs(pair.get_potential_energy()) < 20
+    energy = water.get_potential_energy()
+    assert energy == pytest.approx(TOTAL, abs=20)
+    far = water.copy()
+    far.translate([50, 0, 0])
+    two = water + far
+    two.calc = calculator
+    assert two.get_potential_energy() == pytest.approx(2 * energy, abs=1e-2)
+
+
+def test_energies_without_a_reference_are_told_once_with_both_formulas(calculator, caplog):
+    for _ in range(2):
+        pair = Atoms("OH", positions=REST[:2])
+        pair.calc = calculator
+        assert abs(pair.get_potential_energy()) < 20
+    assert caplog.text.count("Energies of HO are off by a constant: the model was trained on H2O") == 1
 
 
 def test_unseen_elements_are_named_once(calculator, caplog):

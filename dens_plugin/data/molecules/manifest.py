@@ -49,7 +49,7 @@ class Origin(NamedTuple):
         Returns:
             The sum of references; None if they say nothing of this composition.
         """
-        counts = Counter(chemical_symbols[int(number)] for number in numbers)
+        counts = _counts(numbers)
         constant = self.reference if output == "energy" else 0.0
         references = self.element_references.get(output)
         if references is not None:
@@ -60,6 +60,10 @@ class Origin(NamedTuple):
             return constant
         share = _share(counts, Formula(self.formula).count())
         return None if share is None else share * constant
+
+    def share_of(self, numbers: Iterable[int]) -> float | None:
+        """How many formula units atomic numbers are; None if they are none, or the data have several formulas."""
+        return None if self.formula is None else _share(_counts(numbers), Formula(self.formula).count())
 
 
 def origin_of(src: Any) -> Origin | None:
@@ -88,6 +92,10 @@ def with_origin(dataset: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The entry of a trainer's config that keeps the origin of its training set; empty where none is known."""
     origin = origin_of(dataset.get("src"))
     return {} if origin is None else {ORIGIN: origin._asdict()}
+
+
+def _counts(numbers: Iterable[int]) -> Counter[str]:
+    return Counter(chemical_symbols[int(number)] for number in numbers)
 
 
 def _share(counts: Mapping[str, int], whole: Mapping[str, int]) -> float | None:
