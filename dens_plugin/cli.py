@@ -111,7 +111,7 @@ def _add(parsers: argparse._SubParsersAction, commands: dict[str, _Command], wan
 
 
 def _run_host(mode: str, *arguments: str) -> None:
-    host: Callable[..., None] = importlib.import_module("dens_plugin.training.launch").launch
+    host: Callable[..., None] = importlib.import_module("dens_plugin.launch").launch
     host(_HOST_MODES[mode][0], list(arguments))
 
 

@@ -17,7 +17,7 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_config
 
-import dens_plugin.training.registered  # noqa: F401
+import dens_plugin.checks.registered  # noqa: F401
 from dens_plugin.backbones import equiformer_keys
 from dens_plugin.backbones.equiformer_flat import PAPER_CHANNELS, backbone_settings
 from dens_plugin.backbones.key_map import State, to_plain_keys, to_plugin_keys

@@ -23,10 +23,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from dens_plugin import compat
+from dens_plugin.checks.identifiers import require_identifiers
 from dens_plugin.data.records import require_structures
 from dens_plugin.training.evaluation import MeanLoss, ShareSampler, summed
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
-from dens_plugin.training.identifiers import require_identifiers
 from dens_plugin.training.interruption import workers_let_go
 from dens_plugin.training.optimizer import Averages
 from dens_plugin.training.order import EpochOrder

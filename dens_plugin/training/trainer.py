@@ -16,7 +16,7 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.modules.loss import DDPLoss
 
-import dens_plugin.training.registered  # noqa: F401
+import dens_plugin.checks.registered  # noqa: F401
 from dens_plugin.checks.dataset import require_files, require_normalizers
 from dens_plugin.checks.objective import objective_from_config, without_switches
 from dens_plugin.checks.preflight import (

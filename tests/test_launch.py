@@ -9,8 +9,8 @@ import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.utils.data import DataLoader
 
+from dens_plugin.launch import error_of_ranks
 from dens_plugin.training.interruption import leave_to_trainer, workers_let_go
-from dens_plugin.training.launch import error_of_ranks
 
 
 def failure(folder, rank, *, message=None, time=0, exitcode=1):
