@@ -27,7 +27,7 @@ step_time() {
 
 part() {
     case $1 in
-    kernels) timeout "$limit" "$python" -m pytest tests/nn/kernels tests/backbones/test_no_waiting.py -v ;;
+    kernels) timeout "$limit" "$python" -m pytest tests/nn/backends/triton tests/backbones/test_no_waiting.py -v ;;
     training) step_time --only step --batch 8 --steps 12 --precision fp32,bf16,amp,tf32 ;;
     inference) step_time --only inference --batch 16 --steps 12 ;;
     precision) timeout "$limit" "$python" benchmarks/precision.py --device cuda --layers 12 --data "$data" --out "$out" ;;

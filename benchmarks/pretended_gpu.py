@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import nn
 
-from dens_plugin.nn.kernels import availability
+from dens_plugin.nn.backends.triton import availability
 
 DEVICE = torch.device("meta")
 

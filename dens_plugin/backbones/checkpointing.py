@@ -18,7 +18,7 @@ from fairchem.core.models.equiformer_v2.transformer_block import TransBlockV2
 from torch.utils.checkpoint import checkpoint
 
 from dens_plugin.backbones.forward_pass import Pass
-from dens_plugin.nn.so2.edges import Edges
+from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 
 
 class RecomputedBlock(TransBlockV2):
@@ -37,7 +37,7 @@ class RecomputedBlock(TransBlockV2):
 
 
 def _in_pass(
-    forward: Callable[..., Any], shared: Pass, edges: Edges, num_graphs: int, *inputs: Any, **options: Any
+    forward: Callable[..., Any], shared: Pass, edges: RotatedEdges, num_graphs: int, *inputs: Any, **options: Any
 ) -> Any:
     with shared.again(edges, num_graphs):
         return forward(*inputs, **options)

@@ -19,7 +19,7 @@ from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.equiformer.activation import silu
 from dens_plugin.nn.equiformer.attention import GraphAttention, GraphConvolution, MessageSizes, PathWeights
 from dens_plugin.nn.equiformer.block import Block, FeedForward
-from dens_plugin.nn.equiformer.edges import EdgeGeometry, Edges
+from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges, EdgeGeometry
 from dens_plugin.nn.equiformer.embedding import AtomEmbedding, DegreeForceEncoding, EdgeDegreeEmbedding
 from dens_plugin.nn.equiformer.features import Features, total
 from dens_plugin.nn.equiformer.layer_norm import LayerNorm
@@ -176,11 +176,11 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
             features = last(features, edges, stop=None if is_vectorial else 1)
             return {"features": self.norm(features), "edges": edges, "positions": positions}
 
-    def _first_features(self, data: Batch, edges: Edges) -> Features:
+    def _first_features(self, data: Batch, edges: CoupledEdges) -> Features:
         atoms = self.atom_embedding(data.atomic_numbers.long())
         return total(atoms, self.edge_embedding(edges, len(data.pos)))
 
-    def _edges(self, data: Batch, positions: torch.Tensor) -> Edges:
+    def _edges(self, data: Batch, positions: torch.Tensor) -> CoupledEdges:
         with torch.no_grad():  # which atoms are neighbours is not differentiated
             graph = self.generate_graph(data)
         source, target = graph.edge_index
@@ -205,7 +205,7 @@ class EquiformerDeNS(Equiformer):
         super().__init__(**kwargs)
         self.force_embedding = DegreeForceEncoding(self._sizes.channels)
 
-    def _first_features(self, data: Batch, edges: Edges) -> Features:
+    def _first_features(self, data: Batch, edges: CoupledEdges) -> Features:
         features = super()._first_features(data, edges)
         corruption = corruption_of(data)
         if corruption is None:

@@ -30,17 +30,17 @@ from dens_plugin.backbones.equiformer_v2_weights import convolution_weights, deg
 from dens_plugin.backbones.forward_pass import Pass, edge_dtype
 from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
-from dens_plugin.nn.degree_norm import balance, degree_norm
-from dens_plugin.nn.loops.team import uses_loops
+from dens_plugin.nn.backends.cpu.team import uses_loops
+from dens_plugin.nn.equiformer_v2.attention import softmax_by_target, vector_sum, weighted_sum
+from dens_plugin.nn.equiformer_v2.convolution import Weights
+from dens_plugin.nn.equiformer_v2.degree_norm import balance, degree_norm
+from dens_plugin.nn.equiformer_v2.message import messages
+from dens_plugin.nn.equiformer_v2.radial import Radial
 from dens_plugin.nn.so2.activation import Activation, GateActivation, GridActivation, grid_silu
-from dens_plugin.nn.so2.attention import softmax_by_target, vector_sum, weighted_sum
-from dens_plugin.nn.so2.convolution import Weights
-from dens_plugin.nn.so2.edges import Edges, by_parts
 from dens_plugin.nn.so2.feed_forward import DegreeLinear, grid_mlp
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.layout import Layout
-from dens_plugin.nn.so2.message import messages
-from dens_plugin.nn.so2.radial import Radial
+from dens_plugin.nn.so2.rotated_edges import RotatedEdges, by_parts
 from dens_plugin.nn.so2.rotation import rotate_back
 from dens_plugin.nn.zero_gradients import with_zero_gradients
 
@@ -126,7 +126,7 @@ class FastEdgeDegreeEmbedding(EdgeDegreeEmbedding):
         radial = radial_of(self.rad_func, self, atomic_numbers, edge_distance, edge_index)
         scale = self.shared.edges.scale[: len(edges.layout), None] / self.rescale_factor
 
-        def sums(edges: Edges, hidden: torch.Tensor) -> torch.Tensor:
+        def sums(edges: RotatedEdges, hidden: torch.Tensor) -> torch.Tensor:
             features = functional.linear(hidden, radial.weight, radial.bias)
             return rotate_back(features.view(len(features), len(edges.layout), self.sphere_channels) * scale, edges)
 
@@ -152,7 +152,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         return _embedding(degree_linear(self.proj)(values), self.lmax_list)
 
     def vectors(
-        self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: Edges
+        self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: RotatedEdges
     ) -> torch.Tensor:
         """(M, 3) the coefficients of degree 1 of one output channel at the targets of ``edges``.
 
@@ -174,7 +174,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         nodes: torch.Tensor,
         atomic_numbers: torch.Tensor,
         edge_distance: torch.Tensor,
-        edges: Edges,
+        edges: RotatedEdges,
     ) -> torch.Tensor:
         """(M, ...) of `weighted_sum` or `vector_sum`: a few edges at a time where nothing is kept for a gradient."""
         first, activation = convolution_weights(self.so2_conv_1), self._activation(edges.layout)
@@ -182,7 +182,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         edge_index = torch.stack([edges.source, edges.target])
         radial = radial_of(function, self, atomic_numbers, edge_distance, edge_index)
 
-        def values(edges: Edges, hidden: torch.Tensor) -> torch.Tensor:
+        def values(edges: RotatedEdges, hidden: torch.Tensor) -> torch.Tensor:
             activated, attention = self._activated(nodes, radial._replace(hidden=hidden), edges, first, activation)
             with self.shared.edge_products():
                 return reduce(activated, attention, weights, edges)
@@ -192,7 +192,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         return by_parts(values, edges, radial.hidden, _limit(edges, self.sphere_channels))
 
     def _activated(
-        self, nodes: torch.Tensor, radial: Radial, edges: Edges, weights: Weights, activation: Activation
+        self, nodes: torch.Tensor, radial: Radial, edges: RotatedEdges, weights: Weights, activation: Activation
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Activated features (E, S, C) of the first convolution, and attention weights (E, H)."""
         dtype = self.shared.edge_dtype(nodes)
@@ -204,7 +204,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         with self.shared.edge_products():
             return activation(features, len(edges.layout)), attention
 
-    def _attention(self, scalars: torch.Tensor, edges: Edges) -> torch.Tensor:
+    def _attention(self, scalars: torch.Tensor, edges: RotatedEdges) -> torch.Tensor:
         """(E, H) attention weights of (E, H A) scalars."""
         scalars = self.alpha_norm(scalars.unflatten(1, (self.num_heads, self.attn_alpha_channels)))
         slope = self.alpha_act.alpha  # of fairchem's SmoothLeakyReLU: slope x + (1 - slope) silu(x)
@@ -335,7 +335,7 @@ _OF_EDGES = {
 }
 
 
-def _limit(edges: Edges, channels: int) -> int:
+def _limit(edges: RotatedEdges, channels: int) -> int:
     """How many edges to take at a time where nothing is kept for a gradient."""
     return max(1, _INFERENCE_NUMBERS // (len(edges.layout) * 2 * channels))
 

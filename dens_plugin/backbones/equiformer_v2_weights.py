@@ -10,10 +10,10 @@ from fairchem.core.models.equiformer_v2.transformer_block import SO2EquivariantG
 from torch import nn
 from torch.nn import functional
 
-from dens_plugin.nn.so2.convolution import Weights
+from dens_plugin.nn.equiformer_v2.convolution import Weights
+from dens_plugin.nn.equiformer_v2.radial import Radial
 from dens_plugin.nn.so2.feed_forward import DegreeLinear
 from dens_plugin.nn.so2.layout import Layout
-from dens_plugin.nn.so2.radial import Radial
 
 
 def convolution_weights(convolution: SO2_Convolution) -> Weights:

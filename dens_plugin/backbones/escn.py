@@ -25,10 +25,10 @@ from dens_plugin.backbones.neighbours import degrees_of, found_graph
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.edge_frames import edge_frames
+from dens_plugin.nn.escn.first_layer import group_edges
 from dens_plugin.nn.force_encoding import ForceEncoding
-from dens_plugin.nn.so2.coupling import group_edges
-from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 from dens_plugin.nn.subnormals import without_subnormals
 from dens_plugin.settings import switch
 
@@ -99,7 +99,7 @@ class ESCNDeNS(eSCNBackbone):
     def _geometry(self, graph: GraphData, frames: torch.Tensor) -> Geometry:
         """What all layers share, from a graph and the frames (E, 3, 3) of its edges."""
         layout, elements = Layout(self.lmax_list[0], self.mmax_list[0]), graph.atomic_numbers_full
-        edges = Edges.build(graph.edge_index, rotations(frames, layout), layout, num_atoms=len(elements))
+        edges = RotatedEdges.build(graph.edge_index, rotations(frames, layout), layout, num_atoms=len(elements))
         ends = group_edges(edges, degrees_of(graph))
         distances = without_subnormals(self.distance_expansion(graph.edge_distance))
         return Geometry(edges, ends, elements[graph.edge_index], distances)

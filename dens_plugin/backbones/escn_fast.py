@@ -3,8 +3,8 @@
 These functions read the parameters of fairchem's modules, so that state dict and random numbers stay fairchem's and a
 run may change from one path to the other at any step. What they do otherwise:
 
-- the first layer of a convolution acts on nodes, before the rotation (`dens_plugin.nn.so2.coupling`);
-- edges go through a layer some hundred at a time (`dens_plugin.nn.so2.two_layer`);
+- the first layer of a convolution acts on nodes, before the rotation (`dens_plugin.nn.escn.first_layer`);
+- edges go through a layer some hundred at a time (`dens_plugin.nn.escn.message_sum`);
 - linear layers next to a grid are applied to coefficients, of which there are fewer than points.
 """
 
@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from dens_plugin.backbones.forward_pass import edge_dtype
 from dens_plugin.backbones.grids import grid_matrix
-from dens_plugin.nn.so2.coupling import Group, first_layer
-from dens_plugin.nn.so2.edges import Edges
+from dens_plugin.nn.escn.first_layer import Group, first_layer
+from dens_plugin.nn.escn.message_sum import Grid, message_sum
+from dens_plugin.nn.escn.second_layer import Factors, SecondLayer
 from dens_plugin.nn.so2.feed_forward import grid_mlp
-from dens_plugin.nn.so2.second_layer import Factors, SecondLayer
-from dens_plugin.nn.so2.two_layer import Grid, message_sum
+from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 
 if TYPE_CHECKING:
     from fairchem.core.models.escn.escn import EdgeBlock, LayerBlock, MessageBlock, SO2Block
@@ -40,7 +40,7 @@ class Geometry:
         distances: (E, K) distance basis.
     """
 
-    edges: Edges
+    edges: RotatedEdges
     ends: tuple[tuple[Group, ...], tuple[Group, ...]]
     elements: torch.Tensor
     distances: torch.Tensor

@@ -12,8 +12,8 @@ from fairchem.core.common import gp_utils
 
 from dens_plugin.fields import structure_names
 from dens_plugin.nn.edge_frames import SHORTEST, has_direction
-from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 from dens_plugin.nn.so2.tf32 import tf32_products
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class Pass:
         self._tf32 = tf32
         self._has_told = False
         self._edge_index: torch.Tensor | None = None
-        self._edges: Edges | None = None
+        self._edges: RotatedEdges | None = None
         self._num_atoms = self._num_graphs = 0
 
     @classmethod
@@ -75,10 +75,10 @@ class Pass:
     def rotate(self, packed: torch.Tensor) -> None:
         """Make the edges from their rotations (E, P), in the order of `layout`."""
         assert self._edge_index is not None, "the backbone begins a pass before it rotates"
-        self._edges = Edges.build(self._edge_index, packed, self.layout, num_atoms=self._num_atoms)
+        self._edges = RotatedEdges.build(self._edge_index, packed, self.layout, num_atoms=self._num_atoms)
 
     @contextmanager
-    def again(self, edges: Edges, num_graphs: int) -> Iterator[None]:
+    def again(self, edges: RotatedEdges, num_graphs: int) -> Iterator[None]:
         """Within the context, be the pass that these are of: a block computed again may come after another batch."""
         current = self._edges, self._num_graphs
         self._edges, self._num_graphs = edges, num_graphs
@@ -88,7 +88,7 @@ class Pass:
             self._edges, self._num_graphs = current
 
     @property
-    def edges(self) -> Edges:
+    def edges(self) -> RotatedEdges:
         """With their rotations.
 
         Raises:
@@ -98,7 +98,7 @@ class Pass:
             raise RuntimeError("no forward pass is under way: call the backbone before its modules and heads")
         return self._edges
 
-    def edges_of(self, edge_index: torch.Tensor) -> Edges:
+    def edges_of(self, edge_index: torch.Tensor) -> RotatedEdges:
         """Those of a graph, for a head.
 
         Raises:

@@ -22,7 +22,7 @@ from fairchem.core.models.base import GraphData, GraphModelMixin
 
 from dens_plugin.backbones.periodic_edges import periodic_edges
 from dens_plugin.fields import NEIGHBOURS, holding, rows_of
-from dens_plugin.nn.so2.coupling import Degrees
+from dens_plugin.nn.escn.first_layer import Degrees
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch

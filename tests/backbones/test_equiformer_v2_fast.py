@@ -26,8 +26,9 @@ from dens_plugin.backbones.equiformer_v2_fast import (
 from dens_plugin.backbones.forward_pass import Pass
 from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.key_map import to_plain_keys
-from dens_plugin.nn.so2 import attention, edges, message
-from dens_plugin.nn.so2.convolution import Gradient
+from dens_plugin.nn.equiformer_v2 import attention, message
+from dens_plugin.nn.equiformer_v2.convolution import Gradient
+from dens_plugin.nn.so2 import rotated_edges
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.testing import predict, random_batch
 
@@ -58,7 +59,7 @@ OPTIONS = {
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
     """Several even of these small graphs."""
-    monkeypatch.setattr(edges, "_CPU_EDGES", 50)
+    monkeypatch.setattr(rotated_edges, "_CPU_EDGES", 50)
     monkeypatch.setattr(equiformer_v2_fast, "_INFERENCE_NUMBERS", 20_000)
 
 

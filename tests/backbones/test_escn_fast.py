@@ -70,8 +70,8 @@ def test_does_not_depend_on_the_size_of_its_pieces(monkeypatch):
     _, fast = both()
     batch = a_corrupted_batch()
     expected = step(fast, batch)
-    for name in ("coupling._CPU_EDGES", "edges._CPU_EDGES", "activation._GRID_BYTES"):
-        monkeypatch.setattr(f"dens_plugin.nn.so2.{name}", 3)
+    for name in ("escn.first_layer._CPU_EDGES", "so2.rotated_edges._CPU_EDGES", "so2.activation._GRID_BYTES"):
+        monkeypatch.setattr(f"dens_plugin.nn.{name}", 3)
     assert_same_step(step(fast, batch), expected, outputs=1e-5, gradients=1e-4, rounding=LONE_ATOMS)
 
 

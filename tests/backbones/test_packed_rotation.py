@@ -10,8 +10,8 @@ from no_waiting import copies_from_host
 
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.edge_frames import edge_frames
-from dens_plugin.nn.so2.edges import Edges
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 
 LAYOUTS = [Layout(6, 2), Layout(3, 3), Layout(2, 0), Layout(0, 0)]
 
@@ -35,7 +35,7 @@ def test_are_the_hosts_rows(layout, dtype, rounding):
     found = rotations(frames, layout)
     assert found.dtype == dtype
     edge_index = torch.zeros(2, len(frames), dtype=torch.long)
-    edges = Edges.build(edge_index, found, layout, num_atoms=1)
+    edges = RotatedEdges.build(edge_index, found, layout, num_atoms=1)
     assert (edges.rotation - hosts(frames, layout)).abs().max() < rounding
 
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from dens_plugin.nn.equiformer.activation import gate, sigmoid, silu, smooth_leaky_relu
 from dens_plugin.nn.equiformer.attention import GraphAttention, GraphConvolution, MessageSizes
+from dens_plugin.nn.equiformer.coupled_edges import EdgeGeometry, wigner_3j
 from dens_plugin.nn.equiformer.depthwise import DepthwisePaths, depthwise_linear
-from dens_plugin.nn.equiformer.edges import EdgeGeometry, wigner_3j
 from dens_plugin.nn.equiformer.embedding import DegreeForceEncoding, EdgeDegreeEmbedding
 from dens_plugin.nn.equiformer.layer_norm import LayerNorm
 from dens_plugin.nn.equiformer.linear import FeatureLinear, Linear, normal, uniform

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from dens_plugin.nn.equiformer.activation import gate, gated_channels, smooth_leaky_relu
+from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges
 from dens_plugin.nn.equiformer.depthwise import DepthwisePaths, depthwise_linear
-from dens_plugin.nn.equiformer.edges import Edges
 from dens_plugin.nn.equiformer.features import Features, select, total
 from dens_plugin.nn.equiformer.linear import Draw, Linear, normal
 from dens_plugin.nn.equiformer.radial import RadialNetwork
@@ -62,7 +62,7 @@ class PathWeights(nn.Module):
         """Draw the weights of the paths anew."""
         draw(self.weight, 1)
 
-    def forward(self, message: Sequence[torch.Tensor], edges: Edges, stop: int) -> Features:
+    def forward(self, message: Sequence[torch.Tensor], edges: CoupledEdges, stop: int) -> Features:
         """[(E, 2l + 1, outputs)] of the wanted degrees below ``stop`` from [(E, 2l + 1, C_l)]."""
         weights = self.weight.split(self._paths.widths)
         matrices = [weight.unsqueeze(1) * m for weight, m in zip(weights, self.linear.matrices(), strict=True)]
@@ -95,7 +95,7 @@ class GraphConvolution(nn.Module):
         self.value = PathWeights(sizes.channels, sizes.values, first=self._first)
         self.project = Linear(sizes.values, outputs)
 
-    def forward(self, features: Sequence[torch.Tensor], edges: Edges, stop: int | None = None) -> Features:
+    def forward(self, features: Sequence[torch.Tensor], edges: CoupledEdges, stop: int | None = None) -> Features:
         """Features [(N, 2l + 1, outputs)] from [(N, 2l + 1, inputs)], of the wanted degrees below ``stop``.
 
         Atoms without edges get the bias.
@@ -107,15 +107,15 @@ class GraphConvolution(nn.Module):
         received = [x.new_zeros(len(features[0]), *x.shape[1:]).index_add(0, edges.target, x) for x in weighted]
         return self.project(received, self._first)
 
-    def _weighted_values(self, merged: Features, edges: Edges, *, count: int, stop: int) -> Features:
+    def _weighted_values(self, merged: Features, edges: CoupledEdges, *, count: int, stop: int) -> Features:
         scale = 1 / math.sqrt(self.sizes.average_degree)
         value = self._gated_value(self._mixed(merged, edges, self.linear.matrices()), edges, stop)
         return [x * scale for x in value]
 
-    def _mixed(self, merged: Features, edges: Edges, matrices: Sequence[torch.Tensor]) -> Features:
+    def _mixed(self, merged: Features, edges: CoupledEdges, matrices: Sequence[torch.Tensor]) -> Features:
         return depthwise_linear(merged, edges, matrices=matrices, paths=self._paths, weights=self.radial(edges.basis))
 
-    def _gated_value(self, mixed: Features, edges: Edges, stop: int) -> Features:
+    def _gated_value(self, mixed: Features, edges: CoupledEdges, stop: int) -> Features:
         message = gate([mixed[0] + self.linear.bias, *mixed[1:]], self.sizes.channels)
         return self.value(message, edges, stop)
 
@@ -136,7 +136,7 @@ class GraphAttention(GraphConvolution):
         self.score_dot = nn.Parameter(torch.empty(sizes.heads, scores // sizes.heads))
         nn.init.xavier_uniform_(self.score_dot)
 
-    def _weighted_values(self, merged: Features, edges: Edges, *, count: int, stop: int) -> Features:
+    def _weighted_values(self, merged: Features, edges: CoupledEdges, *, count: int, stop: int) -> Features:
         own, scores = self.linear.matrices(), self.score.matrices()[0]
         mixed = self._mixed(merged, edges, [torch.cat([own[0], scores], dim=1), *own[1:]])
         scalars, score = mixed[0].split([own[0].shape[1], scores.shape[1]], dim=-1)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dens_plugin.nn.equiformer.activation import gate, gated_channels
-from dens_plugin.nn.equiformer.edges import Edges
+from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges
 from dens_plugin.nn.equiformer.features import Features, total
 from dens_plugin.nn.equiformer.linear import Linear
 
@@ -57,7 +57,7 @@ class Block(nn.Module):
         self.feed_forward = feed_forward
         self.shortcut = shortcut or nn.Identity()
 
-    def forward(self, features: Sequence[torch.Tensor], edges: Edges, stop: int | None = None) -> Features:
+    def forward(self, features: Sequence[torch.Tensor], edges: CoupledEdges, stop: int | None = None) -> Features:
         """Features [(N, 2l + 1, outputs)] from [(N, 2l + 1, inputs)], of the degrees below ``stop``."""
         attended = total(features[:stop], self.attention(self.norm_1(features), edges, stop))
         return total(self.shortcut(attended), self.feed_forward(self.norm_2(attended)))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from dens_plugin.nn.equiformer.edges import Edges, path_count
+from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges, path_count
 from dens_plugin.nn.equiformer.features import Features
 
 
@@ -38,7 +38,7 @@ class DepthwisePaths:
 
 def depthwise_linear(
     features: Sequence[torch.Tensor],
-    edges: Edges,
+    edges: CoupledEdges,
     *,
     matrices: Sequence[torch.Tensor],
     paths: DepthwisePaths,

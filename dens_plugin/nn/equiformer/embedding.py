@@ -9,8 +9,8 @@ import torch
 from e3nn import o3
 from torch import nn
 
+from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges
 from dens_plugin.nn.equiformer.depthwise import DepthwisePaths
-from dens_plugin.nn.equiformer.edges import Edges
 from dens_plugin.nn.equiformer.features import Features, from_scalars
 from dens_plugin.nn.equiformer.linear import Linear, normal
 from dens_plugin.nn.equiformer.radial import RadialNetwork
@@ -59,7 +59,7 @@ class EdgeDegreeEmbedding(nn.Module):
         scalars = torch.cat([row[: channels[0]] for row in rows])
         self.register_buffer("_rows", scalars, persistent=False)
 
-    def forward(self, edges: Edges, count: int) -> Features:
+    def forward(self, edges: CoupledEdges, count: int) -> Features:
         """[(count, 2l + 1, C_l)]."""
         constant = self.expand.weight + self.expand.bias  # (C_0,)
         weights = self.radial.partial(edges.basis, self._rows).split(len(constant), dim=-1)

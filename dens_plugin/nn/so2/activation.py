@@ -9,10 +9,10 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from dens_plugin.nn.kernels.availability import uses_triton
-from dens_plugin.nn.kernels.s2_activation import s2_activation
-from dens_plugin.nn.loops import s2_activation as s2_loops
-from dens_plugin.nn.loops.team import uses_loops
+from dens_plugin.nn.backends.cpu import s2_activation as s2_loops
+from dens_plugin.nn.backends.cpu.team import uses_loops
+from dens_plugin.nn.backends.triton.availability import uses_triton
+from dens_plugin.nn.backends.triton.s2_activation import s2_activation
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.grid_parts import grid_parts
 from dens_plugin.nn.so2.layout import Layout

@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch.nn import functional
 
-from dens_plugin.nn.loops.s2_activation import ORDERS, Grid
+from dens_plugin.nn.backends.cpu.s2_activation import ORDERS, Grid
 
 _TOLERANCE = 1e-5  # of the product, relative to the largest entry: the matrices are rounded to float32
 
@@ -65,7 +65,7 @@ class GridMatrix:
 
     @cached_property
     def for_loops(self) -> Grid | None:
-        """The factors as `dens_plugin.nn.loops.s2_activation` takes them, if it does."""
+        """The factors as `dens_plugin.nn.backends.cpu.s2_activation` takes them, if it does."""
         if self.latitude is None or self.longitude is None or self.counts is None or len(self.counts) not in ORDERS:
             return None
         latitude = self.latitude.unflatten(0, (len(self.counts), -1)).sum(0)  # of one order each, the others are zero

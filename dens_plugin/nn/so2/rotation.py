@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from dens_plugin.nn.loops.team import uses_loops
+from dens_plugin.nn.backends.cpu.team import uses_loops
 from dens_plugin.nn.so2 import by_loops
-from dens_plugin.nn.so2.edges import Edges, Piece
+from dens_plugin.nn.so2.rotated_edges import Piece, RotatedEdges
 from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
-def rotate_back(features: torch.Tensor, edges: Edges) -> torch.Tensor:
+def rotate_back(features: torch.Tensor, edges: RotatedEdges) -> torch.Tensor:
     """Sum over the edges of every target in the nodes' frame, with its gradient.
 
     Args:
@@ -33,7 +33,7 @@ def rotate_back(features: torch.Tensor, edges: Edges) -> torch.Tensor:
     return out
 
 
-def expand(features: torch.Tensor, edges: Edges, piece: Piece) -> torch.Tensor:
+def expand(features: torch.Tensor, edges: RotatedEdges, piece: Piece) -> torch.Tensor:
     """Features of the targets in the frames of their edges; autograd does not see it.
 
     Args:
@@ -53,7 +53,7 @@ def expand(features: torch.Tensor, edges: Edges, piece: Piece) -> torch.Tensor:
     return torch.bmm(stacked, features[piece.targets]).view(*rotation.shape[:2], features.shape[2])
 
 
-def collect(features: torch.Tensor, edges: Edges, piece: Piece, out: torch.Tensor) -> None:
+def collect(features: torch.Tensor, edges: RotatedEdges, piece: Piece, out: torch.Tensor) -> None:
     """Add the sum over the edges of every target, rotated back: the transpose of `expand`.
 
     Args:
@@ -84,7 +84,7 @@ def _stacked(rotation: torch.Tensor, degree: int) -> torch.Tensor:
 @backward_as_forward
 class _RotateBack(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, features: torch.Tensor, edges: Edges) -> torch.Tensor:
+    def forward(ctx: Any, features: torch.Tensor, edges: RotatedEdges) -> torch.Tensor:
         ctx.edges = edges
         out = features.new_zeros(len(edges.targets), (edges.layout.lmax + 1) ** 2, features.shape[2])
         for piece in edges.pieces:

@@ -1,0 +1,87 @@
+"""Triton compiles for a GPU without one, which shows what its interpreter does not: types, shapes and shared memory."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from kernel_samples import INTERPRETED
+
+from dens_plugin.nn.backends.triton import aggregate, rotate_to_edges, s2_activation, softmax_by_target
+
+triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
+
+SHARED_MEMORY = {70: 96, 80: 99, 90: 99}  # KiB; 99 is what every card from 8.0 on has for a block
+STORED = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def compiled(kernel, types, constants, capability, **options):
+    """The kernel for a device: `types` of its leading arguments, the rest being constants."""
+    compiler = pytest.importorskip("triton.compiler")
+    target = pytest.importorskip("triton.backends.compiler").GPUTarget("cuda", capability, 32)
+    names = kernel.arg_names
+    if "constexprs" in inspect.signature(compiler.ASTSource.__init__).parameters:
+        signature = {**dict(zip(names, types, strict=False)), **dict.fromkeys(constants, "constexpr")}
+        source = compiler.ASTSource(kernel, signature, {(names.index(name),): of for name, of in constants.items()})
+    else:  # up to Triton 3.1
+        signature = dict(enumerate(types))
+        source = compiler.ASTSource(kernel, signature, {names.index(name): of for name, of in constants.items()})
+    return triton.compile(source, target=target, options=options)
+
+
+@pytest.fixture
+def launched(monkeypatch, tmp_path):
+    """Launches compile instead of running; a list of what they compiled for the capability that it is called with."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+    def record(capability):
+        results = []
+
+        def launch(kernel, grid, arguments, *, num_warps=4, num_stages=3, **constants):
+            names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
+            types = [names[of.dtype] if isinstance(of, torch.Tensor) else "i32" for of in arguments]
+            results.append(compiled(kernel, types, constants, capability, num_warps=num_warps, num_stages=num_stages))
+
+        for module in (aggregate, rotate_to_edges, s2_activation, softmax_by_target):
+            monkeypatch.setattr(module, "launch", launch)
+        return results
+
+    return record
+
+
+def run(function, inputs, *others):
+    out = function(*(tensor.requires_grad_() for tensor in inputs), *others)
+    torch.autograd.grad(out.sum(), inputs, allow_unused=True)
+
+
+@pytest.mark.parametrize(
+    ("stored", "coefficients", "allow_tf32", "capability"),
+    [("fp32", 29, False, 70), ("fp32", 29, True, 90), ("bf16", 49, False, 80), ("bf16", 75, False, 90)],
+)
+def test_s2_activation_compiles(launched, stored, coefficients, allow_tf32, capability):
+    results = launched(capability)
+    inputs = [torch.zeros(2, coefficients, 64, dtype=STORED[stored]), torch.zeros(2, 64, dtype=STORED[stored])]
+    matrices = torch.zeros(324, coefficients), torch.zeros(324, coefficients)
+    run(lambda *of: s2_activation.s2_activation_triton(*of, *matrices, allow_tf32=allow_tf32), inputs)
+    assert len(results) == 2
+    assert all(of.metadata.shared <= SHARED_MEMORY[capability] * 1024 for of in results)
+    uses_matrix_units = ["mma" in of.asm["ptx"] for of in results]
+    assert uses_matrix_units == [allow_tf32 or stored == "bf16"] * 2  # exact products never are TF32
+
+
+@pytest.mark.parametrize(("stored", "rows", "capability"), [("fp32", 3, 90), ("bf16", 5, 80)])
+def test_rotations_compile(launched, stored, rows, capability):
+    results = launched(capability)
+    edges = rotate_to_edges.EdgesByAtom(*(torch.zeros(of, dtype=torch.int64) for of in (1, 1, 3, 1, 3)))
+    turn = torch.zeros(1, 7, 9)
+    inputs = [torch.zeros(2, 9, 16, dtype=STORED[stored]), torch.zeros(1, rows, 32, dtype=STORED[stored])]
+    run(lambda nodes, radial: rotate_to_edges.rotate_to_edges_triton(nodes, edges, turn, radial), inputs)
+    values, weights = torch.zeros(1, 7, 16, dtype=STORED[stored]), torch.zeros(1, 4)
+    offsets = torch.tensor([0, 1, 1])
+    run(aggregate.aggregate_triton, [values, weights], turn, torch.ones(7), offsets)
+    run(aggregate.aggregate_triton, [values], None, turn, torch.ones(7), offsets)
+    run(softmax_by_target.softmax_by_target_triton, [torch.zeros(1, 4)], offsets)
+    assert len(results) == 9
+    assert not any("atom." in of.asm["ptx"] or "red.global" in of.asm["ptx"] for of in results)
