@@ -26,7 +26,7 @@ LAYERS = [
 # Shipped for tests of other packages: it meets everything and nothing of the package imports it.
 OUTSIDE = {"testing"}
 # Folders of a folder that others beside them may import; all the rest know nothing of one another.
-SHARED = {"nn": {"kernels", "loops"}}
+SHARED = {"nn": {"backends", "so2"}}
 # The longest chain of imports within a folder: a reader of the last file may have to open so many.
 FLOORS = {"nn": 9, "backbones": 7}
 USUAL_FLOORS = 6
