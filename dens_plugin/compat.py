@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import scipy.special
 import torch
 import torch_geometric.typing
@@ -191,9 +192,23 @@ def complete_cells(cell: torch.Tensor, periodic: torch.Tensor) -> torch.Tensor:
         return cell
     complete = cell.clone()
     for index in missing.nonzero().view(-1).tolist():
-        vectors = cell[index].double().cpu().numpy()
-        complete[index] = torch.as_tensor(complete_cell(vectors)).to(cell)
+        vectors, flags = (values[index].double().cpu().numpy() for values in (cell, periodic))
+        complete[index] = torch.as_tensor(whole_cell(vectors, flags)).to(cell)
     return complete
+
+
+def whole_cell(cell: np.ndarray, periodic: np.ndarray) -> np.ndarray:
+    """(3, 3) a cell, of which zero vectors along directions that are not periodic are chosen as ASE does.
+
+    A zero vector of a periodic direction stays, so that the cell has no volume.
+
+    Args:
+        cell: (3, 3) in Å.
+        periodic: (3,).
+    """
+    missing = ~np.any(cell, axis=1)
+    is_refused = (missing & np.asarray(periodic, dtype=bool)).any()
+    return complete_cell(cell) if missing.any() and not is_refused else np.asarray(cell)
 
 
 def _require_volumes(data: Batch, cells: torch.Tensor, periodic: torch.Tensor) -> None:

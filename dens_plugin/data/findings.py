@@ -162,8 +162,8 @@ def _nearest(structure: Structure) -> np.ndarray:
     if not (np.isfinite(structure.positions).all() and np.isfinite(structure.cell).all()):
         return nearest
     atoms = Atoms(structure.numbers, positions=structure.positions)
-    if structure.pbc.any() and abs(np.linalg.det(structure.cell)) > 0:
-        atoms.set_cell(structure.cell)  # only then: ASE searches all of a box, however empty
+    if structure.pbc.any() and abs(np.linalg.det(structure.whole_cell)) > 0:
+        atoms.set_cell(structure.whole_cell)  # only then: ASE searches all of a box, however empty
         atoms.set_pbc(structure.pbc)
     centers, distances = neighbor_list("id", atoms, ISOLATION)
     np.minimum.at(nearest, centers, distances)

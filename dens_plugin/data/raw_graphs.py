@@ -11,9 +11,11 @@ from ase import Atoms
 from fairchem.core.preprocessing import AtomsToGraphs
 from torch_geometric.data import Data
 
+from dens_plugin.compat import whole_cell
 from dens_plugin.data.release import LogLine, RawFile, read_frames, read_log
 
 _LABELS = ("energy", "forces")
+_VACUUM = 30.0  # Å, beyond the cutoff of any model
 
 
 class Options(NamedTuple):
@@ -63,9 +65,10 @@ def read_graphs(pair: RawFile, options: Options) -> RawGraphs:
     )
     graphs = []
     for i, (atoms, line) in enumerate(zip(frames, lines, strict=True)):
+        where = f"{pair.frames}, frame {i} (sid {line.sid}, fid {line.fid})"
         if not options.test:
-            _require_labels(atoms, f"{pair.frames}, frame {i} (sid {line.sid}, fid {line.fid})")
-        graphs.append(_graph(to_graph, atoms, line, options))
+            _require_labels(atoms, where)
+        graphs.append(_graph(to_graph, _periodic(atoms, where), line, options))
     records = [dumps(graph, protocol=HIGHEST_PROTOCOL) for graph in graphs]
     return RawGraphs(records, [str(line) for line in lines], [len(atoms) for atoms in frames])
 
@@ -93,6 +96,26 @@ def _graph(to_graph: AtomsToGraphs, atoms: Atoms, line: LogLine, options: Option
         reference = line.reference if options.ref_energy else 0.0
         graph.energy = float(graph.energy) - reference  # eV
     return graph
+
+
+def _periodic(atoms: Atoms, where: str) -> Atoms:
+    """The frame in a cell that is periodic in all directions, as OC20's are by definition, with vacuum where it is open."""
+    cell = whole_cell(atoms.cell.array, atoms.pbc).copy()
+    if np.linalg.det(cell) == 0:
+        raise ValueError(
+            f"{where} is periodic and its cell has no volume: give it one, or set pbc to F along vectors that are zero."
+        )
+    if atoms.pbc.all():
+        return atoms
+    scaled = np.linalg.solve(cell.T, atoms.positions.T)  # (3, N)
+    for axis in np.flatnonzero(~atoms.pbc):
+        height = 1 / np.linalg.norm(np.linalg.inv(cell)[:, axis])  # Å between the faces
+        cell[axis] *= np.ptp(scaled[axis]) + _VACUUM / height
+    whole = atoms.copy()
+    whole.calc = atoms.calc
+    whole.set_cell(cell)
+    whole.pbc = True
+    return whole
 
 
 def _require_labels(atoms: Atoms, where: str) -> None:

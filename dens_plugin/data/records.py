@@ -17,6 +17,7 @@ from ase.data import chemical_symbols
 from fairchem.core.datasets import LmdbDataset
 from torch.utils.data import Dataset, Subset
 
+from dens_plugin.compat import whole_cell
 from dens_plugin.data.arrays import BREAKS
 from dens_plugin.data.lmdb_file import lmdb_files
 from dens_plugin.data.structures import from_data
@@ -29,6 +30,7 @@ LABELS = ("energy", "forces", "stress")
 
 _REMEDY = "`dens data check` lists all such structures: remove them, or convert them anew"
 _LEAST_VOLUME = 1e-6  # Å³
+_SHORTEST = 1.1  # Å, of a lattice vector
 
 
 class Limits(NamedTuple):
@@ -147,9 +149,23 @@ def _beyond(structure: Data, limits: Limits) -> str:
     if limits.periodic and _is_flat(structure):
         return (
             "it is periodic by the model (use_pbc) and its cell has no volume; set `use_pbc: false` in the model for "
-            "molecules, or give it its cell"
+            "molecules, or its pbc to false along vectors that are zero, or give it its cell"
+        )
+    if limits.periodic and _has_shrunk(structure):
+        return (
+            f"it is periodic along a vector shorter than {_SHORTEST:g} Å, as ASE makes of one that is zero; set its pbc "
+            "to false along it, or give it its cell"
         )
     return ""
+
+
+def _has_shrunk(structure: Data) -> bool:
+    """Whether a periodic vector is too short for any crystal: fairchem completes cells also where they are periodic."""
+    if "cell" not in structure:
+        return False
+    lengths = torch.as_tensor(structure.cell).reshape(3, 3).norm(dim=1)
+    periodic = torch.as_tensor(structure.pbc).reshape(3) if "pbc" in structure else torch.ones(3, dtype=torch.bool)
+    return bool((periodic & (lengths < _SHORTEST)).any())
 
 
 def _is_flat(structure: Data) -> bool:
@@ -158,7 +174,10 @@ def _is_flat(structure: Data) -> bool:
         return False
     if "cell" not in structure:
         return True
-    (a, b, c), (d, e, f), (g, h, i) = torch.as_tensor(structure.cell).reshape(3, 3).tolist()
+    cell = torch.as_tensor(structure.cell).reshape(3, 3)
+    if "pbc" in structure and not torch.as_tensor(structure.pbc).all():
+        cell = whole_cell(cell.double().numpy(), torch.as_tensor(structure.pbc).reshape(3).numpy())
+    (a, b, c), (d, e, f), (g, h, i) = cell.tolist()
     return abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) < _LEAST_VOLUME  # 20 times faster
 
 

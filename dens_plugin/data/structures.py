@@ -13,6 +13,8 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from torch_geometric.data import Data
 
+from dens_plugin.compat import whole_cell
+
 ENERGY_NAMES = ("energy", "y")
 FORCES_NAMES = ("forces", "force")
 _OPTIONAL_NAMES = ("fixed", "tags")
@@ -46,6 +48,11 @@ class Structure(NamedTuple):
     sid: Any
     fid: Any
     absent: tuple[str, ...] = ()
+
+    @property
+    def whole_cell(self) -> np.ndarray:
+        """(3, 3) Å, the cell with zero vectors along open directions completed as in ASE; flat if a crystal's is."""
+        return whole_cell(self.cell, self.pbc)
 
 
 def from_data(data: Data) -> Structure:

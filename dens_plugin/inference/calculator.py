@@ -16,7 +16,7 @@ from fairchem.core import OCPCalculator
 from torch import nn
 
 from dens_plugin.checks.preflight import limits_of
-from dens_plugin.compat import load_checkpoint, prepare_host
+from dens_plugin.compat import load_checkpoint, prepare_host, whole_cell
 from dens_plugin.data.molecules.manifest import ORIGIN, Origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import References
@@ -59,8 +59,12 @@ class DeNSCalculator(OCPCalculator):
                 "the structure is periodic and the model takes all for molecules (`use_pbc: false`): set its pbc to "
                 "False if it is one, else use a model with `use_pbc: true`"
             )
-        if limits.periodic and atoms.pbc.any() and atoms.cell.volume == 0:
-            raise ValueError("the structure is periodic and its cell has no volume: give it one, or set pbc to False")
+        is_flat = np.linalg.det(whole_cell(atoms.cell.array, atoms.pbc)) == 0
+        if limits.periodic and atoms.pbc.any() and is_flat:
+            raise ValueError(
+                "the structure is periodic and its cell has no volume: give it one, or set pbc to False along vectors "
+                "that are zero"
+            )
         self._require_references(atoms)
         super().calculate(atoms, properties, system_changes)
         if "energy" in self.results:

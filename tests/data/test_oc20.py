@@ -9,11 +9,14 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from ase.build import graphene, molecule, mx2, nanotube
+from ase.neighborlist import neighbor_list
 from fairchem.core.datasets import LmdbDataset
 
 from dens_plugin.data import oc20
 from dens_plugin.data.lmdb_file import LmdbWriter, require_whole_lmdb
 from dens_plugin.data.oc20 import convert
+from dens_plugin.data.raw_graphs import _periodic
 from dens_plugin.data.release import raw_files, read_frames, read_log
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "oc20_mini" / "s2ef" / "val_id"
@@ -195,6 +198,25 @@ def test_refuses_to_resume_with_other_options(release, tmp_path):
     (part / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"out\.part was made with other options"):
         convert(release / "train", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "open_frame", [graphene(), mx2(vacuum=4.0), nanotube(4, 0), molecule("H2O")], ids=["sheet", "layer", "tube", "molecule"]
+)
+def test_open_directions_get_vacuum(open_frame):
+    """OC20's structures are periodic in all directions: neighbours are those of the open structure."""
+    whole = _periodic(open_frame, "a frame")
+    assert whole.pbc.all()
+    assert np.array_equal(whole.positions, open_frame.positions)
+    numbers, expected = (np.sort(neighbor_list("d", atoms, 12.0)) for atoms in (whole, open_frame))
+    assert numbers == pytest.approx(expected)
+
+
+def test_flat_crystals_are_refused():
+    sheet = graphene()
+    sheet.pbc = True
+    with pytest.raises(ValueError, match=r"a frame is periodic and its cell has no volume"):
+        _periodic(sheet, "a frame")
 
 
 def nan_force(text):

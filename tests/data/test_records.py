@@ -107,6 +107,20 @@ def test_periodicity_is_said_by_all_or_none(tmp_path):
         checked[2]
 
 
+@pytest.mark.parametrize("pbc", [[True, True, False], [True, True, True]])
+def test_zero_vectors_along_open_directions_are_fine(tmp_path, pbc):
+    """A sheet has none across it; a crystal needs all of them, also where ASE has put 1 Å in place of nothing."""
+    cells = torch.tensor([[8.0, 0, 0], [0, 8, 0], [0, 0, 0]]), torch.tensor([[8.0, 0, 0], [0, 8, 0], [0, 0, 1]])
+    for number, cell in enumerate(cells):
+        change = {"cell": cell[None], "pbc": torch.tensor(pbc)}
+        checked = CheckedDataset(written(tmp_path / f"data{number}", lambda s, c=change: s.update(c)), LIMITS)
+        if all(pbc):
+            with pytest.raises(ValueError, match=r"its cell has no volume|shorter than 1\.1 Å, as ASE makes"):
+                checked[2]
+        else:
+            assert checked[2].sid == 102
+
+
 def test_no_structures(tmp_path):
     with pytest.raises(ValueError, match="the set holds no structures"):
         require_structures([], "the set")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import graphene, mx2, nanotube
 from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core.common import distutils
 from samples import base_config, trainer_arguments
@@ -18,6 +19,7 @@ from samples import base_config, trainer_arguments
 from dens_plugin import load_calculator
 from dens_plugin.data.molecules.conversion import Options, convert
 from dens_plugin.data.molecules.split import Sizes
+from dens_plugin.inference.dynamics import Plan, relax, simulate
 from dens_plugin.relaxation.result import load_relaxations
 from dens_plugin.training.trainer import DeNSTrainer
 
@@ -141,3 +143,36 @@ def test_crystals_are_refused(calculator):
     atoms.calc = calculator
     with pytest.raises(ValueError, match=r"periodic and the model takes all for molecules"):
         atoms.get_potential_energy()
+
+
+@pytest.fixture
+def periodic(run):
+    """A calculator whose model looks across the faces of cells."""
+    found = load_calculator(run / "best_checkpoint.pt", cpu=True)
+    for module in found.trainer.model.modules():
+        if hasattr(module, "use_pbc"):
+            module.use_pbc = True
+    return found
+
+
+@pytest.mark.parametrize("sheet", [graphene(), mx2("BeF2"), nanotube(4, 0)], ids=["graphene", "mx2", "nanotube"])
+def test_zero_vectors_along_open_directions_are_as_vacuum(periodic, sheet):
+    """In the calculator, and so in relaxations and dynamics with it."""
+    wide = sheet.copy()
+    wide.center(vacuum=15.0, axis=np.flatnonzero(~sheet.pbc))
+    sheet.calc = wide.calc = periodic
+    sheet.rattle(0.05, seed=1)
+    wide.rattle(0.05, seed=1)
+    assert sheet.get_potential_energy() == pytest.approx(wide.get_potential_energy(), abs=1e-4)
+    assert sheet.get_forces() == pytest.approx(wide.get_forces(), abs=1e-4)
+    relax(sheet, steps=2)
+    rows = simulate(sheet, Plan(steps=4, timestep=0.1, every=1))
+    assert np.isfinite(rows).all()
+
+
+def test_flat_crystals_are_refused(periodic):
+    sheet = graphene()
+    sheet.pbc = True
+    sheet.calc = periodic
+    with pytest.raises(ValueError, match=r"cell has no volume: give it one, or set pbc to False along vectors"):
+        sheet.get_potential_energy()

@@ -73,10 +73,10 @@ class FrameCheck:
         if self._periodicity is None:
             self._periodicity = structure.pbc, where
         first, place = self._periodicity
-        if not np.array_equal(structure.pbc, first):
+        if not (self._mixed or np.array_equal(structure.pbc, first)):
             raise ValueError(
-                f"{where} has pbc {structure.pbc.tolist()}, {place} {first.tolist()}: a batch needs the same in all of "
-                "its structures. Give molecules a wide cell, or make a data set of each kind."
+                f"{where} has pbc {structure.pbc.tolist()}, {place} {first.tolist()}: give one kind at a time, or "
+                "--mixed if the data set is meant to have several."
             )
 
 
@@ -107,8 +107,10 @@ def _require_sound(structure: Structure, where: str) -> None:
     for name in ("positions", "cell", "energy", "forces"):
         if not np.isfinite(getattr(structure, name)).all():
             raise ValueError(f"{where} has NaN or infinite {name}: remove the frame.")
-    if structure.pbc.any() and abs(np.linalg.det(structure.cell)) < _LEAST_VOLUME:
-        raise ValueError(f"{where} is periodic and its cell has no volume: give it one, or set pbc to F F F.")
+    if structure.pbc.any() and abs(np.linalg.det(structure.whole_cell)) < _LEAST_VOLUME:
+        raise ValueError(
+            f"{where} is periodic and its cell has no volume: give it one, or set pbc to F along vectors that are zero."
+        )
 
 
 def _require_neighbours(structure: Structure, where: str) -> None:
@@ -137,7 +139,7 @@ def _nearest(structure: Structure) -> np.ndarray:
 
 
 def _nearest_periodic(structure: Structure) -> np.ndarray:
-    atoms = Atoms(structure.numbers, positions=structure.positions, cell=structure.cell, pbc=structure.pbc)
+    atoms = Atoms(structure.numbers, positions=structure.positions, cell=structure.whole_cell, pbc=structure.pbc)
     nearest = np.full(len(atoms), np.inf)
     centers, distances = neighbor_list("id", atoms, ISOLATION)
     np.minimum.at(nearest, centers, distances)

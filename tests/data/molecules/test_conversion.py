@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ase import Atoms, units
-from ase.build import bulk
+from ase.build import bulk, graphene, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core.datasets import LmdbDataset
 
@@ -199,6 +199,22 @@ def test_crystals_keep_cell_and_periodicity(tmp_path):
     for index, graph in read_all(tmp_path / "out").items():
         np.testing.assert_allclose(graph.cell[0], frames[index].cell.array, atol=1e-5)
         assert graph.pbc.all()
+
+
+def test_sheets_and_molecules_may_share_a_data_set(tmp_path):
+    """Cells without a vector across a sheet are completed; `--mixed` allows several periodicities."""
+    frames = []
+    for seed in range(8):
+        atoms = graphene(size=(2, 2, 1)) if seed % 2 else molecule("C2H6")
+        atoms.rattle(0.05, seed=seed)
+        forces = np.random.default_rng(seed).normal(size=(len(atoms), 3))
+        atoms.calc = SinglePointCalculator(atoms, energy=float(seed), forces=forces - forces.mean(axis=0))
+        frames.append(atoms)
+    ase.io.write(tmp_path / "both.extxyz", frames)
+    make(tmp_path / "both.extxyz", tmp_path / "out", Options(Sizes(5, 2), mixed=True))
+    for index, graph in read_all(tmp_path / "out").items():
+        assert graph.pbc.tolist() == frames[index].pbc.tolist()
+        assert np.abs(np.linalg.det(graph.cell[0])) > 0
 
 
 def test_download_of_pyg(frames, tmp_path):
