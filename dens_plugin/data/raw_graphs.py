@@ -99,7 +99,7 @@ def _graph(to_graph: AtomsToGraphs, atoms: Atoms, line: LogLine, options: Option
 
 
 def _periodic(atoms: Atoms, where: str) -> Atoms:
-    """The frame in a cell that is periodic in all directions, as OC20's are by definition, with vacuum where it is open."""
+    """The frame in a cell that is periodic in all directions, as OC20's are, with vacuum where it is open."""
     cell = whole_cell(atoms.cell.array, atoms.pbc).copy()
     if np.linalg.det(cell) == 0:
         raise ValueError(

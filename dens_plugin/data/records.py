@@ -153,8 +153,8 @@ def _beyond(structure: Data, limits: Limits) -> str:
         )
     if limits.periodic and _has_shrunk(structure):
         return (
-            f"it is periodic along a vector shorter than {_SHORTEST:g} Å, as ASE makes of one that is zero; set its pbc "
-            "to false along it, or give it its cell"
+            f"it is periodic along a vector shorter than {_SHORTEST:g} Å, as ASE makes of one that is zero; set its "
+            "pbc to false along it, or give it its cell"
         )
     return ""
 

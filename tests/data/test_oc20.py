@@ -201,7 +201,9 @@ def test_refuses_to_resume_with_other_options(release, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "open_frame", [graphene(), mx2(vacuum=4.0), nanotube(4, 0), molecule("H2O")], ids=["sheet", "layer", "tube", "molecule"]
+    "open_frame",
+    [graphene(), mx2(vacuum=4.0), nanotube(4, 0), molecule("H2O")],
+    ids=["sheet", "layer", "tube", "molecule"],
 )
 def test_open_directions_get_vacuum(open_frame):
     """OC20's structures are periodic in all directions: neighbours are those of the open structure."""

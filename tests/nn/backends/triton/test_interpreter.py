@@ -17,7 +17,17 @@ FOLDER = Path(__file__).parent
 @pytest.mark.skipif(INTERPRETED, reason="this process interprets already")
 def test_kernels_in_the_interpreter():
     pytest.importorskip("triton")
-    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", "-k", "test_triton", str(FOLDER)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--noconftest",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "test_triton",
+        str(FOLDER),
+    ]
     done = subprocess.run(
         command, env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=FOLDER.parents[3], capture_output=True, text=True
     )
