@@ -124,7 +124,8 @@ class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
                 pairs, offsets = graph.edge_index[:, kept], graph.offset_distances[kept].to(positions.dtype)
         first, second = pairs
         vectors = positions.index_select(0, first) - positions.index_select(0, second)
-        return Edges.of(first, second, vectors if offsets is None else vectors + offsets)
+        vectors = vectors if offsets is None else vectors + offsets
+        return Edges.of(pairs, vectors, data.batch, data.num_graphs)
 
 
 @registry.register_model("painn_dens_plugin_backbone")

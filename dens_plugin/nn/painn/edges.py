@@ -10,28 +10,37 @@ _LEAST = 1e-6  # Å, below which two atoms have no direction
 
 
 class Edges(NamedTuple):
-    """The edges of a batch of structures: H pairs of atoms in one direction, and then in the other, E = 2 H.
+    """The pairs of neighbours in a batch of structures, each of which is an edge in both directions.
 
     Attributes:
-        source: (E,) the neighbour.
-        target: (E,) the atom that a message goes to.
-        directions: (E, 3) unit vectors from target to source.
+        first: (H,) an atom.
+        second: (H,) its neighbour.
+        offsets: (B + 1,) where the pairs of each structure begin, and H.
+        directions: (H, 3) unit vectors from the second atom to the first.
         distances: (H,) Å.
     """
 
-    source: torch.Tensor
-    target: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+    offsets: torch.Tensor
     directions: torch.Tensor
     distances: torch.Tensor
 
     @classmethod
-    def of(cls, first: torch.Tensor, second: torch.Tensor, vectors: torch.Tensor) -> Edges:
-        """Edges of pairs (H,) and (H,) and vectors (H, 3) in Å from the second atom of a pair to the first."""
+    def of(cls, pairs: torch.Tensor, vectors: torch.Tensor, batch: torch.Tensor, num_structures: int) -> Edges:
+        """Edges of pairs (2, H), those of a structure together, and vectors (H, 3) in Å from second to first.
+
+        Args:
+            pairs: first and second atoms.
+            vectors: between them.
+            batch: (N,) the structure of each atom, ascending.
+            num_structures: B.
+        """
+        first, second = pairs.contiguous()
         distances = vectors.square().sum(dim=-1).clamp(min=_LEAST**2).sqrt()
-        directions = vectors / distances[:, None]
-        return cls(
-            torch.cat([first, second]), torch.cat([second, first]), torch.cat([directions, -directions]), distances
-        )
+        structures = torch.arange(num_structures + 1, device=batch.device)
+        offsets = torch.searchsorted(batch.index_select(0, second), structures)
+        return cls(first, second, offsets, vectors / distances[:, None], distances)
 
 
 def open_pairs(pos: torch.Tensor, batch: torch.Tensor, natoms: torch.Tensor, cutoff: float) -> torch.Tensor:

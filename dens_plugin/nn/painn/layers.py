@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dens_plugin.nn.painn.edges import Edges
+from dens_plugin.nn.painn.message import sum_messages
 
 _TINY = 1e-8  # under roots, whose slope at 0 is infinite
 
@@ -54,18 +55,8 @@ class Message(nn.Module):
             edges: of the batch.
             bases: (H, K + 1), of which the last is the bias's.
         """
-        num_atoms, channels = scalars.shape
         filters = bases @ torch.cat([self.rbf_proj.weight, self.rbf_proj.bias[:, None]], dim=1).T  # (H, 3 C)
-        heard = self.x_proj(self.x_layernorm(scalars)) * self._shrink
-        both_ways = heard.index_select(0, edges.source).view(2, -1, 3 * channels) * filters
-        of_scalars, of_vectors, of_directions = both_ways.view(-1, 3 * channels).split(channels, dim=1)
-        messages = edges.directions[:, :, None] * of_directions[:, None]
-        if vectors is not None:
-            messages = torch.addcmul(messages, vectors.index_select(0, edges.source), of_vectors[:, None])
-        return (
-            scalars.new_zeros(num_atoms, channels).index_add(0, edges.target, of_scalars),
-            scalars.new_zeros(num_atoms, 3, channels).index_add(0, edges.target, messages),
-        )
+        return sum_messages(self.x_proj(self.x_layernorm(scalars)) * self._shrink, vectors, filters, edges)
 
 
 class Update(nn.Module):

@@ -9,6 +9,7 @@
 | `product_gradient` | the gradients of that, at factors and atoms |
 | `aggregate` | weigh, rotate back, sum at atoms; and the gradients |
 | `s2_activation` | SiLU on a grid of the sphere; and its gradient |
+| `painn_message` | PaiNN's messages along pairs of atoms; their gradients, and the gradients of these |
 | `degree_norm` | norms of an atom's features; and their gradients |
 
 What chooses between them and plain torch is in `dens_plugin.nn.so2`, for norms in `dens_plugin.backbones`. Functions

@@ -50,12 +50,14 @@ __all__ = [
     "integers",
     "loops_reason",
     "named",
+    "pointer_to_float",
     "rows_of_thread",
     "scratch_of_thread",
     "table_of",
     "to_fixed_tuple",
     "uses_loops",
     "wide_vectors",
+    "without_overlap",
 ]
 
 FLOAT = 4  # bytes of a number
@@ -161,6 +163,23 @@ def wide_vectors(_typing_context):  # type: ignore[no-untyped-def]
     return numba.void(), generate
 
 
+@intrinsic
+def without_overlap(_typing_context):  # type: ignore[no-untyped-def]
+    """Where a function calls this, LLVM may take the memory behind its pointers to be apart.
+
+    It then turns loops over many arrays into vectors without a look at each two of them. An array that is only read may
+    stand twice among the arguments.
+    """
+
+    def generate(context, builder, _signature, _arguments):  # type: ignore[no-untyped-def]
+        for argument in builder.function.args[2:]:  # Numba's own come first
+            if argument.type.is_pointer:
+                argument.add_attribute("noalias")
+        return context.get_dummy_value()
+
+    return numba.void(), generate
+
+
 @inlined
 def table_of(pointer):  # type: ignore[no-untyped-def]
     """The table behind a pointer; it is as long as what is read of it."""
@@ -183,7 +202,7 @@ def scratch_of_thread(table):  # type: ignore[no-untyped-def]
 @inlined
 def floats(address, shape):  # type: ignore[no-untyped-def]
     """Array of float32 at an address; a view of no owner, of which no references are counted."""
-    return carray(_float_pointer(address), shape, np.float32)
+    return carray(pointer_to_float(address), shape, np.float32)
 
 
 @inlined
@@ -205,7 +224,7 @@ def _pointer_to(kind: str) -> Any:
     return pointer
 
 
-_float_pointer, _integer_pointer = _pointer_to("float32"), _pointer_to("int64")
+pointer_to_float, _integer_pointer = _pointer_to("float32"), _pointer_to("int64")
 if numba is not None:
     _thread_number = numba.types.ExternalFunction("omp_get_thread_num", numba.int32())
     _thread_count = numba.types.ExternalFunction("omp_get_num_threads", numba.int32())
