@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from dens_plugin.compat import load_checkpoint, prepare_host, whole_cell
 from dens_plugin.data.molecules.manifest import ORIGIN, Origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import References
+from dens_plugin.inference.process import float32_and_own_numbers, lent_process
 
 
 class DeNSCalculator(OCPCalculator):
@@ -66,7 +68,9 @@ class DeNSCalculator(OCPCalculator):
                 "that are zero"
             )
         self._require_references(atoms)
-        super().calculate(atoms, properties, system_changes)
+        device = self.trainer.device
+        with float32_and_own_numbers([] if device.type == "cpu" else [device.index or 0]):
+            super().calculate(atoms, properties, system_changes)
         if "energy" in self.results:
             self.results["energy"] = float(self.results["energy"]) + self._physical.missing(atoms.numbers)
 
@@ -93,31 +97,57 @@ class DeNSCalculator(OCPCalculator):
             raise ValueError(f"the model's linear references have no energy for {', '.join(missing)}")
 
 
-def load_calculator(path: str | Path, *, cpu: bool | None = None, seed: int = 0) -> OCPCalculator:
+def load_calculator(
+    path: str | Path, *, device: str | None = None, cpu: bool | None = None, seed: int = 0
+) -> OCPCalculator:
     """The ASE calculator of a checkpoint: energy in eV, forces in eV/Å.
 
-    Averaged weights (EMA) are used wherever the checkpoint has them, as in fairchem's validation.
+    Averaged weights (EMA) are used wherever the checkpoint has them, as in fairchem's validation. The model computes in
+    float32, and the process's random numbers, default type and logging stay as they are.
 
     Args:
         path: ``best_checkpoint.pt`` or ``checkpoint.pt`` of a run, of this package or of fairchem.
-        cpu: whether to stay on the CPU; by default only where there is no GPU.
+        device: ``cpu``, ``cuda`` or ``cuda:1``; by default a GPU where there is one.
+        cpu: the same in older scripts: True for ``cpu``, False for ``cuda``.
         seed: of the random edge frames, on which predictions depend in their last digits.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no checkpoint, or lacks a config.
+        ValueError: if the file is no checkpoint, or lacks a config; for a device that does not exist.
     """
+    chosen = _device(device, cpu=cpu)
+    gpus = [] if chosen.type == "cpu" else [chosen.index or 0]
     prepare_host()
     checkpoint = load_checkpoint(path)
     if "model" not in (checkpoint.get("config") or {}):
         raise ValueError(f"'{path}' holds weights without a config; convert it with `dens convert` first")
-    cpu = not torch.cuda.is_available() if cpu is None else cpu
-    with _host_quiet():
-        calculator = DeNSCalculator(
-            config_yml=_inference_config(checkpoint["config"]), checkpoint_path=str(path), cpu=cpu, seed=seed
-        )
+    config = {**_inference_config(checkpoint["config"]), "local_rank": chosen.index or 0}
+    with lent_process(gpus), _host_quiet():
+        calculator = DeNSCalculator(config_yml=config, checkpoint_path=str(path), cpu=not gpus, seed=seed)
+    calculator.trainer.config["cmd"]["seed"] = seed  # which every prediction starts from
     _use_average(calculator.trainer.model, checkpoint.get("ema"))
     return calculator
+
+
+def _device(name: str | None, *, cpu: bool | None) -> torch.device:
+    """The device that was asked for.
+
+    Raises:
+        ValueError: if it does not exist, or two were asked for.
+    """
+    if cpu is not None:
+        if name is not None and (name == "cpu") != cpu:
+            raise ValueError(f"device={name!r} and cpu={cpu} contradict each other; give device alone")
+        name = name or ("cpu" if cpu else "cuda")
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", name)
+    if match is None:
+        raise ValueError(f"unknown device '{name}'; give 'cpu', 'cuda' or 'cuda:1'")
+    if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
+        found = torch.cuda.device_count()
+        raise ValueError(f"there is no '{name}' here, of {found} GPUs that torch sees; give device='cpu'")
+    return torch.device(name)
 
 
 def _inference_config(config: Mapping[str, Any]) -> dict[str, Any]:

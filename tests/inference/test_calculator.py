@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
+import random
 import shutil
 
 import ase.io
@@ -21,6 +23,7 @@ from dens_plugin.data.molecules.conversion import Options, convert
 from dens_plugin.data.molecules.split import Sizes
 from dens_plugin.inference.dynamics import Plan, relax, simulate
 from dens_plugin.relaxation.result import load_relaxations
+from dens_plugin.testing import default_dtype
 from dens_plugin.training.trainer import DeNSTrainer
 
 TOTAL = -2079.0  # eV
@@ -176,3 +179,49 @@ def test_flat_crystals_are_refused(periodic):
     sheet.calc = periodic
     with pytest.raises(ValueError, match=r"cell has no volume: give it one, or set pbc to False along vectors"):
         sheet.get_potential_energy()
+
+
+def global_state():
+    root = logging.getLogger()
+    return (
+        torch.get_default_dtype(),
+        torch.get_rng_state().tolist(),
+        np.random.get_state()[1].tolist(),
+        random.getstate(),
+        (torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark),
+        (root.level, list(root.handlers), logging.root.manager.disable),
+    )
+
+
+def test_the_process_stays_as_it_is(run):
+    """Two Langevin runs from one seed each were bit for bit the same, whatever was drawn before."""
+    torch.manual_seed(7)
+    before = global_state()
+    atoms = Atoms("OH2", positions=REST)
+    atoms.calc = load_calculator(run / "best_checkpoint.pt", device="cpu")
+    atoms.get_forces()
+    assert global_state() == before
+
+
+def test_scripts_in_double_precision(run, calculator):
+    """The model is built, and computes, in float32."""
+    atoms = Atoms("OH2", positions=REST)
+    atoms.calc = calculator
+    expected = atoms.get_forces()
+    with default_dtype(torch.float64):
+        atoms.calc = load_calculator(run / "best_checkpoint.pt", device="cpu")
+        assert atoms.get_forces() == pytest.approx(expected, abs=1e-6)
+        assert torch.get_default_dtype() == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'; give 'cpu', 'cuda' or"),
+        ({"device": "cuda:99"}, "there is no 'cuda:99' here"),
+        ({"device": "cuda", "cpu": True}, "contradict each other"),
+    ],
+)
+def test_devices_that_do_not_exist(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        load_calculator(run / "best_checkpoint.pt", **options)
