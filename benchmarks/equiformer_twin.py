@@ -4,7 +4,7 @@
 It is what `dens_plugin.nn.equiformer` is measured against, in speed (`molecule_step.py`) and in numbers (tests). All
 parts run on all atoms and edges in every pass, and every layer couples features with harmonics anew. Names and layouts
 of parameters are those of the authors' checkpoints, so that these load as they are, 3j symbols included, and
-`dens_plugin.backbones.equiformer_keys` turns its state dict into the package's.
+`dens_plugin.backbones.equiformer.keys` turns its state dict into the package's.
 
 Equiformer: Liao and Smidt, arXiv:2206.11990. Flat features (N, sum of multiplicities times 2l + 1), as e3nn has them.
 """

@@ -39,7 +39,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch_geometric.data import Batch, Data
 
 import dens_plugin.backbones.equiformer  # noqa: F401  (registers its names)
-from dens_plugin.backbones.equiformer_keys import to_plugin_keys
+from dens_plugin.backbones.equiformer.keys import to_plugin_keys
 from dens_plugin.compat import prepare_host
 from dens_plugin.fields import CORRUPTION, NOISE, ROWS
 from dens_plugin.objectives.dens import DeNS

@@ -10,7 +10,11 @@ such as ``dens_plugin.DeNSTrainer`` in a YAML file is such a use.
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
+import re
+from pathlib import Path
 from typing import Any
 
 import dens_plugin.stand_ins  # noqa: F401  (its import makes fairchem-core importable without torch-scatter)
@@ -19,42 +23,32 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "DeNSTrainer": "dens_plugin.training.trainer",
-    "EquiformerV2DeNS": "dens_plugin.backbones.equiformer_v2",
-    "EnergyHead": "dens_plugin.backbones.equiformer_v2",
-    "ForceHead": "dens_plugin.backbones.equiformer_v2",
-    "NoiseHead": "dens_plugin.backbones.equiformer_v2",
-    "FlatEquiformerV2DeNS": "dens_plugin.backbones.equiformer_v2",
-    "ESCNDeNS": "dens_plugin.backbones.escn",
-    "ESCNEnergyHead": "dens_plugin.backbones.escn",
-    "ESCNForceHead": "dens_plugin.backbones.escn",
-    "ESCNNoiseHead": "dens_plugin.backbones.escn",
-    "FlatESCNDeNS": "dens_plugin.backbones.escn",
-    "ESENDeNS": "dens_plugin.backbones.esen",
-    "ESENEnergyHead": "dens_plugin.backbones.esen",
-    "ESENForceHead": "dens_plugin.backbones.esen",
-    "ESENGradientHead": "dens_plugin.backbones.esen",
-    "ESENNoiseHead": "dens_plugin.backbones.esen",
-    "Equiformer": "dens_plugin.backbones.equiformer",
-    "EquiformerDeNS": "dens_plugin.backbones.equiformer",
-    "EquiformerGradientHead": "dens_plugin.backbones.equiformer",
-    "EquiformerNoiseHead": "dens_plugin.backbones.equiformer",
-    "FlatEquiformerDeNS": "dens_plugin.backbones.equiformer_flat",
-    "PaiNN": "dens_plugin.backbones.painn",
-    "PaiNNDeNS": "dens_plugin.backbones.painn",
-    "PaiNNEnergyHead": "dens_plugin.backbones.painn",
-    "PaiNNForceHead": "dens_plugin.backbones.painn",
-    "PaiNNGradientHead": "dens_plugin.backbones.painn",
-    "PaiNNNoiseHead": "dens_plugin.backbones.painn",
     "DeNS": "dens_plugin.objectives.dens",
     "load_calculator": "dens_plugin.inference.calculator",
 }
+_OPEN_TO_MORE = ("backbones", "objectives")  # whose files and folders offer what they list in `__all__`
+_LISTED = re.compile(r"^__all__ = (\[.*?\])", re.MULTILINE | re.DOTALL)
 
-__all__ = ["__version__", *_HOMES]
+
+@functools.cache
+def _homes() -> dict[str, str]:
+    """Public name -> module, by the text of files: none is imported, and a new one adds its names by being there."""
+    homes = dict(_HOMES)
+    for part in _OPEN_TO_MORE:
+        for path in sorted((Path(__file__).parent / part).iterdir()):
+            file = path / "__init__.py" if path.is_dir() else path
+            listed = _LISTED.search(file.read_text()) if file.suffix == ".py" and file.is_file() else None
+            if listed and path.stem != "__init__":
+                homes |= dict.fromkeys(ast.literal_eval(listed[1]), f"{__name__}.{part}.{path.stem}")
+    return homes
 
 
 def __getattr__(name: str) -> Any:
     """Load a public name from its module (PEP 562)."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'dens_plugin' has no attribute '{name}'; it offers {', '.join(_HOMES)}")
+    public = ["__version__", *_homes()]
+    if name == "__all__":
+        return public
+    if name not in public:
+        raise AttributeError(f"module 'dens_plugin' has no attribute '{name}'; it offers {', '.join(public)}")
     importlib.import_module("dens_plugin.compat").prepare_host()
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_homes()[name]), name)

@@ -18,8 +18,8 @@ from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_config
 
 import dens_plugin.checks.registered  # noqa: F401
-from dens_plugin.backbones import equiformer_keys
-from dens_plugin.backbones.equiformer_flat import PAPER_CHANNELS, backbone_settings
+from dens_plugin.backbones.equiformer import keys as equiformer_keys
+from dens_plugin.backbones.equiformer.flat import PAPER_CHANNELS, backbone_settings
 from dens_plugin.backbones.key_map import State, to_plain_keys, to_plugin_keys
 from dens_plugin.checks.objective import without_switches
 from dens_plugin.compat import load_checkpoint, prepare_host

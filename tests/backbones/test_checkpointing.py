@@ -9,7 +9,7 @@ from samples import MODEL
 from torch.autograd.graph import saved_tensors_hooks
 
 import dens_plugin
-from dens_plugin.backbones.checkpointing import RecomputedBlock, checkpoint_blocks
+from dens_plugin.backbones.equiformer_v2.checkpointing import RecomputedBlock, checkpoint_blocks
 from dens_plugin.testing import corrupted_batch, predict, random_batch
 
 LAYERS = 4

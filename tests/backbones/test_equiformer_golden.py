@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from dens_plugin.backbones.equiformer_flat import FlatEquiformerDeNS, channels
-from dens_plugin.backbones.equiformer_keys import is_authors, to_plugin_keys
+from dens_plugin.backbones.equiformer.flat import FlatEquiformerDeNS, channels
+from dens_plugin.backbones.equiformer.keys import is_authors, to_plugin_keys
 from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption
 from dens_plugin.testing import default_dtype, rows_around
 

@@ -163,7 +163,7 @@ def test_stress_head_beside_dens():
 
 @pytest.mark.parametrize("name", ["equiformer_v2_dens", "dens_plugin.EquiformerV2DeNS", "dens_plugin.NoiseHead"])
 def test_registered_names(name):
-    assert registry.get_model_class(name).__module__ == "dens_plugin.backbones.equiformer_v2"
+    assert registry.get_model_class(name).__module__ == "dens_plugin.backbones.equiformer_v2.model"
 
 
 @pytest.mark.parametrize("option", ["use_tp_reparam", "use_noise_schedule_sigma_encoding"])

@@ -15,8 +15,8 @@ from test_equiformer_v2 import PLAIN_HEADS, SMALL, flat
 from torch import nn
 from two_paths import a_corrupted_batch, assert_same_step, largest, step
 
-from dens_plugin.backbones import equiformer_v2_fast
-from dens_plugin.backbones.equiformer_v2_fast import (
+from dens_plugin.backbones.equiformer_v2 import fast as equiformer_v2_fast
+from dens_plugin.backbones.equiformer_v2.fast import (
     FastDropPath,
     FastFeedForward,
     FastGraphAttention,

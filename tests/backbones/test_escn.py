@@ -252,7 +252,7 @@ def test_noise_head_is_not_the_force_head():
     ],
 )
 def test_registered_names(name):
-    assert registry.get_model_class(name).__module__ == "dens_plugin.backbones.escn"
+    assert registry.get_model_class(name).__module__ == "dens_plugin.backbones.escn.model"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from fairchem.core.models.equiformer_v2.layer_norm import (
     EquivariantRMSNormArraySphericalHarmonicsV2,
 )
 
-from dens_plugin.backbones import equiformer_v2_fast
-from dens_plugin.backbones.equiformer_v2_fast import use_fast_path
+from dens_plugin.backbones.equiformer_v2 import fast as equiformer_v2_fast
+from dens_plugin.backbones.equiformer_v2.fast import use_fast_path
 from dens_plugin.nn.backends.cpu.team import loops_reason
 from dens_plugin.nn.equiformer_v2.degree_norm import balance
 

@@ -19,12 +19,12 @@ from fairchem.core.models.equiformer_v2.so3 import SO3_Rotation
 from torch import nn
 from torch.nn import functional
 
-from dens_plugin.backbones.checkpointing import checkpoint_blocks
-from dens_plugin.backbones.empty_graph import allow_empty_graphs
-from dens_plugin.backbones.equiformer_v2_fast import SharedEmbedding, use_fast_path
+from dens_plugin.backbones.equiformer_v2.added_embedding import added_to_embedding
+from dens_plugin.backbones.equiformer_v2.checkpointing import checkpoint_blocks
+from dens_plugin.backbones.equiformer_v2.empty_graph import allow_empty_graphs
+from dens_plugin.backbones.equiformer_v2.fast import SharedEmbedding, use_fast_path
 from dens_plugin.backbones.forward_pass import Pass, require_directions, require_known_elements, require_sorted
 from dens_plugin.backbones.heads import RowHead
-from dens_plugin.backbones.inject import added_to_embedding
 from dens_plugin.backbones.neighbours import edges_to, found_graph
 from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.edge_frames import edge_frames
@@ -51,7 +51,7 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
 
     Args:
         *args: as fairchem's.
-        fast: whether to compute fairchem's numbers in the order of `equiformer_v2_fast`; under graph parallelism what
+        fast: whether to compute fairchem's numbers in the order of `equiformer_v2.fast`; under graph parallelism what
             needs edges is left to fairchem.
         precision: of an edge's features in the fast path: ``fp32``, the nodes' own; ``tf32``, whose products round
             their factors to 10 bits (CUDA only); ``bf16``, stored in 16 bits and summed in 32.

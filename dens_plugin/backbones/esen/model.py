@@ -13,8 +13,8 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.esen.esen import Linear_Force_Head, MLP_EFS_Head, MLP_Energy_Head, eSEN_Backbone
 
-from dens_plugin.backbones.esen_empty_graph import allow_empty_graphs, with_edge_to_nowhere
-from dens_plugin.backbones.esen_polar_edges import Frames, turned_at_poles, wigner_of_turn
+from dens_plugin.backbones.esen.empty_graph import allow_empty_graphs, with_edge_to_nowhere
+from dens_plugin.backbones.esen.polar_edges import Frames, turned_at_poles, wigner_of_turn
 from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
 from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.force_encoding import ForceEncoding
@@ -31,7 +31,7 @@ class ESENDeNS(eSEN_Backbone):
 
     A batch without a record, as at inference, goes through fairchem's forward alone. Encoded forces are constants:
     no gradient with respect to positions passes through them. Numbers are fairchem's but where it is wrong: isolated
-    atoms alone in a batch (`esen_empty_graph`), and gradients by bonds along the y axis (`esen_polar_edges`).
+    atoms alone in a batch (`esen.empty_graph`), and gradients by bonds along the y axis (`esen.polar_edges`).
 
     Args:
         otf_graph: only True: the neighbours of moved atoms are not those stored with a structure.

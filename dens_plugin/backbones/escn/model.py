@@ -17,8 +17,8 @@ from fairchem.core.models.escn.escn import eSCNBackbone, eSCNEnergyHead, eSCNFor
 from fairchem.core.models.escn.so3 import SO3_Embedding
 from torch.nn import functional
 
-from dens_plugin.backbones.escn_fast import Geometry, layer
-from dens_plugin.backbones.escn_no_edges import allow_no_edges
+from dens_plugin.backbones.escn.fast import Geometry, layer
+from dens_plugin.backbones.escn.no_edges import allow_no_edges
 from dens_plugin.backbones.forward_pass import require_directions, require_known_elements, require_sorted
 from dens_plugin.backbones.heads import RowHead
 from dens_plugin.backbones.neighbours import degrees_of, found_graph
@@ -48,7 +48,7 @@ class ESCNDeNS(eSCNBackbone):
 
     Args:
         otf_graph: whether edges are computed on the fly.
-        fast: whether to compute fairchem's numbers in the order of `escn_fast`.
+        fast: whether to compute fairchem's numbers in the order of `escn.fast`.
         **kwargs: as fairchem's.
 
     Raises:

@@ -26,7 +26,7 @@ from fairchem.core.models.equiformer_v2.transformer_block import FeedForwardNetw
 from torch import nn
 from torch.nn import functional
 
-from dens_plugin.backbones.equiformer_v2_weights import convolution_weights, degree_linear, radial_of, vector_weights
+from dens_plugin.backbones.equiformer_v2.weights import convolution_weights, degree_linear, radial_of, vector_weights
 from dens_plugin.backbones.forward_pass import Pass, edge_dtype
 from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations

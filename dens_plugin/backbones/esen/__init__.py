@@ -1,0 +1,5 @@
+"""fairchem's eSEN with DeNS; importing it registers its names."""
+
+from dens_plugin.backbones.esen.model import ESENDeNS, ESENEnergyHead, ESENForceHead, ESENGradientHead, ESENNoiseHead
+
+__all__ = ["ESENDeNS", "ESENEnergyHead", "ESENForceHead", "ESENGradientHead", "ESENNoiseHead"]
