@@ -9,7 +9,7 @@ from e3nn import o3
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HydraModel
 
-import dens_plugin.backbones.equiformer  # noqa: F401  (registers the parts)
+import dens_plugin.backbones.equiformer.model  # noqa: F401  (registers the parts)
 from dens_plugin.settings import reject_unknown
 
 PAPER_CHANNELS = [128, 64, 32]  # of L = 2
