@@ -227,7 +227,7 @@ def _has_compiled_radius_graph() -> bool:
 
 
 def _replace_searches() -> None:
-    models = importlib.import_module("fairchem.core.models.base")  # importing fairchem takes seconds
+    models: Any = importlib.import_module("fairchem.core.models.base")  # importing fairchem takes seconds
     models.radius_graph_pbc = radius_graph_pbc
     if not _has_compiled_radius_graph():
         models.radius_graph = radius_graph

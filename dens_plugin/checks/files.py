@@ -5,8 +5,6 @@ Only YAML is needed for it, so that a slip in a path is told at once.
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +24,12 @@ class ConfigFile(NamedTuple):
 
     def has(self, keys: Sequence[str | int]) -> bool:
         """Whether a setting, named block by block, stands in this file."""
-        try:
-            functools.reduce(operator.getitem, keys, self.settings)
-        except (KeyError, IndexError, TypeError):
-            return False
+        value: Any = self.settings
+        for key in keys:
+            holds = isinstance(value, Mapping) and key in value
+            if not holds and not (isinstance(value, list) and isinstance(key, int) and key < len(value)):
+                return False
+            value = value[key]
         return True
 
 

@@ -85,7 +85,7 @@ def _from_authors(optim: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
         return {"name": "s2ef"}
     params = mapping(optim.get("denoising_pos_params"), "optim.denoising_pos_params")
     reject_unknown(params, _AUTHORS_KEYS, "optim.denoising_pos_params")
-    block = {key: params[key] for key in ("prob", "all_atoms") if key in params}
+    block: dict[str, Any] = {key: params[key] for key in ("prob", "all_atoms") if key in params}
     block |= {ours: model[theirs] for theirs, ours in _MODEL_SWITCHES.items() if theirs in model}
     if "denoising_pos_coefficient" in optim:
         block["coefficient"] = optim["denoising_pos_coefficient"]

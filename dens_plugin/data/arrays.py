@@ -25,7 +25,7 @@ class Partial(NamedTuple):
     """A field that some structures have and others lack: its name, how many lack it, the place of the first."""
 
     field: str
-    count: int
+    lacking: int
     first: str
 
 

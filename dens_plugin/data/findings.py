@@ -151,7 +151,7 @@ def _place(index: int, structure: Structure) -> str:
 def _partial(partial: Partial, looked_at: int) -> Finding:
     return Finding(
         "error",
-        f"{partial.count} of {looked_at} structures without `{partial.field}`, first index {partial.first}; "
+        f"{partial.lacking} of {looked_at} structures without `{partial.field}`, first index {partial.first}; "
         "a batch needs it in all or none, else training fails or ignores it: add zeros, or remove it from all.",
     )
 

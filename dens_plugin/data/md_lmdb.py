@@ -7,6 +7,7 @@ one line per structure, in which the path of the trajectory names ``relaxations`
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,8 @@ class MDFlaggedLmdb(LmdbDataset):
     Raises:
         FileNotFoundError: if there is not one log per LMDB.
     """
+
+    _keys: Sequence[Any]
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
@@ -88,7 +91,7 @@ class TrajectoryLog:
         return np.packbits(flags), len(flags)
 
 
-def _ranges(keys: list) -> range | list[range]:
+def _ranges(keys: Sequence[Any]) -> range | list[range]:
     """fairchem's keys, a list of 0 to n - 1 for each file, without the 40 bytes that it spends on each structure."""
     if keys and isinstance(keys[0], list):
         return [range(len(part)) for part in keys]

@@ -93,7 +93,7 @@ def _graph(to_graph: AtomsToGraphs, atoms: Atoms, line: LogLine, options: Option
     graph.tags = torch.tensor(atoms.get_tags(), dtype=torch.long)  # (N,)
     graph.sid, graph.fid = line.sid, line.fid
     if not options.test:
-        reference = line.reference if options.ref_energy else 0.0
+        reference = (line.reference or 0.0) if options.ref_energy else 0.0
         graph.energy = float(graph.energy) - reference  # eV
     return graph
 

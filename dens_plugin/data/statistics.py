@@ -114,7 +114,7 @@ def collect(summaries: Sequence[Summary]) -> Statistics:
     return Statistics(
         systems=len({summary.sid for summary in summaries if summary.sid is not None}),
         atoms=_spread(atoms),
-        elements=_by_element(compositions.sum(axis=0).astype(int)),
+        elements={element: round(count) for element, count in _by_element(compositions.sum(axis=0)).items()},
         tags=dict(sorted(sum((summary.tags for summary in summaries), Counter()).items())),
         fixed_share=sum(summary.n_fixed for summary in summaries) / max(1, atoms.sum()),
         pbc=dict(Counter(summary.pbc for summary in summaries)),

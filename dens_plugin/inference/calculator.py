@@ -150,9 +150,9 @@ def _device(name: str | None, *, cpu: bool | None) -> torch.device:
     return torch.device(name)
 
 
-def _inference_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def _inference_config(stated: Mapping[str, Any]) -> dict[str, Any]:
     """A checkpoint's config in the form that fairchem's calculator takes; data paths are of no use to it."""
-    config = copy.deepcopy(dict(config))
+    config = copy.deepcopy(dict(stated))
     train = config.get("dataset") or {}
     train = train[0] if isinstance(train, list) else train
     config["dataset"] = {"train": {**train, "src": None}}

@@ -133,8 +133,9 @@ def _judge_split(
     keys = [f"{split}_{field}" for field in rules.task.fields]
     if not set(keys) <= set(file.keys):
         return [], []  # `_wrong_keys` has said so
-    arrays = SplitArrays(*map(file.read, keys))
-    entries = [_entry(*pair) for pair in zip(keys, arrays, strict=False)]  # not of the fields that the task lacks
+    found = [file.read(key) for key in keys]
+    arrays = SplitArrays(*found)
+    entries = list(map(_entry, keys, found))
     findings = findings_of(arrays, split, rules)
     if any(finding.severity == "error" for finding in findings):
         return entries, findings

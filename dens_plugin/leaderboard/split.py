@@ -33,6 +33,8 @@ class SplitArrays(NamedTuple):
     @property
     def rows(self) -> np.ndarray:
         """(B,) rows of forces of each structure."""
+        assert self.chunk_idx is not None
+        assert self.forces is not None
         return np.diff(self.chunk_idx.astype(np.int64), prepend=0, append=len(self.forces))
 
 
@@ -42,7 +44,7 @@ def sorted_by_id(arrays: SplitArrays) -> SplitArrays:
         return arrays
     order = np.argsort(arrays.ids, kind="stable")
     ids, energy = arrays.ids[order], arrays.energy[order]
-    if arrays.forces is None:
+    if arrays.forces is None or arrays.chunk_idx is None:
         return SplitArrays(ids, energy)
     rows, begins = arrays.rows[order], np.append(0, arrays.chunk_idx)[order]
     ends = np.cumsum(rows)
@@ -92,12 +94,11 @@ def _malformed(arrays: SplitArrays) -> Iterator[Finding]:
         yield _error(f"energy must be floats of shape ({len(ids)},), one an id, got {_kind(energy)}")
     elif energy.ndim == 2:
         yield _finding("warning", f"energy has shape {energy.shape}; ({len(ids)},) is safer: flatten it")
-    if arrays.forces is not None:
-        yield from _malformed_forces(arrays)
+    if arrays.forces is not None and arrays.chunk_idx is not None:
+        yield from _malformed_forces(arrays, arrays.forces, arrays.chunk_idx)
 
 
-def _malformed_forces(arrays: SplitArrays) -> Iterator[Finding]:
-    forces, chunks = arrays.forces, arrays.chunk_idx
+def _malformed_forces(arrays: SplitArrays, forces: np.ndarray, chunks: np.ndarray) -> Iterator[Finding]:
     if forces.dtype.kind != "f" or forces.ndim != 2 or forces.shape[1] != 3:
         yield _error(f"forces must be floats of shape (M, 3), got {_kind(forces)}")
     elif chunks.dtype.kind not in "iu" or chunks.shape != (len(arrays.ids) - 1,):

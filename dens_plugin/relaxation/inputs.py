@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     """A structure of the data set.
 
     Attributes:
-        index: its place there.
+        place: its index there.
         sid: its system.
         fid: its frame of the system; empty where the data set has none.
         natoms: its number of atoms.
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
         problem: why it cannot be relaxed; empty if it can.
     """
 
-    index: int
+    place: int
     sid: str
     fid: str
     natoms: int = 0

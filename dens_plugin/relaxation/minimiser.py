@@ -194,6 +194,13 @@ ExactBatch.__abstractmethods__ = frozenset()
 class ShrinkingLBFGS(LBFGS):
     """fairchem's L-BFGS, from which structures can leave, and in which no structure is lost to a division by zero."""
 
+    optimizable: ExactBatch
+    s: deque[torch.Tensor]
+    y: deque[torch.Tensor]
+    rho: deque[torch.Tensor]
+    r0: torch.Tensor | None
+    f0: torch.Tensor | None
+
     def keep(self, structures: torch.Tensor, batch: Batch) -> None:
         """Go on with some of the structures.
 
@@ -204,7 +211,7 @@ class ShrinkingLBFGS(LBFGS):
         atoms = structures[self.optimizable.batch_indices]
         self.s, self.y = (deque((step[atoms] for step in steps), self.memory) for steps in (self.s, self.y))
         self.rho = deque((value[structures] for value in self.rho), self.memory)
-        if self.r0 is not None:
+        if self.r0 is not None and self.f0 is not None:
             self.r0, self.f0 = self.r0[atoms], self.f0[atoms]
         self.optimizable = self.optimizable.kept(structures, batch)
 

@@ -118,7 +118,7 @@ def relax_structures(
     batches = inputs.batches(undone, rank, world_size, settings.batch_size)
     with tqdm(total=sum(map(len, batches)), desc=f"rank {rank}", unit="structure", disable=rank != 0) as progress:
         for batch in batches:
-            sources = {inputs.names[at]: dataset[inputs.entries[at].index] for at in batch}
+            sources = {inputs.names[at]: dataset[inputs.entries[at].place] for at in batch}
             structures = {name: without_labels(source) for name, source in sources.items()}
             names = {id(structure): name for name, structure in structures.items()}
             for outcome in outcomes(list(structures.values()), potential, settings):

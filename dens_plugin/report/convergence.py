@@ -91,14 +91,14 @@ def count_table(found: Mapping[str, Relaxations]) -> Table:
 
 def distribution_table(found: Mapping[str, Relaxations]) -> Table:
     """Percentiles and mean of steps, final forces and energy changes over the structures that have a result."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for label, one in found.items():
         known = np.isfinite(one.energy) & np.isfinite(one.fmax)
         values = (one.steps, one.fmax, one.energy - one.energy_initial)
         for (quantity, form), value in zip(_QUANTITIES.items(), values, strict=True):
             if known.any():
-                cells = [*np.percentile(value[known], _PERCENTILES), value[known].mean()]
-                rows.append((label, quantity, *(form.format(cell) for cell in cells)))
+                cells = np.append(np.percentile(value[known], _PERCENTILES), value[known].mean())
+                rows.append((label, quantity, *map(form.format, cells)))
     names = ("Minimum", *(f"{percentile} %" for percentile in _PERCENTILES[1:-1]), "Maximum", "Mean")
     return Table("Distributions over structures", ("Relaxation", "Quantity", *names), rows)
 
@@ -116,7 +116,7 @@ def error_table(found: Mapping[str, Relaxations]) -> Table:
 
 def failure_table(found: Mapping[str, Relaxations]) -> Table:
     """Structures whose energies were not finite or that did not fit into memory, by name."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for label, one in found.items():
         failed = np.isin(one.status, (NOT_FINITE, OUT_OF_MEMORY))
         rows += [(label, str(one.ids[at]), str(one.status[at]), str(one.natoms[at])) for at in np.flatnonzero(failed)]

@@ -14,6 +14,7 @@ from ase.utils import rotate
 from fairchem.core.datasets import data_list_collater
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle
 
 from dens_plugin.data.structures import Structure, from_data
@@ -80,8 +81,10 @@ def _canvas(structures: Sequence[Structure], *, columns: int) -> tuple[Figure, n
     """A figure and its panels, a row of fitting height per structure."""
     extents = (_extent(structure) for structure in structures)
     heights = [_PANEL * min(max(high / wide, 0.6), 1.9) for wide, high in extents]
-    figure = Figure(figsize=(_PANEL * columns, sum(heights) + 0.35), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.04, wspace=0.0, hspace=0.02)
+    figure = Figure(
+        figsize=(_PANEL * columns, sum(heights) + 0.35),
+        layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04, wspace=0.0, hspace=0.02),
+    )
     return figure, figure.subplots(len(heights), columns, squeeze=False, height_ratios=heights)
 
 
@@ -125,7 +128,7 @@ def _discs(panel: Axes, structure: Structure, places: np.ndarray, *, style: _Sty
         colour = jmol_colors[number]
         colour = 0.45 * colour + 0.55 if structure.fixed[at] else colour
         disc = Circle(
-            places[at, :2],
+            (places[at, 0], places[at, 1]),
             _RADIUS * covalent_radii[number],
             facecolor=(*colour, style.opacity),
             edgecolor=style.edge,

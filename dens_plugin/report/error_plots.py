@@ -66,7 +66,7 @@ def element_errors(runs: Sequence[Run], predictions: Mapping[str, Predictions]) 
     rows = math.ceil(len(counts) * len(shown) / _BARS_PER_ROW)
     columns = math.ceil(len(counts) / rows)
     figure = Figure(figsize=(min(max(5.5, 0.6 + 0.42 * columns), 9.0), 0.6 + 1.9 * rows), layout="constrained")
-    panels, lines = figure.subplots(rows, 1, sharey=True, squeeze=False)[:, 0], lines_of(runs)
+    panels, lines = list(figure.subplots(rows, 1, sharey=True, squeeze=False)[:, 0]), lines_of(runs)
     for at, panel in enumerate(panels):
         part = dict(list(counts.items())[at * columns : (at + 1) * columns])
         _draw_bars(panel, shown, predictions, counts=part, lines=lines)

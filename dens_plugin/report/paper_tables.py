@@ -157,7 +157,7 @@ def _require_test_set(source: str | None, molecule: str, given: str) -> None:
     Both are known of what `dens data molecules` made and is still there; older validations do not say their data.
     """
     origin = origin_of(source)
-    if origin is None:
+    if source is None or origin is None:
         return
     if origin.formula != _FORMULAS[molecule]:
         found = origin.formula or "several molecules"

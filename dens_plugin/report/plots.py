@@ -92,7 +92,7 @@ def training_curves(runs: Sequence[Run]) -> Figure | None:
         return None
     figure = Figure(figsize=(3.6 * len(metrics), 2.9), layout="constrained")
     lines = lines_of(runs)
-    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    panels = list(figure.subplots(1, len(metrics), squeeze=False)[0])
     for (metric, label, factor), panel in zip(metrics, panels, strict=True):
         for run in runs:
             rows = run.rows("train", metric)

@@ -117,7 +117,7 @@ class PredictionCache:
             FileNotFoundError: if the data set is not there.
             ValueError: if it has no labels.
         """
-        key = _digest(run.checkpoint, split, max_structures)
+        key = _digest(_checkpoint_of(run), split, max_structures)
         if f"{key}.energy" not in self._arrays:
             made = predict(run, split, max_structures=max_structures)
             self._arrays |= {f"{key}.{name}": value for name, value in made._asdict().items()}
@@ -143,7 +143,7 @@ def predict(run: Run, split: str, *, max_structures: int) -> Predictions:
         FileNotFoundError: if the data set is not there.
         ValueError: if it has no labels, or no structures.
     """
-    trainer = load_calculator(run.checkpoint).trainer
+    trainer = load_calculator(_checkpoint_of(run)).trainer
     dataset = CheckedDataset(dataset_of(run.config, split), limits_of(trainer.model), LABELS)
     indices = evenly(len(dataset), max_structures)
     trainer.model.eval()
@@ -156,9 +156,15 @@ def predict(run: Run, split: str, *, max_structures: int) -> Predictions:
             _predict_batch(trainer, [dataset[at] for at in batch], split)
             for batch in tqdm(batches, desc=f"{run.label}, {split}", unit="batch", leave=False)
         ]
-    joined = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    return Predictions(*joined, available=np.asarray(len(dataset)), parameters=np.asarray(parameters))
+    joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    return Predictions._make([*joined, np.asarray(len(dataset)), np.asarray(parameters)])
+
+
+def _checkpoint_of(run: Run) -> Path:
+    if run.checkpoint is None:
+        raise ValueError(f"'{run.folder}' has no checkpoint to predict with; use --no-predictions")
+    return run.checkpoint
 
 
 def evenly(length: int, most: int) -> list[int]:

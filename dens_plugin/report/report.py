@@ -164,7 +164,7 @@ def write_report(
     drawings = [*_curves(runs), *_parity_and_elements(runs, predictions, split)]
     if with_predictions:
         drawings.append(_structures(runs, seed))
-    pictures = [_saved(drawing, out) for drawing in drawings if drawing.figure is not None]
+    pictures = [picture for picture in (_saved(drawing, out) for drawing in drawings) if picture is not None]
     tables = [*(_tables(runs, predictions, split) if runs else ()), *paper_rows]
     page = out / "report.html"
     page.write_text(html_page(tables, pictures, notes), encoding="utf-8")
@@ -260,7 +260,9 @@ def _structures(runs: Sequence[Run], seed: int) -> _Drawing:
     )
 
 
-def _saved(drawing: _Drawing, out: Path) -> Picture:
+def _saved(drawing: _Drawing, out: Path) -> Picture | None:
+    if drawing.figure is None:
+        return None
     path = out / f"{drawing.name}.png"
     drawing.figure.savefig(path, dpi=_DPI, bbox_inches="tight", pad_inches=0.05)
     return Picture(path, drawing.title, drawing.caption)

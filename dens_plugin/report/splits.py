@@ -89,8 +89,9 @@ class SplitErrors(NamedTuple):
 
     def mean(self, metric: str) -> float | None:
         """Over the splits; None where one does not have the metric."""
-        values = [row.get(metric) for row in self.errors.values()]
-        return None if None in values else statistics.mean(values)
+        if not all(metric in row for row in self.errors.values()):
+            return None
+        return statistics.mean(float(row[metric]) for row in self.errors.values())
 
 
 def read_split_errors(folders: Mapping[str, str | Path]) -> SplitErrors:
@@ -175,8 +176,11 @@ def _require_different_data(errors: Mapping[str, Mapping[str, Any]]) -> None:
     splits = list(errors)
     for at, split in enumerate(splits):
         for other in splits[:at]:
-            pairs = ((errors[split].get(name), errors[other].get(name)) for name in ("forces_mae", "energy_mae"))
-            if all(None not in pair and math.isclose(*pair, rel_tol=_SAME) for pair in pairs):
+            own, others = errors[split], errors[other]
+            if all(
+                name in own and name in others and math.isclose(own[name], others[name], rel_tol=_SAME)
+                for name in ("forces_mae", "energy_mae")
+            ):
                 raise ValueError(
                     f"splits {other} and {split} have the very same errors: was each validated on its own data "
                     "(--dataset.val.src)?"

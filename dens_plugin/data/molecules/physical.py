@@ -60,7 +60,7 @@ class PhysicalEnergies:
             return 0.0
         reference = origin.reference_of(numbers)
         if reference is None:
-            self._warn(numbers)
+            self._warn(numbers, origin.formula)
             return 0.0
         if origin.formula is None or "energy" in origin.element_references:
             return reference
@@ -68,15 +68,14 @@ class PhysicalEnergies:
         if share is not None:
             return reference + (share - 1) * self._mean
         if abs(self._mean) > _LARGE:
-            self._warn(numbers)
+            self._warn(numbers, origin.formula)
         return reference
 
-    def _warn(self, numbers: list[int]) -> None:
+    def _warn(self, numbers: list[int], trained: str | None) -> None:
         formula = Formula.from_list([chemical_symbols[number] for number in numbers]).format("hill")
         if formula in self._warned:
             return
         self._warned.add(formula)
-        trained = self._origin.formula
         logging.warning(
             f"Energies of {formula} are off by a constant: the model was trained on "
             + (f"{trained}, whose mean energy says nothing of {formula}" if trained else _UNDETERMINED)

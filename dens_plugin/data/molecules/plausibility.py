@@ -60,7 +60,7 @@ class Labels(NamedTuple):
         )
 
 
-def require_plausible_units(frames: Frames, indices: Sequence[int], *, sure: bool = False) -> Labels:
+def require_plausible_units(frames: Frames, indices: Sequence[int] | np.ndarray, *, sure: bool = False) -> Labels:
     """Check the units of forces by their size, and those of energies by the work of the forces.
 
     Thermal forces have an rms of 0.3 to 3 eV/Å a component; kcal/mol/Å are 23 times the number, hartree/bohr a 51st.

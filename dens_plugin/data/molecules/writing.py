@@ -81,6 +81,7 @@ def _graph(to_graph: AtomsToGraphs, structure: Structure, *, sid: int, reference
     )
     graph = to_graph.convert(atoms)
     graph.tags = torch.tensor(structure.tags, dtype=torch.long)  # (N,)
+    assert structure.energy is not None  # the frames were checked
     graph.energy = structure.energy - reference  # eV
     graph.forces = torch.tensor(structure.forces, dtype=torch.float32)  # (N, 3) eV/Å
     graph.sid, graph.fid = sid, structure.fid
