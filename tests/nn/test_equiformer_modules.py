@@ -11,12 +11,13 @@ from torch import nn
 
 from dens_plugin.nn.equiformer.activation import gate, sigmoid, silu, smooth_leaky_relu
 from dens_plugin.nn.equiformer.attention import GraphAttention, GraphConvolution, MessageSizes
-from dens_plugin.nn.equiformer.coupled_edges import EdgeGeometry, wigner_3j
+from dens_plugin.nn.equiformer.coupled_edges import EdgeGeometry
 from dens_plugin.nn.equiformer.depthwise import DepthwisePaths, depthwise_linear
 from dens_plugin.nn.equiformer.embedding import DegreeForceEncoding, EdgeDegreeEmbedding
 from dens_plugin.nn.equiformer.layer_norm import LayerNorm
 from dens_plugin.nn.equiformer.linear import FeatureLinear, Linear, normal, uniform
 from dens_plugin.nn.equiformer.radial import ExpNormalBasis, RadialNetwork
+from dens_plugin.nn.wigner import wigner_3j
 from dens_plugin.testing import assert_close, default_dtype
 
 CHANNELS = {2: [6, 4, 2], 3: [6, 4, 4, 2]}

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import torch
 
-from dens_plugin.nn.equiformer.coupled_edges import wigner_3j
+from dens_plugin.nn.wigner import wigner_3j
 
 State = dict[str, torch.Tensor]
 

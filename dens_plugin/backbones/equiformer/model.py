@@ -21,9 +21,9 @@ from dens_plugin.nn.equiformer.attention import GraphAttention, GraphConvolution
 from dens_plugin.nn.equiformer.block import Block, FeedForward
 from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges, EdgeGeometry
 from dens_plugin.nn.equiformer.embedding import AtomEmbedding, DegreeForceEncoding, EdgeDegreeEmbedding
-from dens_plugin.nn.equiformer.features import Features, total
 from dens_plugin.nn.equiformer.layer_norm import LayerNorm
 from dens_plugin.nn.equiformer.linear import Draw, FeatureLinear, Linear, normal, uniform
+from dens_plugin.nn.features import Features, total
 from dens_plugin.settings import suggestion
 
 if TYPE_CHECKING:

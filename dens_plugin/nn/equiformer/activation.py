@@ -9,7 +9,7 @@ import torch
 from e3nn.math import normalize2mom
 from torch import nn
 
-from dens_plugin.nn.equiformer.features import Features
+from dens_plugin.nn.features import Features
 
 
 def silu(x: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,9 @@ from torch import nn
 from dens_plugin.nn.equiformer.activation import gate, gated_channels, smooth_leaky_relu
 from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges
 from dens_plugin.nn.equiformer.depthwise import DepthwisePaths, depthwise_linear
-from dens_plugin.nn.equiformer.features import Features, select, total
 from dens_plugin.nn.equiformer.linear import Draw, Linear, normal
 from dens_plugin.nn.equiformer.radial import RadialNetwork
+from dens_plugin.nn.features import Features, select, total
 
 
 class MessageSizes(NamedTuple):

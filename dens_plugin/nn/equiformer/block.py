@@ -9,8 +9,8 @@ from torch import nn
 
 from dens_plugin.nn.equiformer.activation import gate, gated_channels
 from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges
-from dens_plugin.nn.equiformer.features import Features, total
 from dens_plugin.nn.equiformer.linear import Linear
+from dens_plugin.nn.features import Features, total
 
 
 class FeedForward(nn.Module):

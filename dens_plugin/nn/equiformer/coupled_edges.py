@@ -10,6 +10,7 @@ from e3nn import o3
 from torch import nn
 
 from dens_plugin.nn.equiformer.radial import ExpNormalBasis
+from dens_plugin.nn.wigner import wigner_3j
 
 
 class CoupledEdges(NamedTuple):
@@ -76,13 +77,6 @@ class EdgeGeometry(nn.Module):
 def path_count(output: int, inputs: int, lmax: int) -> int:
     """P, the number of harmonics' degrees up to ``lmax`` that couple two degrees."""
     return len(_edge_degrees(output, inputs, lmax))
-
-
-def wigner_3j(first: int, second: int, third: int) -> torch.Tensor:
-    """(2 first + 1, 2 second + 1, 2 third + 1) in float64, with a positive first component."""
-    symbol = o3.wigner_3j(first, second, third, dtype=torch.float64)
-    leading = symbol.flatten()[(symbol.flatten().abs() > 1e-6).nonzero()[0, 0]]
-    return symbol * leading.sign()
 
 
 def _edge_degrees(output: int, inputs: int, lmax: int) -> range:

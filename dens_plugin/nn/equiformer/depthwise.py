@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges, path_count
-from dens_plugin.nn.equiformer.features import Features
+from dens_plugin.nn.features import Features
 
 
 class DepthwisePaths:

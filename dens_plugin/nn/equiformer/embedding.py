@@ -11,9 +11,9 @@ from torch import nn
 
 from dens_plugin.nn.equiformer.coupled_edges import CoupledEdges
 from dens_plugin.nn.equiformer.depthwise import DepthwisePaths
-from dens_plugin.nn.equiformer.features import Features, from_scalars
 from dens_plugin.nn.equiformer.linear import Linear, normal
 from dens_plugin.nn.equiformer.radial import RadialNetwork
+from dens_plugin.nn.features import Features, from_scalars
 from dens_plugin.nn.force_encoding import ForceEncoding
 
 

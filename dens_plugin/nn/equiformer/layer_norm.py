@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from dens_plugin.nn.equiformer.features import Features
+from dens_plugin.nn.features import Features
 
 
 class LayerNorm(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from dens_plugin.nn.equiformer.features import Features
+from dens_plugin.nn.features import Features
 
 Draw = Callable[[torch.Tensor, int], object]  # fills a weight of so many inputs in place
 
