@@ -1,0 +1,128 @@
+"""Heads of EGNN: energy, forces as its gradient or directly, noise as a displacement, other vectors of atoms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.base import HeadInterface
+from torch import nn
+
+from dens_plugin.backbones.gradients import energy_and_forces
+from dens_plugin.backbones.heads import Asked, RowHead
+from dens_plugin.backbones.readout import EnergyReadout, detached
+from dens_plugin.fields import NOISE
+from dens_plugin.nn.egnn.layer import Moves
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+    from dens_plugin.backbones.egnn.model import EGNN
+    from dens_plugin.fields import Rows
+
+
+@registry.register_model("egnn_energy_head")
+class EGNNEnergyHead(RowHead, nn.Module, HeadInterface):
+    """Energy alone, for data without forces, or beside `EGNNVectorHead`.
+
+    Args:
+        backbone: of this package.
+        readout: as of `EnergyReadout`.
+        output_name: what it predicts.
+    """
+
+    level: ClassVar = "structure"
+
+    def __init__(self, backbone: EGNN, readout: str = "sum", output_name: str = "energy") -> None:
+        super().__init__()
+        self.output_name = output_name
+        self.energy = EnergyReadout(backbone.channels, readout, nn.functional.silu)
+
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(B,)."""
+        return detached(self.energy(emb["scalars"], data.batch, data.num_graphs))
+
+
+@registry.register_model("egnn_gradient_head")
+class EGNNGradientHead(RowHead, nn.Module, HeadInterface):
+    r"""Energy, and forces as its gradient.
+
+    .. math:: F = -\partial E / \partial x
+
+    at the positions that the model is given, encoded forces being constants. Forces are in the unit of the normalised
+    energy, so that both normalisers must have one ``stdev``. A batch that asks for energies alone gets no gradient.
+
+    Args:
+        backbone: of this package.
+        readout: as of `EnergyReadout`.
+    """
+
+    output_name = "energy"
+    level: ClassVar = "structure"
+    output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
+    forces_are_gradients: ClassVar[bool] = True
+
+    def __init__(self, backbone: EGNN, readout: str = "sum") -> None:
+        super().__init__()
+        backbone.is_differentiated = True
+        self.energy = EnergyReadout(backbone.channels, readout, nn.functional.silu)
+
+    def predict(self, data: Batch, emb: dict[str, Any], asked: Asked) -> dict[str, torch.Tensor]:
+        """{energy: (B,), forces: (N, 3)}."""
+        return energy_and_forces(
+            lambda: self.energy(emb["scalars"], data.batch, data.num_graphs), emb["positions"], asked
+        )
+
+
+@registry.register_model("egnn_vector_head")
+class EGNNVectorHead(RowHead, nn.Module, HeadInterface):
+    """A vector of each atom, by moves of its own along the last messages: forces directly, or a second vector.
+
+    Args:
+        backbone: of this package.
+        output_name: what it predicts; anything but forces serves training alone.
+    """
+
+    def __init__(self, backbone: EGNN, output_name: str = "forces") -> None:
+        super().__init__()
+        self.output_name = output_name
+        self.auxiliary = output_name != "forces"  # type: ignore[misc]  # of this head
+        with torch.random.fork_rng(devices=[]):  # what is drawn after this starts as in a model without it
+            self.moves = Moves(backbone.channels, **backbone.moves, gain=1.0)
+
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(N, 3)."""
+        state = emb["state"]
+        return detached(self.moves(state.messages, emb["edges"], state.vectors))
+
+
+@registry.register_model("egnn_noise_head")
+class EGNNNoiseHead(RowHead, nn.Module, HeadInterface):
+    """Noise as where all layers have moved an atom, the last of them by this head's weights.
+
+    Args:
+        backbone: of this package.
+        output_name: what it predicts.
+        scale: Å in a unit of the noise. With the noise's sigma here, layers move atoms by the noise itself, as in
+            arXiv:2303.02216; with 1 by the noise over its sigma.
+
+    Raises:
+        ValueError: for a scale that is not above 0.
+    """
+
+    auxiliary: ClassVar[bool] = True
+
+    def __init__(self, backbone: EGNN, output_name: str = NOISE, scale: float = 1.0) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale must be above 0 Å, got {scale}")
+        self.output_name, self.scale = output_name, scale
+        with torch.random.fork_rng(devices=[]):  # what is drawn after this starts as in a model without it
+            self.moves = Moves(backbone.channels, **backbone.moves)
+
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(N, 3)."""
+        state = emb["state"]
+        moved = self.moves(state.messages, emb["edges"], state.vectors)
+        return detached((state.displacement + moved) / self.scale)
