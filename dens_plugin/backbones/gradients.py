@@ -17,6 +17,8 @@ from dens_plugin.fields import NOISE
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
+__all__ = ["GradientNoiseHead"]
+
 
 def energy_and_forces(
     energy: Callable[[], torch.Tensor], positions: torch.Tensor, asked: Asked
