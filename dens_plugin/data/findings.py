@@ -15,12 +15,12 @@ from ase.data import atomic_numbers
 from ase.neighborlist import neighbor_list
 
 from dens_plugin.data.arrays import BREAKS, Partial, Presence
+from dens_plugin.data.overlap import OVERLAP, OVERLAP_REMEDY
 from dens_plugin.data.statistics import Statistics
 from dens_plugin.data.structures import Structure
 
 Severity = Literal["error", "warning"]
 
-OVERLAP = 0.4  # Å; the shortest bond, of H2, has 0.74
 ISOLATION = 5.0  # Å; about the shortest cutoff in use
 NET_FORCE = (0.1, 0.02)  # eV/Å, and share of the sum of the norms; DFT on a grid leaves a little
 EXPLODING_FORCE = 50.0  # eV/Å, of one atom; OC20 left out frames beyond it
@@ -203,7 +203,7 @@ _CHECKS = {
     "no forces": _Check("error", "only a test set can do without.", lambda s, nearest: s.forces is None),
     f"atoms less than {OVERLAP} Å apart": _Check(
         "error",
-        "remove them, or check cell, pbc and the unit of length.",
+        f"{OVERLAP_REMEDY}.",
         lambda s, nearest: bool((nearest < OVERLAP).any()),
     ),
     f"an atom without neighbour within {ISOLATION:g} Å": _Check(

@@ -7,6 +7,7 @@ volume with a traceback from the middle of a worker or a network, and a NaN labe
 from __future__ import annotations
 
 import bisect
+import logging
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ from torch.utils.data import Dataset, Subset
 from dens_plugin.compat import whole_cell
 from dens_plugin.data.arrays import BREAKS
 from dens_plugin.data.lmdb_file import lmdb_files
+from dens_plugin.data.overlap import OVERLAP_REMEDY, overlap_of
 from dens_plugin.data.structures import from_data
 from dens_plugin.fields import structure_name
 
@@ -30,6 +32,7 @@ LABELS = ("energy", "forces", "stress")
 
 _REMEDY = "`dens data check` lists all such structures: remove them, or convert them anew"
 _LEAST_VOLUME = 1e-6  # Å³
+_TOLD = 3  # structures that overlap, by each process
 _SHORTEST = 1.1  # Å, of a lattice vector
 
 
@@ -54,13 +57,17 @@ class CheckedDataset(Dataset):
         dataset: one of fairchem's.
         limits: of the model that is to see the structures.
         labels: names of the labels that must be finite where a structure has them.
+        warns_of_overlaps: whether to look for atoms that overlap, a millisecond a structure.
     """
 
-    def __init__(self, dataset: Dataset, limits: Limits, labels: Sequence[str] = ()) -> None:
+    def __init__(
+        self, dataset: Dataset, limits: Limits, labels: Sequence[str] = (), *, warns_of_overlaps: bool = False
+    ) -> None:
         self._dataset = dataset
         self._limits = limits
         self._labels = tuple(labels)
         self._first_with_pbc: dict[bool, str] = {}
+        self._overlaps_to_tell = _TOLD if warns_of_overlaps else 0
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -77,7 +84,19 @@ class CheckedDataset(Dataset):
         if problem:
             name = structure_name(structure)
             raise ValueError(f"{_place(self._dataset, index)}{f' ({name})' if name else ''}: {problem}")
+        if self._overlaps_to_tell:
+            self._tell_overlap(structure, index)
         return structure
+
+    def _tell_overlap(self, structure: Data, index: int) -> None:
+        close = overlap_of(structure)
+        if close is not None:
+            self._overlaps_to_tell -= 1
+            last = "" if self._overlaps_to_tell else " (others are not told)"
+            logging.warning(
+                f"{_place(self._dataset, index)}: {close}: what a model says of that is arbitrary; "
+                f"{OVERLAP_REMEDY}{last}."
+            )
 
     def raw(self, index: int) -> tuple[Data, str]:
         """A structure without a look at whether it can be used, and its file and index in words."""

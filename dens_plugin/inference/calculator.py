@@ -21,6 +21,7 @@ from dens_plugin.compat import load_checkpoint, prepare_host, whole_cell
 from dens_plugin.data.molecules.manifest import ORIGIN, Origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import References
+from dens_plugin.data.overlap import ONE_PLACE, OVERLAP_REMEDY, overlap
 from dens_plugin.inference.process import float32_and_own_numbers, lent_process
 
 
@@ -44,8 +45,8 @@ class DeNSCalculator(OCPCalculator):
         """Energy and forces of a structure.
 
         Raises:
-            ValueError: for no atoms, positions that are not finite, an element that the model does not know, or a
-                crystal where it looks at molecules alone, or without a cell.
+            ValueError: for no atoms, positions that are not finite, two atoms at one place, an element that the model
+                does not know, or a crystal where it looks at molecules alone, or without a cell.
         """
         limits = limits_of(self.trainer.model)
         limit = limits.elements
@@ -56,6 +57,7 @@ class DeNSCalculator(OCPCalculator):
         if max(atoms.numbers) >= limit or min(atoms.numbers) < 1:
             raise ValueError(f"the model knows the elements 1 to {limit - 1}, not {sorted(set(atoms.numbers))}")
         self._warn_of_unseen(atoms)
+        self._look_for_overlap(atoms)
         if limits.molecular and atoms.pbc.any():
             raise ValueError(
                 "the structure is periodic and the model takes all for molecules (`use_pbc: false`): set its pbc to "
@@ -85,6 +87,15 @@ class DeNSCalculator(OCPCalculator):
                 f"The model was trained on {', '.join(self._origin.elements)} and never saw "
                 f"{', '.join(sorted(unseen))}: what it says of them is arbitrary."
             )
+
+    def _look_for_overlap(self, atoms: Atoms) -> None:
+        """Raise ValueError for atoms at one place, which feel nothing of each other; warn once of any that overlap."""
+        found = overlap(atoms.positions, atoms.cell.array, atoms.pbc)
+        if found is not None and found.distance <= ONE_PLACE:
+            raise ValueError(f"there are {found}, where they feel no force; {OVERLAP_REMEDY}")
+        if found is not None and "overlap" not in self._warned:
+            self._warned.add("overlap")
+            logging.warning(f"There are {found}: what a model says of that is arbitrary; {OVERLAP_REMEDY}.")
 
     def _require_references(self, atoms: Atoms) -> None:
         """Raise ValueError for an element to which the model's linear references give no energy that can be meant."""

@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 
 from dens_plugin.data.findings import ISOLATION
 from dens_plugin.data.output import require_folder
+from dens_plugin.data.overlap import OVERLAP_REMEDY, overlap
 from dens_plugin.figure_style import STYLE
 from dens_plugin.inference.calculator import load_calculator
 
@@ -144,6 +145,9 @@ def doubts(rows: np.ndarray, atoms: Atoms, plan: Plan) -> Iterator[str]:
             f"the temperature went up to {hottest:.0f} K from {plan.temperature:g} K: the time step is too long, or "
             "the model does not know the structures that it came to"
         )
+    close = overlap(atoms.positions, atoms.cell.array, atoms.pbc)
+    if close is not None:
+        yield f"there are {close} at the end: the model does not keep atoms apart"
     if len(set(neighbor_list("i", atoms, ISOLATION))) < len(atoms):
         yield f"an atom has no neighbour within {ISOLATION:g} Å at the end: the structure flew apart, or was not whole"
 
@@ -214,11 +218,13 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out)
     _require_unused(out)
     atoms = read_structure(args.structure)
+    require_apart(atoms, args.structure)
     atoms.calc = load_calculator(args.checkpoint, cpu=True if args.cpu else None)
     out.mkdir(parents=True, exist_ok=True)
     if args.relax:
         done = relax(atoms, fmax=args.fmax, steps=args.relax_steps, quiet=False)
         short = "" if done else f", not yet below {args.fmax:g} eV/Å: see --relax-steps"
+        require_apart(atoms, "the relaxed structure")
         print(f"relaxed to {atoms.get_potential_energy():.4f} eV{short}")
     rows = simulate(atoms, plan, trajectory=out / "nve.traj")
     _write_table(out / "nve.csv", rows)
@@ -249,6 +255,13 @@ def read_structure(name: str) -> Atoms:
         raise ValueError(f"{name} names several frames: give one, such as {path}@0.")
     found.calc = None
     return found
+
+
+def require_apart(atoms: Atoms, where: str) -> None:
+    """Raise ValueError for atoms of ``where`` that overlap: no model can mean what it says of them."""
+    close = overlap(atoms.positions, atoms.cell.array, atoms.pbc)
+    if close is not None:
+        raise ValueError(f"{where} has {close}; {OVERLAP_REMEDY}")
 
 
 def _require_possible(plan: Plan) -> None:

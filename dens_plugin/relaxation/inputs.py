@@ -13,6 +13,7 @@ import torch
 from fairchem.core.common import distutils
 from torch_geometric.data import Data
 
+from dens_plugin.data.overlap import ONE_PLACE, OVERLAP_REMEDY, overlap_of
 from dens_plugin.fields import structure_name
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Entry(NamedTuple):
         has_fixed: whether the data set says which atoms are fixed.
         digest: of elements, positions, cell and fixed atoms.
         problem: why it cannot be relaxed; empty if it can.
+        doubt: why it should not be; empty if nothing is known against it.
     """
 
     place: int
@@ -50,6 +52,7 @@ class Entry(NamedTuple):
     has_fixed: bool = True
     digest: str = ""
     problem: str = ""
+    doubt: str = ""
 
 
 class Inputs(NamedTuple):
@@ -141,6 +144,10 @@ def _entry(structure: Data, index: int) -> Entry:
     if problem:
         where = structure_name(structure) or f"the structure at {index}"
         return entry._replace(problem=f"{where} {problem}")
+    close = overlap_of(structure)
+    if close is not None and close.distance <= ONE_PLACE:
+        where = structure_name(structure) or f"the structure at {index}"
+        return entry._replace(problem=f"{where} has {close}, where they feel no force; {OVERLAP_REMEDY}")
     content = hashlib.blake2b(digest_size=16)
     for key in _CONTENT:
         if key in structure:
@@ -151,6 +158,7 @@ def _entry(structure: Data, index: int) -> Entry:
         fields=frozenset({*structure.to_dict()} - {*_LABELS, *_EDGES, *_NEUTRAL}),
         has_fixed="fixed" in structure,
         digest=content.hexdigest(),
+        doubt="" if close is None else f"has {close}; {OVERLAP_REMEDY}",
     )
 
 

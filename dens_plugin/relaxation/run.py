@@ -22,9 +22,11 @@ from tqdm import tqdm
 from dens_plugin.checks.dataset import require_files
 from dens_plugin.checks.preflight import limits_of
 from dens_plugin.data.molecules.physical import PhysicalEnergies
+from dens_plugin.data.overlap import overlap
+from dens_plugin.data.structures import from_data
 from dens_plugin.relaxation.folder import RESULT, RelaxationFolder
 from dens_plugin.relaxation.inputs import Entry, Inputs, gather_inputs, without_labels
-from dens_plugin.relaxation.minimiser import NOT_FINITE, OUT_OF_MEMORY, outcomes
+from dens_plugin.relaxation.minimiser import NOT_FINITE, OUT_OF_MEMORY, Outcome, outcomes
 from dens_plugin.relaxation.potential import ModelPotential, Potential, model_potential
 from dens_plugin.relaxation.result import Relaxations, record_of
 from dens_plugin.relaxation.settings import RelaxationSettings
@@ -123,7 +125,7 @@ def relax_structures(
             names = {id(structure): name for name, structure in structures.items()}
             for outcome in outcomes(list(structures.values()), potential, settings):
                 name = names[id(outcome.structure)]
-                _warn_of_failure(name, outcome.status, len(outcome.structure.pos))
+                _warn_of_failure(name, outcome)
                 outcome = outcome.shifted(physical.missing(outcome.structure.atomic_numbers.tolist()))
                 record = record_of(name, outcome, sources[name])
                 folder.write(record, outcome, with_frames=settings.trajectory != "none")
@@ -136,6 +138,10 @@ def _checked_inputs(trainer: OCPTrainer, entries: list[Entry]) -> Inputs:
     strange = [name for name, entry in zip(inputs.names, inputs.entries, strict=True) if entry.highest >= limit]
     if strange:
         raise ValueError(f"the model knows the elements 1 to {limit - 1}, and {strange[0]} has another")
+    doubtful = [(name, entry.doubt) for name, entry in zip(inputs.names, inputs.entries, strict=True) if entry.doubt]
+    if doubtful:
+        name, doubt = doubtful[0]
+        logging.warning(f"{len(doubtful)} of {len(inputs.names)} structures overlap, of which {name} {doubt}")
     unmarked = sum(not entry.has_fixed for entry in inputs.entries)
     if unmarked:
         logging.warning(f"{unmarked} of {len(inputs.names)} structures have no `fixed`: all of their atoms may move")
@@ -181,11 +187,17 @@ def _log(result: Relaxations, metrics: Mapping[str, float]) -> None:
         logging.info(", ".join(f"{name}: {value:.4g}" for name, value in metrics.items()))
 
 
-def _warn_of_failure(name: str, status: str, natoms: int) -> None:
+def _warn_of_failure(name: str, outcome: Outcome) -> None:
+    status, natoms = outcome.status, len(outcome.structure.pos)
     if status == OUT_OF_MEMORY:
         logging.warning(f"{name} ({natoms} atoms) does not fit into memory, not even alone; the others go on")
     elif status == NOT_FINITE:
         logging.warning(f"{name} ({natoms} atoms) has energies or forces that are not finite; the others go on")
+    else:
+        known = from_data(outcome.structure)
+        close = overlap(outcome.frames[-1].pos, known.cell, known.pbc)
+        if close is not None:
+            logging.warning(f"{name} ended with {close}: what a model says of that is arbitrary; the others go on")
 
 
 def _on_first_rank(work: Callable[[], T], device: torch.device) -> T:

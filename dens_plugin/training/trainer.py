@@ -160,7 +160,12 @@ class DeNSTrainer(DurableTrainer):
     def _checked(self, dataset: Dataset) -> CheckedDataset:
         """The data set with a look at every structure that is read; labels count where something is made of them."""
         is_labelled = dataset is self.train_dataset or dataset is self.val_dataset
-        return CheckedDataset(dataset, limits_of(self._unwrapped_model), LABELS if is_labelled else ())
+        return CheckedDataset(
+            dataset,
+            limits_of(self._unwrapped_model),
+            LABELS if is_labelled else (),
+            warns_of_overlaps=dataset is self.test_dataset,
+        )
 
     def load_references_and_normalizers(self) -> None:
         """fairchem's, after which forces that are gradients must share the energy's scale."""

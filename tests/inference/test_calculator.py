@@ -19,6 +19,7 @@ from fairchem.core.common import distutils
 from samples import base_config, trainer_arguments
 
 from dens_plugin import load_calculator
+from dens_plugin.cli import main
 from dens_plugin.data.molecules.conversion import Options, convert
 from dens_plugin.data.molecules.split import Sizes
 from dens_plugin.inference.dynamics import Plan, relax, simulate
@@ -225,3 +226,31 @@ def test_scripts_in_double_precision(run, calculator):
 def test_devices_that_do_not_exist(run, options, message):
     with pytest.raises(ValueError, match=message):
         load_calculator(run / "best_checkpoint.pt", **options)
+
+
+def test_atoms_at_one_place_are_refused(calculator):
+    """They have no edge and no force, so that a relaxation would be content."""
+    atoms = Atoms("OH2H", positions=[*REST, REST[1]])
+    atoms.calc = calculator
+    with pytest.raises(ValueError, match=r"atoms 1 and 3 at one place .*remove them, or check cell, pbc and"):
+        atoms.get_forces()
+
+
+def test_overlapping_atoms_are_told_once(run, caplog):
+    calculator = load_calculator(run / "best_checkpoint.pt", device="cpu")
+    for shift in (0.1, 0.2):
+        atoms = Atoms("OH2H", positions=[*REST, REST[1] + shift])
+        atoms.calc = calculator
+        atoms.get_forces()
+    assert caplog.text.count("There are atoms 1 and 3 0.17 Å apart (less than 0.4 Å): what a model says of that") == 1
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.1])
+def test_nve_does_not_call_overlapping_atoms_relaxed(run, tmp_path, shift, capsys):
+    ase.io.write(tmp_path / "start.xyz", Atoms("OH2H", positions=[*REST, REST[1] + shift]))
+    arguments = ["nve", str(run / "best_checkpoint.pt"), str(tmp_path / "start.xyz"), "--relax", "--cpu"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--out", str(tmp_path / "nve")])
+    told = capsys.readouterr()
+    assert "atoms 1 and 3" in told.err
+    assert "relaxed" not in told.out

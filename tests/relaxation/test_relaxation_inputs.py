@@ -28,6 +28,13 @@ class TestInputs:
         structures[1].pos = structures[1].pos + 1e-5
         assert Inputs.from_entries(gather_inputs(structures)).identity() != same_content
 
+    def test_overlapping_atoms_are_doubted(self):
+        structure = slab(1)
+        structure.pos[4] = structure.pos[3] + 0.1
+        sound, doubtful = gather_inputs([slab(0), structure])
+        assert not sound.doubt
+        assert "0.17 Å apart (less than 0.4 Å); remove them, or check cell" in doubtful.doubt
+
     @pytest.mark.parametrize("world_size", [1, 2, 3, 7])
     def test_every_structure_is_in_one_share(self, world_size):
         inputs = Inputs.from_entries(gather_inputs([slab(seed, copies=1 + seed % 3) for seed in range(5)]))
@@ -44,6 +51,7 @@ class TestInputs:
             (lambda one: one.update({"charge": 1}), "only some structures have `charge`"),
             (lambda one: one.update({"sid": "x" * 300}), "too long"),
             (lambda one: one.__delitem__("sid"), "the structure at 1 has no `sid`"),
+            (lambda one: one.update({"pos": one.pos[[0, 1, 2, 3, 3]]}), r"sid 1.* has atoms 3 and 4 at one place"),
         ],
     )
     def test_bad_structures_are_named(self, change, message):

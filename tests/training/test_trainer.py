@@ -205,6 +205,15 @@ def test_predictions_need_identifiers(config, build, tmp_path):
         trainer.predict(trainer.test_loader, results_file="predictions", disable_tqdm=True)
 
 
+def test_predictions_of_overlapping_atoms_are_doubted(config, build, tmp_path, caplog):
+    structure = random_structure(4)
+    structure.pos[1] = structure.pos[0] + 1e-3
+    config["dataset"]["test"] = {"src": str(write_lmdb(tmp_path / "close", [structure]))}
+    trainer = build(config)
+    trainer.predict(trainer.test_loader, results_file="predictions", disable_tqdm=True)
+    assert "structure 0: atoms 0 and 1 at one place (less than 0.4 Å): what a model says of that" in caplog.text
+
+
 def test_noise_changes_from_epoch_to_epoch(config, build):
     trainer = build(config)
     first = positions(trainer.train_loader)
