@@ -30,10 +30,9 @@ from dens_plugin.backbones.equiformer_v2.weights import convolution_weights, deg
 from dens_plugin.backbones.forward_pass import Pass, edge_dtype
 from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
-from dens_plugin.nn.backends.cpu.team import uses_loops
 from dens_plugin.nn.equiformer_v2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.equiformer_v2.convolution import Weights
-from dens_plugin.nn.equiformer_v2.degree_norm import balance, degree_norm
+from dens_plugin.nn.equiformer_v2.degree_norm import Affine, balance, computes, degree_norm
 from dens_plugin.nn.equiformer_v2.message import messages
 from dens_plugin.nn.equiformer_v2.radial import Radial
 from dens_plugin.nn.so2.activation import Activation, GateActivation, GridActivation, grid_silu
@@ -281,26 +280,25 @@ class FastFeedForward(FeedForwardNetwork):
 
 
 class FastLayerNorm(EquivariantLayerNormArraySphericalHarmonics):
-    """In one pass on a CPU."""
+    """In one pass on a CPU, and on a GPU."""
 
     def forward(self, node_input: torch.Tensor) -> torch.Tensor:
         """(N, L, C)."""
-        if not (self.affine and _suits_loops(self, node_input)):
+        if not self.affine:
             return super().forward(node_input)
-        of_squares = balance(self.lmax, self.num_channels, self.eps, kind=_balance_of(self), is_separate=True)
-        weight = torch.cat([self.norm_l0.weight[None], self.affine_weight])
-        return degree_norm(node_input, of_squares, weight, self.norm_l0.bias, is_separate=True)
+        affine = Affine(self.norm_l0.weight, self.affine_weight, self.norm_l0.bias)
+        return _normed(self, node_input, affine) if _suits(self, node_input, affine) else super().forward(node_input)
 
 
 class FastRMSNorm(EquivariantRMSNormArraySphericalHarmonicsV2):
-    """In one pass on a CPU."""
+    """In one pass on a CPU, and on a GPU."""
 
     def forward(self, node_input: torch.Tensor) -> torch.Tensor:
         """(N, L, C)."""
-        if not (self.affine and self.centering and _suits_loops(self, node_input)):
+        if not (self.affine and self.centering):
             return super().forward(node_input)
-        of_squares = balance(self.lmax, self.num_channels, self.eps, kind=_balance_of(self), is_separate=False)
-        return degree_norm(node_input, of_squares, self.affine_weight, self.affine_bias, is_separate=False)
+        affine = Affine(None, self.affine_weight, self.affine_bias)
+        return _normed(self, node_input, affine) if _suits(self, node_input, affine) else super().forward(node_input)
 
 
 class FastDropPath(GraphDropPath):
@@ -340,10 +338,17 @@ def _limit(edges: RotatedEdges, channels: int) -> int:
     return max(1, _INFERENCE_NUMBERS // (len(edges.layout) * 2 * channels))
 
 
-def _suits_loops(norm: nn.Module, features: torch.Tensor) -> bool:
-    """Whether features are (N, L, C) of a norm of fairchem's, and of a type for loops as all its parameters."""
-    fits = features.shape[1:] == ((norm.lmax + 1) ** 2, norm.num_channels)
-    return fits and uses_loops(features, *norm.parameters())
+def _suits(norm: nn.Module, features: torch.Tensor, affine: Affine) -> bool:
+    """Whether features are (N, L, C) of a norm of fairchem's, and of a type that `degree_norm` computes."""
+    return features.shape[1:] == ((norm.lmax + 1) ** 2, norm.num_channels) and computes(features, affine)
+
+
+def _normed(norm: nn.Module, features: torch.Tensor, affine: Affine) -> torch.Tensor:
+    kind, is_separate = _balance_of(norm), affine.first is not None
+    of_squares = balance(
+        norm.lmax, norm.num_channels, norm.eps, kind=kind, is_separate=is_separate, device=features.device
+    )
+    return degree_norm(features, of_squares, affine)
 
 
 def _balance_of(norm: nn.Module) -> str:

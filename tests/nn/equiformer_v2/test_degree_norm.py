@@ -73,7 +73,7 @@ def test_another_shape_is_the_hosts_error(host, shape):
 def test_what_loops_do_not_cover_is_the_hosts(host, case, monkeypatch):
     expected, found = both(host, 2, affine=case != "no weights")
     if case == "no loops":
-        monkeypatch.setattr(equiformer_v2_fast, "uses_loops", lambda *_: False)
+        monkeypatch.setattr(equiformer_v2_fast, "computes", lambda *_: False)
     dtype = torch.float64 if case == "float64" else torch.float32
     features = torch.randn(4, 9, CHANNELS, dtype=dtype)
     assert torch.equal(found.to(dtype)(features), expected.to(dtype)(features))

@@ -8,7 +8,14 @@ import pytest
 import torch
 from kernel_samples import INTERPRETED
 
-from dens_plugin.nn.backends.triton import aggregate, rotate_to_edges, s2_activation, softmax_by_target
+from dens_plugin.nn.backends.triton import (
+    aggregate,
+    availability,
+    degree_norm,
+    rotate_to_edges,
+    s2_activation,
+    softmax_by_target,
+)
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
@@ -39,13 +46,13 @@ def launched(monkeypatch, tmp_path):
     def record(capability):
         results = []
 
-        def launch(kernel, grid, arguments, *, num_warps=4, num_stages=3, **constants):
+        def run(kernel, grid, arguments, constants):
             names = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int64: "*i64"}
             types = [names[of.dtype] if isinstance(of, torch.Tensor) else "i32" for of in arguments]
-            results.append(compiled(kernel, types, constants, capability, num_warps=num_warps, num_stages=num_stages))
+            options = {"num_warps": constants.pop("num_warps", 4), "num_stages": constants.pop("num_stages", 3)}
+            results.append(compiled(kernel, types, constants, capability, **options))
 
-        for module in (aggregate, rotate_to_edges, s2_activation, softmax_by_target):
-            monkeypatch.setattr(module, "launch", launch)
+        monkeypatch.setattr(availability, "run", run)
         return results
 
     return record
@@ -85,3 +92,14 @@ def test_rotations_compile(launched, stored, rows, capability):
     run(softmax_by_target.softmax_by_target_triton, [torch.zeros(1, 4)], offsets)
     assert len(results) == 9
     assert not any("atom." in of.asm["ptx"] or "red.global" in of.asm["ptx"] for of in results)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("is_separate", [True, False])
+def test_norms_compile(launched, capability, is_separate):
+    results = launched(capability)
+    features, weights = torch.zeros(2, 49, 128), (torch.zeros(128), torch.zeros(6, 128))
+    degree_norm.normed(features, torch.zeros(50), weights, torch.zeros(128), is_separate=is_separate)
+    degree_norm.normed_backward(features, features, torch.zeros(50), weights, is_separate=is_separate)
+    assert len(results) == 2
+    assert all(of.metadata.shared <= SHARED_MEMORY[capability] * 1024 for of in results)
