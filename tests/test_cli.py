@@ -137,6 +137,22 @@ class TestRefusals:
     def test_empty_config(self, workplace, capsys):
         assert "no `dataset` block" in refused(["train", "--config-yml", write(workplace / "bad.yml", {})], capsys)
 
+    def test_empty_file(self, workplace, capsys):
+        (workplace / "bad.yml").write_text("")
+        assert "the config file 'bad.yml' is empty" in refused(["train", "--config-yml", "bad.yml"], capsys)
+
+    def test_key_of_an_included_file(self, workplace, capsys):
+        write(workplace / "part.yml", {"outputs": {"forces": {"level": "atom", "train_on_free_atom": True}}})
+        line = self.train(workplace, capsys, includes=["part.yml"])
+        assert "unknown key 'train_on_free_atom' in outputs.forces (" in line
+        assert "part.yml); did you mean 'train_on_free_atoms'?" in line
+
+    def test_no_key_for_wandb(self, workplace, capsys, monkeypatch):
+        for name, value in (("HOME", str(workplace)), ("NETRC", str(workplace / "netrc")), ("WANDB_MODE", "online")):
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("WANDB_API_KEY", raising=False)
+        assert "there is no key for it: run `wandb login`" in self.train(workplace, capsys, logger="wandb")
+
     def test_unknown_objective(self, workplace, capsys):
         line = self.train(workplace, capsys, task={"objective": {"name": "dense"}})
         assert "unknown objective 'dense'" in line
@@ -219,6 +235,11 @@ class TestRefusals:
             ("--model.sphere_channels=x", "model.sphere_channels must be a number above 0, got 'x'"),
             ("--identifier=a\nb", "identifier 'a\\nb' names folders: leave out slashes, line breaks"),
             ("--task.objective.prob=2", "task.objective: prob must be a probability"),
+            ("--objective.prob=0.5", "unknown key 'objective' in the config; it belongs under `task`"),
+            ("--dataset.train.transform=1", "unknown key 'transform' in dataset.train; did you mean 'transforms'?"),
+            ("--print-every=0", "--print-every must be at least 1"),
+            ("--num-gpus=0", "--num-gpus must be at least 1"),
+            ("--loss_functions.energy=mae", "loss_functions must be a list with a block for each output"),
         ],
     )
     def test_slips(self, workplace, capsys, option, message):

@@ -93,12 +93,11 @@ def simulate(atoms: Atoms, plan: Plan, *, trajectory: str | Path | None = None) 
         (rows, 5).
 
     Raises:
-        ValueError: For an impossible plan, a single atom, or an energy or force that becomes NaN or infinite, with the
-            step.
+        ValueError: For an impossible plan, a structure that cannot move, or an energy or force that becomes NaN or
+            infinite, with the step.
     """
     _require_possible(plan)
-    if len(atoms) < 2:
-        raise ValueError("a single atom has no motion of its own: give a structure of two or more")
+    _require_movable(atoms)
     _draw_velocities(atoms, plan)
     rows = []
     writer = None if trajectory is None else Trajectory(str(trajectory), "w", atoms)
@@ -219,6 +218,7 @@ def run(args: argparse.Namespace) -> None:
     _require_unused(out)
     atoms = read_structure(args.structure)
     require_apart(atoms, args.structure)
+    _require_movable(atoms)
     atoms.calc = load_calculator(args.checkpoint, cpu=True if args.cpu else None)
     out.mkdir(parents=True, exist_ok=True)
     if args.relax:
@@ -270,6 +270,13 @@ def _require_possible(plan: Plan) -> None:
         raise ValueError(f"steps, every and timestep must be above 0, temperature and seed at least 0, got {plan}")
     if plan.steps // plan.every + 1 < _LEAST_ROWS:
         raise ValueError(f"{plan.steps} steps with a row every {plan.every} give no line: ask for more, or --every 1")
+
+
+def _require_movable(atoms: Atoms) -> None:
+    if len(atoms) < 2:
+        raise ValueError("a single atom has no motion of its own: give a structure of two or more")
+    if atoms.get_number_of_degrees_of_freedom() < 1:
+        raise ValueError(f"all {len(atoms)} atoms are fixed, and nothing can move: remove constraints of the structure")
 
 
 def _require_unused(out: Path) -> None:

@@ -104,6 +104,17 @@ def test_fixed_atoms_stay():
     np.testing.assert_array_equal(atoms.positions[0], before)
 
 
+def test_nothing_moves_where_all_atoms_are_fixed(tmp_path):
+    """Told before a checkpoint is looked for; a temperature of no motion would be NaN."""
+    atoms = bulk("Cu", cubic=True)
+    atoms.set_constraint(FixAtoms(range(4)))
+    with pytest.raises(ValueError, match="all 4 atoms are fixed, and nothing can move"):
+        simulate(atoms, SHORT)
+    ase.io.write(tmp_path / "fixed.traj", atoms)
+    with pytest.raises(ValueError, match="all 4 atoms are fixed"):
+        run("none.pt", tmp_path / "fixed.traj", "--out", tmp_path / "out")
+
+
 def test_nan_stops_with_its_step():
     with pytest.raises(ValueError, match=r"NaN or infinite at step 5: give a shorter --timestep"):
         simulate(dimer(fails_at=6), SHORT)
