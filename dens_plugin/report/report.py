@@ -18,11 +18,12 @@ from matplotlib.figure import Figure
 
 from dens_plugin.data.output import require_folder
 from dens_plugin.leaderboard.layout import paths_by_split
-from dens_plugin.report import error_plots, paper_tables, plots
+from dens_plugin.report import error_plots, paper_tables, plots, relatives
 from dens_plugin.report.corruptions import corrupted_structures
 from dens_plugin.report.page import Picture, html_page
 from dens_plugin.report.paper_tables import molecule_table, read_molecule_errors
 from dens_plugin.report.predictions import PredictionCache, Predictions, dataset_of
+from dens_plugin.report.relatives import relatives_table
 from dens_plugin.report.runs import Run, find_runs
 from dens_plugin.report.splits import PAPER, SplitErrors, missing_metrics, read_split_errors, split_table
 from dens_plugin.report.tables import Table, gain_table, group_table, repeated_seeds, run_table
@@ -30,6 +31,7 @@ from dens_plugin.report.tables import Table, gain_table, group_table, repeated_s
 _SPLITS = ("val", "test")
 _MAX_STRUCTURES = 2000
 _DPI = 200
+_OF_COLUMNS = "COLUMN=VALIDATION, for example aspirin=runs/checkpoints/2026-01-31-12-00-00-000-ndem_aspirin"
 _OF_MOLECULES = "MOLECULE=VALIDATION, for example ethanol=runs/checkpoints/2026-01-31-12-00-00-000-dens_ethanol"
 
 
@@ -81,9 +83,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a model's validations on the test sets of MD17's molecules, likewise; as many of them as there are",
     )
     parser.add_argument(
+        "--columns",
+        nargs="+",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALIDATION",
+        help="a model's validations for columns of NDeM's and denoise pre-training's tables (aspirin, mu, ani1x), "
+        "likewise; with --paper",
+    )
+    parser.add_argument(
         "--paper",
-        choices=[*sorted(PAPER), *sorted(paper_tables.PAPER)],
-        help="figures to put beside those of --splits, or those called md17-... beside those of --molecules",
+        choices=[*sorted(PAPER), *sorted(paper_tables.PAPER), *sorted(relatives.PAPER)],
+        help="figures to put beside those of --splits; those called md17-... beside those of --molecules, ndem-... and "
+        "pretrain-... beside those of --columns, or alone",
     )
     parser.add_argument("--out", default="report", metavar="DIR", help="folder to write to (default: %(default)s)")
     parser.add_argument("--split", choices=_SPLITS, default="val", help="data to predict (default: %(default)s)")
@@ -109,6 +121,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
         splits=[paths_by_split(arguments, "--splits") for arguments in args.splits],
         molecules=[paths_by_split(arguments, "--molecules", form=_OF_MOLECULES) for arguments in args.molecules],
+        columns=[paths_by_split(arguments, "--columns", form=_OF_COLUMNS) for arguments in args.columns],
         paper=args.paper,
     )
     print(_text(report.tables, report.notes))
@@ -125,6 +138,7 @@ def write_report(
     seed: int = 0,
     splits: Sequence[Mapping[str, str | Path]] = (),
     molecules: Sequence[Mapping[str, str | Path]] = (),
+    columns: Sequence[Mapping[str, str | Path]] = (),
     paper: str | None = None,
 ) -> Report:
     """Write a report of some runs, of models' errors over validation sub-splits or molecules, or of all of them.
@@ -138,7 +152,9 @@ def write_report(
         seed: of the noise in the pictures of structures.
         splits: for each model sub-split -> checkpoint folder of its validation.
         molecules: for each model molecule of MD17 -> checkpoint folder of its validation on the test set.
-        paper: the paper's figures to put beside them, a key of `splits.PAPER` or `paper_tables.PAPER`.
+        columns: for each model column of a relative's table -> checkpoint folder of its validation.
+        paper: the paper's figures to put beside them, a key of `splits.PAPER`, `paper_tables.PAPER` or
+            `relatives.PAPER`; the last also alone.
 
     Raises:
         FileNotFoundError: for a path without runs, or data that are not there.
@@ -146,18 +162,18 @@ def write_report(
     """
     if split not in _SPLITS or max_structures < 1:
         raise ValueError(f"split must be one of {_SPLITS} and max_structures at least 1, got {split}, {max_structures}")
-    if not (paths or splits or molecules):
+    if not (paths or splits or molecules or paper in relatives.PAPER):
         raise ValueError("nothing to report: give a RUN, or --splits id=... ood_ads=... ood_cat=... ood_both=...")
-    of_molecules = paper in paper_tables.PAPER
-    if paper is not None and not (molecules if of_molecules else splits):
-        raise ValueError(f"--paper {paper} stands beside --{'molecules' if of_molecules else 'splits'}; give those too")
+    _require_beside(paper, splits=splits, molecules=molecules, columns=columns)
     out = Path(out)
     require_folder(out, "--out")
     runs, models = find_runs(paths), [read_split_errors(folders) for folders in splits]
-    paper_rows = [split_table(models, paper=None if of_molecules else paper)] if models else []
+    paper_rows = [split_table(models, paper=paper if paper in PAPER else None)] if models else []
     if molecules:
         errors = [read_molecule_errors(folders) for folders in molecules]
-        paper_rows.append(molecule_table(errors, paper=paper if of_molecules else None))
+        paper_rows.append(molecule_table(errors, paper=paper if paper in paper_tables.PAPER else None))
+    if paper in relatives.PAPER:
+        paper_rows.append(relatives_table(columns, paper))
     out.mkdir(parents=True, exist_ok=True)
     notes = [*_notes(runs), *_split_notes(models)]
     predictions = _predictions(runs, out, split=split, max_structures=max_structures) if with_predictions else {}
@@ -170,6 +186,17 @@ def write_report(
     page.write_text(html_page(tables, pictures, notes), encoding="utf-8")
     (out / "table.txt").write_text(_text(tables, notes) + "\n", encoding="utf-8")
     return Report(page, tables, pictures, notes)
+
+
+def _require_beside(paper: str | None, **given: Sequence[Mapping[str, str | Path]]) -> None:
+    """Raise ValueError for a paper's table without what it stands beside, and for columns of none."""
+    if given["columns"] and paper not in relatives.PAPER:
+        raise ValueError(f"--columns are those of a table: give --paper, one of {', '.join(relatives.PAPER)}")
+    if paper is None or paper in relatives.PAPER:
+        return
+    wanted = "molecules" if paper in paper_tables.PAPER else "splits"
+    if not given[wanted]:
+        raise ValueError(f"--paper {paper} stands beside --{wanted}; give those too")
 
 
 def _notes(runs: Sequence[Run]) -> Iterator[str]:
