@@ -18,9 +18,12 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from e3nn import o3
+from fairchem.core.common.registry import registry
 from torch import nn
 from torch_geometric.data import Batch, Data
 
+from dens_plugin.backbones.description import describe
+from dens_plugin.backbones.family import families
 from dens_plugin.fields import CORRUPTION, MD, NOISE, ROWS, Corruption, Rows, corruption_of, free_atoms, rows_of
 from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
@@ -191,6 +194,19 @@ class BackboneContract:
                 assert plain[name].abs().max() > 0
                 assert_close(turned[name], plain[name] @ rotation.T, tolerance)
 
+    def test_says_what_it_is(self, model: nn.Module) -> None:
+        """By `describe`, and its family by names that exist."""
+        known = describe(model)
+        assert known.encodes_forces
+        assert known.cutoff > 0
+        assert random_batch().atomic_numbers.max() < known.elements
+        assert isinstance(known.periodic, bool)
+        assert bool(known.own_search) == (known.search is None)
+        assert known.family in families()
+        names = {known.family.backbone, known.family.auxiliary, *known.family.heads.values()}
+        names |= {known.family.plain or known.family.backbone, *known.family.plain_heads.values()}
+        assert all(registry.get_model_class(name) for name in names)
+
     def test_reads_no_labels(self, model: nn.Module) -> None:
         """Predictions of a batch that no training loader touched do not change with its labels."""
         batch, other = random_batch(), random_batch()
@@ -310,6 +326,10 @@ class GradientForceContract(BackboneContract):
                 assert forces[index].abs() > 1e-6
                 slope = _slope(lambda: predict(model, batch)["energy"].sum(), batch.pos, index)
                 assert slope == pytest.approx(-forces[index].item(), abs=1e-9)
+
+    def test_says_that_it_differentiates(self) -> None:
+        """For checks of what forces as gradients need."""
+        assert describe(self.build()).differentiates
 
     def test_energies_alone_take_no_gradient(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where a batch asks for no forces."""

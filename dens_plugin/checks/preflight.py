@@ -10,15 +10,17 @@ from ase import Atoms
 from ase.neighborlist import neighbor_list
 from fairchem.core.models.base import HydraModel
 
+from dens_plugin.backbones.description import describe
+from dens_plugin.backbones.family import families
+from dens_plugin.backbones.heads import RowHead
 from dens_plugin.data.records import Limits
 from dens_plugin.data.structures import Structure, from_data
-from dens_plugin.nn.equiformer.embedding import AtomEmbedding
-from dens_plugin.nn.force_encoding import ForceEncoding
 
 if TYPE_CHECKING:
     from torch import nn
     from torch_geometric.data import Batch, Data
 
+    from dens_plugin.backbones.description import Description
     from dens_plugin.objectives.base import Objective
 
 _FAR = 100.0  # standard deviations
@@ -48,22 +50,17 @@ def require_labels(structure: Data, targets: Iterable[str], split: str) -> None:
 
 def limits_of(model: nn.Module) -> Limits:
     """The elements that a model has embeddings of, and whether it looks across the faces of cells."""
-    modules = list(model.modules())
-    sizes = [module.max_num_elements for module in modules if hasattr(module, "max_num_elements")]
-    sizes += [len(module.weight) for module in modules if isinstance(module, AtomEmbedding)]
-    switches = [module.use_pbc for module in modules if hasattr(module, "use_pbc")]
-    return Limits(
-        min(sizes, default=Limits().elements), periodic=any(switches), molecular=bool(switches) and not any(switches)
-    )
+    known = describe(model)
+    elements = Limits().elements if known.elements is None else known.elements
+    return Limits(elements, periodic=known.periodic is True, molecular=known.periodic is False)
 
 
 def require_edges(model: nn.Module, structures: Sequence[Data]) -> None:
     """Raise ValueError if no two atoms of some structures are neighbours by the model's cutoff."""
-    cutoffs = [module.cutoff for module in model.modules() if isinstance(getattr(module, "cutoff", None), (int, float))]
+    cutoff = describe(model).cutoff
     several = [known for known in map(from_data, structures) if len(known.numbers) > 1]
-    if not (cutoffs and several):
+    if cutoff is None or not several:
         return
-    cutoff = max(cutoffs)
     if not any(len(neighbor_list("i", _atoms(known), cutoff)) for known in several):
         raise ValueError(
             f"no atom of the first {len(structures)} training structures has a neighbour within the model's cutoff of "
@@ -97,32 +94,50 @@ def require_fitting_scales(normalizers: Mapping[str, Any], structures: Sequence[
 
 def require_model(model: nn.Module, objective: Objective) -> None:
     """Raise ValueError if the model lacks what the objective needs, or has what it does not use."""
-    offered = _offered(model, ("energy", "forces", "stress", *objective.outputs))
-    for name in objective.outputs:
-        if name not in offered:
+    known, heads = describe(model), model.output_heads if isinstance(model, HydraModel) else {}
+    offered = _offered(heads, ("energy", "forces", "stress", *objective.outputs))
+    for output in objective.outputs:
+        if output not in offered:
             raise ValueError(
-                f"the objective predicts `{name}` and {type(model).__name__} has no head for it; add "
-                "`noise: {module: dens_plugin.NoiseHead}` to model.heads (or ESCNNoiseHead, ESENNoiseHead, "
-                "EquiformerNoiseHead, PaiNNNoiseHead) beside the DeNS backbone of that family, or use a flat model: "
-                "`equiformer_v2_dens`, `escn_dens`, `equiformer_dens`"
+                f"the objective predicts `{output}` and the model has no head for it; {_head(output, known)}"
             )
-    can_encode = any(isinstance(module, ForceEncoding) for module in model.modules())
-    if can_encode and not objective.outputs:
+    for name, head in heads.items():
+        if isinstance(head, RowHead) and head.auxiliary and not {*head.output_names} & {*objective.outputs}:
+            raise ValueError(
+                f"model.heads.{name} predicts `{head.output_name}`, which the objective never asks for: its parameters "
+                "would have no gradient, which distributed training refuses; leave it out, or take an objective that "
+                "asks for it, with probability 0 if need be"
+            )
+    backbone = type(model.backbone if isinstance(model, HydraModel) else model).__name__
+    if known.encodes_forces and not objective.outputs:
+        plain = f", such as {known.family.plain}" if known.family and known.family.plain else ""
         raise ValueError(
-            "the model has parts for DeNS that this objective never uses, which distributed training refuses; use "
-            "`objective: {name: dens, prob: 0}`, which is plain S2EF, or fairchem's own backbone and no noise head"
+            f"{backbone} encodes forces of corrupted structures, and the objective corrupts none: its parameters would "
+            "have no gradient, which distributed training refuses; take a backbone without an encoding"
+            f"{plain}, or an objective that corrupts structures, with probability 0 if need be"
         )
-    if objective.encode_forces and not can_encode:
+    if objective.encode_forces and not known.encodes_forces:
         raise ValueError(
-            "the objective encodes forces and the backbone does not: denoising would be ill-posed; use backbone "
-            "dens_plugin.EquiformerV2DeNS, ESCNDeNS, ESENDeNS, EquiformerDeNS or PaiNNDeNS, or set `encode_forces: "
-            "false` for the ablation"
+            f"the objective encodes forces and {backbone} does not: denoising would be ill-posed; use the backbone "
+            f"{known.family.backbone if known.family else _backbones()}, or set `encode_forces: false` for the ablation"
         )
 
 
-def _offered(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
+def _head(output: str, known: Description) -> str:
+    """How to get a head for an output, in words."""
+    if known.family is None:
+        return f"take a backbone that comes with heads for it: {_backbones()}"
+    module = known.family.heads.get(output, known.family.auxiliary)
+    named = "" if output in known.family.heads else f", output_name: {output}"
+    return f"add `{output}: {{module: {module}{named}}}` to model.heads"
+
+
+def _backbones() -> str:
+    return " or ".join(family.backbone for family in families())
+
+
+def _offered(heads: Mapping[str, nn.Module], names: Sequence[str]) -> dict[str, str]:
     """Output -> head, as far as heads say; raises ValueError for two that give the same, or one under a wrong name."""
-    heads = model.output_heads if isinstance(model, HydraModel) else {}
     offered: dict[str, str] = {}
     for name, head in heads.items():
         output = getattr(head, "output_name", name)  # not all of fairchem's heads say
@@ -131,7 +146,7 @@ def _offered(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
                 f"model.heads.{name} is a {type(head).__name__}, which predicts `{output}`; give `{name}` a module "
                 "that predicts it (README.md has a table), or call the head by what it predicts"
             )
-        for each in (output, "forces") if getattr(head, "forces_are_gradients", False) else (output,):
+        for each in head.output_names if isinstance(head, RowHead) else (output,):
             if each in offered:
                 raise ValueError(f"model.heads.{offered[each]} and model.heads.{name} both predict `{each}`; keep one")
             offered[each] = name
@@ -169,7 +184,7 @@ def require_outputs(model: nn.Module, batch: Batch, targets: Mapping[str, Any]) 
 
 def require_one_scale(model: nn.Module, normalizers: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
     """Raise ValueError if forces or stress are derivatives of the energy and are not normalised by its factor."""
-    if not any(getattr(module, "forces_are_gradients", False) for module in model.modules()):
+    if not describe(model).differentiates:
         return
     scales = {
         name: normalizers[name].rmsd.item() if name in normalizers else 1.0

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fairchem.core.models.base import HydraModel
-from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbone
-from fairchem.core.models.escn.escn import eSCNBackbone
-from fairchem.core.models.esen.esen import eSEN_Backbone
 
-from dens_plugin.backbones.neighbours import Search, read_or_find, search_of, with_neighbours
+from dens_plugin.backbones.description import describe
+from dens_plugin.backbones.neighbours import Search, read_or_find, with_neighbours
 from dens_plugin.settings import switch
 from dens_plugin.training.steps import LOADER_WORKERS
 
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
 
 LOADER_GRAPH = "loader_graph"  # key of ``optim``
-
-_KNOWN = (EquiformerV2Backbone, eSCNBackbone, eSEN_Backbone)  # they ask once per forward pass, for all they need
 
 
 @dataclass
@@ -60,28 +56,17 @@ def loader_search(model: nn.Module, optim: Mapping[str, Any]) -> Search | None:
     wanted = optim.get(LOADER_GRAPH)
     if not (_gains(model, optim) if wanted is None else switch(wanted, f"optim.{LOADER_GRAPH}")):
         return None
-    backbone = model.backbone if isinstance(model, HydraModel) else model
-    reason = _reason_against(model, backbone)
-    if reason is not None:
-        logging.log(logging.WARNING if wanted else logging.INFO, f"Neighbours are found by the model: {reason}.")
+    known = describe(model)
+    if known.search is None:
+        level = logging.WARNING if wanted else logging.INFO
+        logging.log(level, f"Neighbours are found by the model: {known.own_search}.")
         return None
+    backbone = model.backbone if isinstance(model, HydraModel) else model
     # An attribute of this one object: the classes are fairchem's, and a subclass of each would say the same three times
     backbone.generate_graph = functools.partial(read_or_find, backbone, backbone.generate_graph)
-    return search_of(backbone)
+    return known.search
 
 
 def _gains(model: nn.Module, optim: Mapping[str, Any]) -> bool:
     workers = optim.get(LOADER_WORKERS, optim.get("num_workers", 0))
     return workers > 0 or next(model.parameters()).device.type == "cpu"
-
-
-def _reason_against(model: nn.Module, backbone: nn.Module) -> str | None:
-    if any(getattr(module, "forces_are_gradients", False) for module in model.modules()):
-        return "its forces are gradients"
-    if not isinstance(backbone, _KNOWN):
-        return f"{type(backbone).__name__} is none of the backbones that read them from a batch"
-    if not getattr(backbone, "direct_forces", True):
-        return "its forces are gradients"
-    if not backbone.otf_graph:
-        return "it takes those that are stored with each structure (otf_graph: false)"
-    return None

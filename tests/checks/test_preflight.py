@@ -90,7 +90,7 @@ class TestElements:
 class TestPeriodicity:
     def test_is_what_the_modules_say(self):
         assert limits_of(Network(use_pbc=False)).molecular
-        assert not limits_of(nn.Sequential(Network(use_pbc=False), Network())).molecular
+        assert limits_of(Network()).periodic
         assert not limits_of(nn.Linear(1, 1)).molecular
 
     @pytest.mark.parametrize("axes", [(True, True, True), (True, True, False)])

@@ -357,7 +357,10 @@ class TestBadInput:
             ({"objective": {"name": "no.such.Thing"}}, "cannot be imported"),
             ({"objective": "dens"}, "task.objective must be a block"),
             ({"objective": {"name": "s2ef", "prob": 0.5}}, "unknown key 'prob'"),
-            ({"objective": {"name": "s2ef"}}, "parts for DeNS that this objective never uses"),
+            (
+                {"objective": {"name": "s2ef"}},
+                "predicts `noise`, which the objective never asks for",
+            ),
         ],
     )
     def test_objective(self, config, build, task, message):
@@ -372,7 +375,8 @@ class TestBadInput:
             build(config)
 
     def test_model_without_noise_head(self, config, build):
-        with pytest.raises(ValueError, match="no head for it"):
+        message = r"the model has no head for it; add `noise: {module: dens_plugin.NoiseHead, output_name: noise"
+        with pytest.raises(ValueError, match=message):
             build({**config, "model": copy.deepcopy(PLAIN_MODEL)})
 
     @pytest.mark.parametrize(
@@ -403,7 +407,7 @@ class TestBadInput:
     def test_model_without_force_encoding(self, config, build):
         model = copy.deepcopy(PLAIN_MODEL)
         model["heads"]["noise"] = {"module": "equiformerV2_vector_head", "output_name": "noise"}
-        with pytest.raises(ValueError, match="ill-posed"):
+        with pytest.raises(ValueError, match=r"ill-posed; use the backbone dens_plugin\.EquiformerV2DeNS, or set"):
             build({**config, "model": model})
 
     def test_missing_data(self, config, build):

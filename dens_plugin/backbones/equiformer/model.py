@@ -14,6 +14,8 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import BackboneInterface, GraphModelMixin, HeadInterface
 from torch import nn
 
+from dens_plugin.backbones.description import Description
+from dens_plugin.backbones.equiformer.family import FAMILY
 from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
 from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.equiformer.activation import silu
@@ -176,6 +178,17 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
             features = last(features, edges, stop=None if is_vectorial else 1)
             return {"features": self.norm(features), "edges": edges, "positions": positions}
 
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return Description(
+            FAMILY,
+            cutoff=self.cutoff,
+            periodic=self.use_pbc,
+            elements=len(self.atom_embedding.weight),
+            own_search="its forces are gradients",
+            differentiates=True,
+        )
+
     def _first_features(self, data: Batch, edges: CoupledEdges) -> Features:
         atoms = self.atom_embedding(data.atomic_numbers.long())
         return total(atoms, self.edge_embedding(edges, len(data.pos)))
@@ -205,6 +218,10 @@ class EquiformerDeNS(Equiformer):
         super().__init__(**kwargs)
         self.force_embedding = DegreeForceEncoding(self._sizes.channels)
 
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return super().describe()._replace(encodes_forces=True)
+
     def _first_features(self, data: Batch, edges: CoupledEdges) -> Features:
         features = super()._first_features(data, edges)
         corruption = corruption_of(data)
@@ -227,7 +244,6 @@ class EquiformerGradientHead(RowHead, nn.Module, HeadInterface):
     output_name = "energy"
     level: ClassVar = "structure"
     output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
-    forces_are_gradients: ClassVar[bool] = True
 
     def __init__(self, backbone: Equiformer) -> None:
         super().__init__()

@@ -19,9 +19,11 @@ from fairchem.core.models.equiformer_v2.so3 import SO3_Rotation
 from torch import nn
 from torch.nn import functional
 
+from dens_plugin.backbones.description import Description, by_attributes
 from dens_plugin.backbones.equiformer_v2.added_embedding import added_to_embedding
 from dens_plugin.backbones.equiformer_v2.checkpointing import checkpoint_blocks
 from dens_plugin.backbones.equiformer_v2.empty_graph import allow_empty_graphs
+from dens_plugin.backbones.equiformer_v2.family import FAMILY
 from dens_plugin.backbones.equiformer_v2.fast import SharedEmbedding, use_fast_path
 from dens_plugin.backbones.forward_pass import Pass, require_directions, require_known_elements, require_sorted
 from dens_plugin.backbones.heads import RowHead
@@ -89,6 +91,10 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
             encoding = gp_utils.scatter_to_model_parallel_region(encoding, dim=0)
         with added_to_embedding(self.edge_degree_embedding, encoding):
             return forward(data)
+
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return by_attributes(self, family=FAMILY, encodes_forces=True)
 
     def _fast_forward(self, data: Batch) -> dict[str, Any]:
         """fairchem's, without graph parallelism and without its look at the elements, which waits for a GPU."""

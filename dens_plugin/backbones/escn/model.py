@@ -17,6 +17,8 @@ from fairchem.core.models.escn.escn import eSCNBackbone, eSCNEnergyHead, eSCNFor
 from fairchem.core.models.escn.so3 import SO3_Embedding
 from torch.nn import functional
 
+from dens_plugin.backbones.description import Description, by_attributes
+from dens_plugin.backbones.escn.family import FAMILY
 from dens_plugin.backbones.escn.fast import Geometry, layer
 from dens_plugin.backbones.escn.no_edges import allow_no_edges
 from dens_plugin.backbones.forward_pass import require_directions, require_known_elements, require_sorted
@@ -78,6 +80,10 @@ class ESCNDeNS(eSCNBackbone):
             return super().forward(data)
         finally:
             handle.remove()
+
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return by_attributes(self, family=FAMILY, encodes_forces=True)
 
     def _fast_forward(self, data: Batch) -> dict[str, Any]:
         require_known_elements(data, self.max_num_elements)

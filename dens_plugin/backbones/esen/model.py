@@ -13,7 +13,9 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.esen.esen import Linear_Force_Head, MLP_EFS_Head, MLP_Energy_Head, eSEN_Backbone
 
+from dens_plugin.backbones.description import Description, by_attributes
 from dens_plugin.backbones.esen.empty_graph import allow_empty_graphs, with_edge_to_nowhere
+from dens_plugin.backbones.esen.family import FAMILY
 from dens_plugin.backbones.esen.polar_edges import Frames, turned_at_poles, wigner_of_turn
 from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
 from dens_plugin.fields import NOISE, corruption_of
@@ -67,6 +69,10 @@ class ESENDeNS(eSEN_Backbone):
         # fairchem adds the edge degree embedding to the element embedding inside this module, and the blocks follow.
         with self.edge_degree_embedding.register_forward_hook(lambda _module, _inputs, nodes: nodes + encoding):
             return super().forward(data)
+
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return by_attributes(self, family=FAMILY, encodes_forces=True)
 
     def generate_graph(self, data: Batch, **kwargs: Any) -> dict[str, Any]:
         """fairchem's graph; where it has no edge, one to nowhere, which `allow_empty_graphs` drops."""
@@ -158,7 +164,6 @@ class ESENGradientHead(RowHead, MLP_EFS_Head):
 
     output_name = "energy"
     level: ClassVar = "structure"
-    forces_are_gradients: ClassVar[bool] = True
 
     def __init__(self, backbone: eSEN_Backbone) -> None:
         if not backbone.regress_forces:

@@ -52,7 +52,6 @@ class PaiNNGradientHead(PaiNNEnergyHead):
     """
 
     output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
-    forces_are_gradients: ClassVar[bool] = True
 
     def __init__(self, backbone: PaiNN) -> None:
         super().__init__(backbone)

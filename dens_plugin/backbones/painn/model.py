@@ -16,7 +16,9 @@ from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from fairchem.core.models.gemnet.layers.embedding_block import AtomEmbedding
 from torch import nn
 
-from dens_plugin.backbones.neighbours import found_graph
+from dens_plugin.backbones.description import Description
+from dens_plugin.backbones.neighbours import found_graph, search_of
+from dens_plugin.backbones.painn.family import FAMILY
 from dens_plugin.fields import corruption_of
 from dens_plugin.nn.force_encoding import VectorForceEncoding
 from dens_plugin.nn.painn.edges import Edges, one_of_two, open_pairs
@@ -110,6 +112,18 @@ class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
                 scalars, vectors = update(scalars, vectors)
             return {"scalars": scalars, "vectors": vectors, "positions": positions}
 
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return Description(
+            FAMILY,
+            cutoff=self.cutoff,
+            periodic=self.use_pbc,
+            elements=self.max_num_elements,
+            search=search_of(self) if self.use_pbc else None,
+            own_search="" if self.use_pbc else "it pairs the atoms of molecules faster itself",
+            differentiates=self.is_differentiated,
+        )
+
     def _first_vectors(self, data: Batch) -> torch.Tensor | None:
         """(N, 3, C) before the first layer; None for zeros."""
         return None
@@ -142,6 +156,10 @@ class PaiNNDeNS(PaiNN):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.force_embedding = VectorForceEncoding(self.hidden_channels)
+
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return super().describe()._replace(encodes_forces=True)
 
     def _first_vectors(self, data: Batch) -> torch.Tensor | None:
         corruption = corruption_of(data)

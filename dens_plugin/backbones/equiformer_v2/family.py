@@ -1,0 +1,17 @@
+"""What EquiformerV2 is called, and which parts belong together."""
+
+from __future__ import annotations
+
+from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbone
+
+from dens_plugin.backbones.family import Family
+
+FAMILY = Family(
+    title="EquiformerV2",
+    backbone="dens_plugin.EquiformerV2DeNS",
+    heads={"energy": "dens_plugin.EnergyHead", "forces": "dens_plugin.ForceHead"},
+    auxiliary="dens_plugin.NoiseHead",
+    fairchems=EquiformerV2Backbone,
+    plain="equiformer_v2_backbone",
+    plain_heads={"energy": "equiformerV2_scalar_head", "forces": "equiformerV2_vector_head"},
+)
