@@ -87,6 +87,13 @@ def damage(path: Path) -> str | None:
     return None if broken is None else f"the checksum of its part '{broken}' is wrong"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the ways in which torch, CUDA's libraries and the system say so."""
+    words = str(error).lower()
+    signs = ("out of memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(sign in words for sign in signs)
+
+
 def radius_graph(
     x: torch.Tensor,
     r: float,

@@ -14,7 +14,7 @@ from dens_plugin.backbones.description import describe
 from dens_plugin.backbones.family import families
 from dens_plugin.backbones.heads import RowHead
 from dens_plugin.data.records import Limits
-from dens_plugin.data.structures import Structure, from_data
+from dens_plugin.data.structures import from_data
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,15 +61,12 @@ def require_edges(model: nn.Module, structures: Sequence[Data]) -> None:
     several = [known for known in map(from_data, structures) if len(known.numbers) > 1]
     if cutoff is None or not several:
         return
-    if not any(len(neighbor_list("i", _atoms(known), cutoff)) for known in several):
+    atoms = (Atoms(known.numbers, positions=known.positions, cell=known.cell, pbc=known.pbc) for known in several)
+    if not any(len(neighbor_list("i", each, cutoff)) for each in atoms):
         raise ValueError(
             f"no atom of the first {len(structures)} training structures has a neighbour within the model's cutoff of "
             f"{cutoff:g} Å (`cutoff`, `max_radius`): raise it, 5 Å is common, or give positions in Å"
         )
-
-
-def _atoms(known: Structure) -> Atoms:
-    return Atoms(known.numbers, positions=known.positions, cell=known.cell, pbc=known.pbc)
 
 
 def require_fitting_scales(normalizers: Mapping[str, Any], structures: Sequence[Data], references: Mapping) -> None:

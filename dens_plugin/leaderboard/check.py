@@ -99,7 +99,9 @@ def verify(
     path, data = Path(path), data or {}
     with NpzReader(path) as file:
         rules = rules_of(task_of(file.keys).name, convention, any_size=any_size)
-        _require_known(data, rules.task)
+        for split in data.keys() - set(rules.task.splits):
+            hint = suggestion(split, rules.task.splits)
+            raise ValueError(f"unknown split '{split}' in --data for {rules.task.name}; {hint}")
         findings, entries = list(_wrong_keys(file.keys, rules.task)), []
         splits: dict[str, str] = {}  # digest of the ids -> split
         for split in rules.task.splits:  # the arrays of one are gone before the next are read
@@ -108,12 +110,6 @@ def verify(
             entries += more_entries
             findings += [Finding(severity, f"{split}: {message}") for severity, message in found]
     return Verdict(path, rules, sha256_of_file(path), entries, findings)
-
-
-def _require_known(data: Mapping[str, object], task: Task) -> None:
-    for split in data:
-        if split not in task.splits:
-            raise ValueError(f"unknown split '{split}' in --data for {task.name}; {suggestion(split, task.splits)}")
 
 
 def _wrong_keys(keys: tuple[str, ...], task: Task) -> Iterator[Finding]:
@@ -135,7 +131,10 @@ def _judge_split(
         return [], []  # `_wrong_keys` has said so
     found = [file.read(key) for key in keys]
     arrays = SplitArrays(*found)
-    entries = list(map(_entry, keys, found))
+    entries = [
+        Entry(key, array.shape, str(array.dtype), sha256_of_array(array))
+        for key, array in zip(keys, found, strict=True)
+    ]
     findings = findings_of(arrays, split, rules)
     if any(finding.severity == "error" for finding in findings):
         return entries, findings
@@ -145,10 +144,6 @@ def _judge_split(
     elif rules.fixed_atoms:
         findings.append(Finding("warning", "without --data neither ids nor atoms can be compared with the test set"))
     return entries, findings
-
-
-def _entry(key: str, array: np.ndarray) -> Entry:
-    return Entry(key, array.shape, str(array.dtype), sha256_of_array(array))
 
 
 def _manifest(verdict: Verdict) -> list[str]:

@@ -117,15 +117,12 @@ def _bad_values(arrays: SplitArrays, rules: Rules) -> Iterator[Finding]:
         bad = ~np.isfinite(values)
         if bad.any():
             rows = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1))
-            where = examples(arrays.ids[_structures_of(rows, arrays, name)])
+            if name == "forces":
+                rows = np.unique(np.searchsorted(arrays.chunk_idx, rows, side="right"))  # of structures
+            where = examples(arrays.ids[rows])
             yield _error(f"{name} has {bad.sum():,} values that are NaN or infinite, of {where}; {_cause(values)}")
         if values.dtype == np.float16 and rules.task.needs_float32:
             yield _error(f"{name} is float16, too coarse for total energies of {rules.task.name}: {_FLOAT32}")
-
-
-def _structures_of(rows: np.ndarray, arrays: SplitArrays, name: str) -> np.ndarray:
-    """The structures that rows of an array belong to."""
-    return rows if name == "energy" else np.unique(np.searchsorted(arrays.chunk_idx, rows, side="right"))
 
 
 def _cause(values: np.ndarray) -> str:

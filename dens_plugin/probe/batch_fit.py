@@ -67,7 +67,9 @@ def measure_up_to(measure: Callable[[int], Measured], *, budget: float, most: in
     points = [measure(1)]
     while points[-1].peak <= budget:
         size = min(2 * points[-1].batch, most)
-        if size == points[-1].batch or _expected(points, size) > budget:
+        # A single point does not tell what is fixed: that is found by a batch of two, at most twice as large.
+        expected = line_through(points).peak(size) if len(points) > 1 else points[0].peak
+        if size == points[-1].batch or expected > budget:
             break
         points.append(measure(size))
     while (size := _next(points, budget, most)) > largest_within(points, budget):
@@ -78,11 +80,6 @@ def measure_up_to(measure: Callable[[int], Measured], *, budget: float, most: in
 def largest_within(points: Sequence[Measured], budget: float) -> int:
     """The largest batch that was measured within a budget; 0 if none was."""
     return max((point.batch for point in points if point.peak <= budget), default=0)
-
-
-def _expected(points: Sequence[Measured], size: int) -> float:
-    # A single point does not tell what is fixed: that is found by a batch of two, at most twice as large.
-    return line_through(points).peak(size) if len(points) > 1 else points[0].peak
 
 
 def _next(points: Sequence[Measured], budget: float, most: int) -> int:

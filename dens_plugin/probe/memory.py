@@ -85,11 +85,6 @@ def meter_of(device: torch.device) -> Meter:
     return CudaMeter(device) if device.type == "cuda" else CpuMeter()
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that there was no memory left, on a GPU or, under a limit, on a CPU."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
 def bytes_of(text: str) -> float:
     """The bytes of ``32GB`` (10^9), ``32GiB``, ``32G`` or ``32`` (2^30), ``500MB`` or ``500MiB``.
 

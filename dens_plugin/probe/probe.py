@@ -29,7 +29,7 @@ from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
 from dens_plugin.checks.options import require_overrides
 from dens_plugin.probe.batch_fit import Measured, largest_within, line_through, measure_up_to
-from dens_plugin.probe.memory import Meter, bytes_of, is_out_of_memory, meter_of
+from dens_plugin.probe.memory import Meter, bytes_of, meter_of
 
 if TYPE_CHECKING:
     from fairchem.core.trainers import OCPTrainer
@@ -143,8 +143,8 @@ def _measured(trainer: OCPTrainer, structures: Sequence[Data], size: int, meter:
             meter.wait()
             seconds = min(seconds, time.perf_counter() - started)
         peak = meter.peak()
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not compat.is_out_of_memory(error):
             raise
         peak = math.inf
     trainer.optimizer.zero_grad(set_to_none=True)

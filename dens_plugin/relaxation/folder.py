@@ -119,7 +119,7 @@ class RelaxationFolder:
             TimeoutError: if no structure was finished for an hour.
         """
         expected, seen, since = set(names), -1, time.monotonic()
-        while expected - (written := self._written()):
+        while expected - (written := {unquote(file.stem) for file in (self.path / _RECORDS).glob("*.npz")}):
             if len(written) > seen:
                 seen, since = len(written), time.monotonic()
             elif time.monotonic() - since > _PATIENCE_SECONDS:
@@ -158,9 +158,6 @@ class RelaxationFolder:
 
     def _record(self, name: str) -> Path:
         return self.path / _RECORDS / f"{quote(name, safe='')}.npz"
-
-    def _written(self) -> set[str]:
-        return {unquote(file.stem) for file in (self.path / _RECORDS).glob("*.npz")}
 
     def _require_empty(self) -> None:
         require_folder(self.path, "task.relax.out")

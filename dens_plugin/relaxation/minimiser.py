@@ -19,6 +19,8 @@ from fairchem.core.common.relaxation import OptimizableBatch
 from fairchem.core.common.relaxation.optimizers.lbfgs_torch import LBFGS
 from torch_geometric.data import Batch
 
+from dens_plugin.compat import is_out_of_memory
+
 if TYPE_CHECKING:
     from torch_geometric.data import Data
 
@@ -97,14 +99,16 @@ def outcomes(structures: Sequence[Data], potential: Potential, settings: Relaxat
                 left = [structure for structure in left if structure is not outcome.structure]
                 yield outcome
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         if not left:
             continue
         # Not in the handler: the error would keep the batch's tensors alive.
         torch.cuda.empty_cache()
         if len(left) == 1:
-            yield Outcome(left[0], OUT_OF_MEMORY, 0, [_unknown(left[0])])
+            positions = left[0].pos.numpy()
+            unknown = Frame(positions, np.full_like(positions, np.nan), float("nan"))
+            yield Outcome(left[0], OUT_OF_MEMORY, 0, [unknown])
         else:
             waiting += [left[len(left) // 2 :], left[: len(left) // 2]]
 
@@ -250,15 +254,3 @@ def _frames(batch: ExactBatch) -> list[Frame]:
     natoms = batch.batch.natoms.tolist()
     rows = (torch.split(value.cpu(), natoms) for value in (batch.get_positions(), forces))
     return [Frame(pos.numpy(), force.numpy(), energy) for pos, force, energy in zip(*rows, energies, strict=True)]
-
-
-def _unknown(structure: Data) -> Frame:
-    pos = structure.pos.numpy()
-    return Frame(pos, np.full_like(pos, np.nan), float("nan"))
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the ways in which torch, CUDA's libraries and the system say so."""
-    words = str(error).lower()
-    signs = ("out of memory", "can't allocate memory", "alloc_failed")
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(sign in words for sign in signs)

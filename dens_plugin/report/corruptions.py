@@ -79,8 +79,8 @@ def corrupted_structures(dataset: Dataset, *, rows: int = 3, seed: int = 0) -> F
 
 def _canvas(structures: Sequence[Structure], *, columns: int) -> tuple[Figure, np.ndarray]:
     """A figure and its panels, a row of fitting height per structure."""
-    extents = (_extent(structure) for structure in structures)
-    heights = [_PANEL * min(max(high / wide, 0.6), 1.9) for wide, high in extents]
+    boxes = map(_box, structures)
+    heights = [_PANEL * min(max((high[1] - low[1]) / (high[0] - low[0]), 0.6), 1.9) for low, high in boxes]
     figure = Figure(
         figsize=(_PANEL * columns, sum(heights) + 0.35),
         layout=ConstrainedLayoutEngine(w_pad=0.05, h_pad=0.04, wspace=0.0, hspace=0.02),
@@ -116,7 +116,9 @@ def _draw(panel: Axes, original: Structure, moved: np.ndarray) -> None:
     if not np.array_equal(moved, original.positions):
         _discs(panel, original, original.positions @ turn, style=_GHOST, order=1)
     _discs(panel, original, places, style=_SOLID, order=2)
-    _limit(panel, original)
+    low, high = _box(original)  # one frame for a whole row, with room for atoms that moved
+    panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    panel.axis("off")
 
 
 def _discs(panel: Axes, structure: Structure, places: np.ndarray, *, style: _Style, order: int) -> None:
@@ -138,13 +140,6 @@ def _discs(panel: Axes, structure: Structure, places: np.ndarray, *, style: _Sty
         panel.add_patch(disc)
 
 
-def _limit(panel: Axes, structure: Structure) -> None:
-    """The same frame for a whole row, with room for atoms that moved."""
-    low, high = _box(structure)
-    panel.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
-    panel.axis("off")
-
-
 def _view(structure: Structure) -> np.ndarray:
     """(3, 3), what positions are multiplied by: slabs from the side, molecules with their longest axes in the plane."""
     if structure.pbc.any():
@@ -158,12 +153,6 @@ def _box(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
     places = (structure.positions @ _view(structure))[:, :2]
     margin = 0.6 + _RADIUS * covalent_radii[structure.numbers].max()
     return places.min(axis=0) - margin, places.max(axis=0) + margin
-
-
-def _extent(structure: Structure) -> tuple[float, float]:
-    """Width and height of the picture in Å."""
-    low, high = _box(structure)
-    return tuple(high - low)
 
 
 def _formula(structure: Structure) -> str:

@@ -38,17 +38,12 @@ class Picture(NamedTuple):
 
 def html_page(tables: Sequence[Table], pictures: Sequence[Picture], notes: Sequence[str]) -> str:
     """The page: notes, tables, pictures."""
-    body = [_notes(notes), *map(_table, tables), *map(_figure, pictures)]
+    listed = f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>\n' if notes else ""
+    body = [listed, *map(_table, tables), *map(_figure, pictures)]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>DeNS report</title>'
         f"<style>{_CSS}</style></head>\n<body><h1>Training with and without DeNS</h1>\n{''.join(body)}</body></html>\n"
     )
-
-
-def _notes(notes: Sequence[str]) -> str:
-    if not notes:
-        return ""
-    return f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>\n'
 
 
 def _table(table: Table) -> str:

@@ -181,7 +181,8 @@ def write_report(
     if with_predictions:
         drawings.append(_structures(runs, seed))
     pictures = [picture for picture in (_saved(drawing, out) for drawing in drawings) if picture is not None]
-    tables = [*(_tables(runs, predictions, split) if runs else ()), *paper_rows]
+    made = [make(runs, predictions, split=split) for make in (run_table, group_table, gain_table) if runs]
+    tables = [*(table for table in made if table is not None), *paper_rows]
     page = out / "report.html"
     page.write_text(html_page(tables, pictures, notes), encoding="utf-8")
     (out / "table.txt").write_text(_text(tables, notes) + "\n", encoding="utf-8")
@@ -232,11 +233,6 @@ def _predictions(runs: Sequence[Run], out: Path, *, split: str, max_structures: 
         for each in runs
         if each.checkpoint is not None
     }
-
-
-def _tables(runs: Sequence[Run], predictions: Mapping[str, Predictions], split: str) -> list[Table]:
-    tables = [make(runs, predictions, split=split) for make in (run_table, group_table, gain_table)]
-    return [table for table in tables if table is not None]
 
 
 def _curves(runs: Sequence[Run]) -> Iterator[_Drawing]:

@@ -123,11 +123,19 @@ def split_table(models: Sequence[SplitErrors], *, paper: str | None = None) -> T
     Raises:
         ValueError: for an unknown ``paper``, or one of other splits than a model's.
     """
-    rows = [row for model in models for row in _rows_of(model)]
+    rows = []
+    for model in models:
+        averages = {metric: model.mean(metric) for metric in _METRICS}
+        rows += [(model.model, split, *_cells(row)) for split, row in model.errors.items()]
+        rows.append((model.model, AVERAGE, *_cells(averages)))
     title = "Validation over the sub-splits"
     if paper is not None:
         _require_comparable(models, paper)
-        rows += [row for each in PAPER[paper] for row in _rows_of_paper(each)]
+        rows += [
+            (f"{each.model} (paper)", split, f"{energy:g}", f"{forces:g}", NONE, NONE)
+            for each in PAPER[paper]
+            for split, (energy, forces) in each.errors.items()
+        ]
         title += f"; arXiv:2403.09549, {_TABLES[paper]}, below"
     return Table(title, _HEADER, rows)
 
@@ -190,18 +198,6 @@ def _require_different_data(errors: Mapping[str, Mapping[str, Any]]) -> None:
 def _model_name(label: str, split: str) -> str:
     """The label of a validation without its split at the end."""
     return re.sub(rf"[-_ ](val[-_ ])?{split}$", "", label)
-
-
-def _rows_of(model: SplitErrors) -> list[tuple[str, ...]]:
-    rows = [(model.model, split, *_cells(row)) for split, row in model.errors.items()]
-    return [*rows, (model.model, AVERAGE, *_cells({metric: model.mean(metric) for metric in _METRICS}))]
-
-
-def _rows_of_paper(row: PaperRow) -> list[tuple[str, ...]]:
-    return [
-        (f"{row.model} (paper)", split, f"{energy:g}", f"{forces:g}", NONE, NONE)
-        for split, (energy, forces) in row.errors.items()
-    ]
 
 
 def _require_comparable(models: Sequence[SplitErrors], paper: str) -> None:

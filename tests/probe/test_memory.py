@@ -6,7 +6,8 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 import torch
 
-from dens_plugin.probe.memory import CpuMeter, bytes_of, is_out_of_memory
+from dens_plugin.compat import is_out_of_memory
+from dens_plugin.probe.memory import CpuMeter, bytes_of
 
 SIZE = 64 * 2**20
 
@@ -48,4 +49,6 @@ def test_out_of_memory_is_told_from_other_errors():
         torch.empty(2**60)
     assert is_out_of_memory(found.value)
     assert is_out_of_memory(torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"))
+    assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
