@@ -61,7 +61,8 @@ def overlap(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Overlap
     nearest = int(distances.argmin())
     if distances[nearest] >= OVERLAP:
         return None
-    return Overlap(*map(int, sorted(pairs[nearest])), float(distances[nearest]))
+    first, second = sorted(map(int, pairs[nearest]))
+    return Overlap(first, second, float(distances[nearest]))
 
 
 def overlap_of(structure: Data) -> Overlap | None:
