@@ -198,7 +198,7 @@ class BackboneContract:
         """By `describe`, and its family by names that exist."""
         known = describe(model)
         assert known.encodes_forces
-        assert known.cutoff > 0
+        assert (known.cutoff or 0) > 0
         assert random_batch().atomic_numbers.max() < known.elements
         assert isinstance(known.periodic, bool)
         assert bool(known.own_search) == (known.search is None)
