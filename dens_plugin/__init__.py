@@ -14,12 +14,16 @@ import ast
 import functools
 import importlib
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import dens_plugin.stand_ins  # noqa: F401  (its import makes fairchem-core importable without torch-scatter)
 
 __version__ = "0.1.0"
+
+# fairchem reads its own constants by torch.load at every import; five lines of warning for each of three files.
+warnings.filterwarnings("ignore", "You are using `torch.load`", FutureWarning, module=r"fairchem\.core\.")
 
 _HOMES = {
     "DeNSTrainer": "dens_plugin.training.trainer",

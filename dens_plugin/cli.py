@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import os
+import platform
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 import lmdb
 import yaml
 
-_HOST_MODES = {
-    "train": ("train", "train a model"),
-    "validate": ("validate", "errors of a checkpoint on the validation set"),
-    "predict": ("predict", "predictions of a checkpoint for the test set, float32"),
-    "relax": ("run-relaxations", "relax the structures of a data set"),
-}
+import dens_plugin
+from dens_plugin.commands.modes import MODES, run_mode
+
 _OF_WORKER = re.compile(r"Caught (\w+) in .*^(?:[\w.]+\.)?\1: (.*)", re.DOTALL | re.MULTILINE)  # torch's wording
 _USER_ERRORS = (ValueError, OSError, ImportError, FloatingPointError, yaml.YAMLError, lmdb.Error)
 
@@ -40,6 +39,8 @@ _OWN = {
     "report": _Command("dens_plugin.report.report", "learning curves, parity plots and a table of some runs"),
     "convergence": _Command("dens_plugin.report.convergence", "how well relaxations converged, and IS2RE errors"),
     "nve": _Command("dens_plugin.inference.dynamics", "a short NVE run and the drift of its energy"),
+    "configs": _Command("dens_plugin.commands.configs", "the configs that come with the package"),
+    "init": _Command("dens_plugin.commands.init", "write a config for a data set and a model"),
     "demo": _Command("dens_plugin.demo", "synthetic data, a small model with and without DeNS, and a report"),
 }
 _DATA = {
@@ -78,8 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(arguments: list[str]) -> None:
-    if arguments and arguments[0] in _HOST_MODES:
-        _run_host(*arguments)
+    if arguments and arguments[0] in MODES:
+        run_mode(arguments[0], arguments[1:])
+        return
+    if arguments == ["--version"]:
+        print(_versions())
         return
     args = _parser(arguments).parse_args(arguments)
     args.run(args)
@@ -88,9 +92,10 @@ def _dispatch(arguments: list[str]) -> None:
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     """The parser of our own commands; only the module of the one that is asked for is imported."""
     parser = _Parser(prog="dens", description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="store_true", help="print versions and exit")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, (_, text) in _HOST_MODES.items():
-        commands.add_parser(name, help=f"{text} (fairchem's options)")
+    for name, mode in MODES.items():
+        commands.add_parser(name, help=f"{mode.help} (fairchem's options)")
     _add(commands, _OWN, arguments[:1])
     for name, group, text in (
         ("data", _DATA, "make and check data sets"),
@@ -101,6 +106,13 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _versions() -> str:
+    """This package's version and those that matter beside it, without importing them."""
+    installed = {each.name: each.version for each in importlib.metadata.distributions()}
+    others = [f"{name} {installed.get(name, 'missing')}" for name in ("fairchem-core", "torch", "numpy")]
+    return f"dens_plugin {dens_plugin.__version__} ({', '.join(others)}, Python {platform.python_version()})"
+
+
 def _add(parsers: argparse._SubParsersAction, commands: dict[str, _Command], wanted: list[str]) -> None:
     for name, command in commands.items():
         parser = parsers.add_parser(name, help=command.help)
@@ -108,11 +120,6 @@ def _add(parsers: argparse._SubParsersAction, commands: dict[str, _Command], wan
             module = importlib.import_module(command.module)
             module.add_arguments(parser)
             parser.set_defaults(run=module.run)
-
-
-def _run_host(mode: str, *arguments: str) -> None:
-    host: Callable[..., None] = importlib.import_module("dens_plugin.launch").launch
-    host(_HOST_MODES[mode][0], list(arguments))
 
 
 def _one_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ import torch_geometric.typing
 from ase.geometry.cell import complete_cell
 from torch_geometric.utils import to_dense_batch
 
+from dens_plugin.config_files import find_include
 from dens_plugin.fields import structure_name, structure_names
 
 if TYPE_CHECKING:
@@ -30,9 +31,11 @@ def prepare_host() -> None:
     """Make fairchem-core 1.10 whole on this machine.
 
     SciPy's old name, graphs with open boundaries without pyg-lib, and batches of structures of several periodicities.
+    Configs may include those of this package by their names, wherever they lie.
     """
     _restore_sph_harm()
     _replace_searches()
+    _find_packaged_includes()
 
 
 def load_checkpoint(
@@ -244,3 +247,14 @@ def _restore_sph_harm() -> None:
     """SciPy 1.17 dropped `sph_harm`, whose arguments its successor takes in another order."""
     if not hasattr(scipy.special, "sph_harm"):
         scipy.special.sph_harm = lambda m, n, theta, phi: scipy.special.sph_harm_y(n, m, phi, theta)
+
+
+def _find_packaged_includes() -> None:
+    def find(name: str, folders: Sequence[str]) -> str:
+        found = find_include(name, Path(folders[0]))
+        if found is None:
+            raise FileNotFoundError(f"there is no config file '{name}' to include, in '{folders[0]}' or in the package")
+        return str(found)
+
+    utils: Any = importlib.import_module("fairchem.core.common.utils")
+    utils.find_relative_file_in_paths = find

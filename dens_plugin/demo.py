@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+from dens_plugin.config_files import packaged_folder
 from dens_plugin.data import oc20, synthetic
 from dens_plugin.report import report
 
-_PACKAGE = Path(__file__).resolve().parent
 _SPLITS = {"train": "train", "val": "val_id", "test": "val_ood"}
 _OBJECTIVES = ("s2ef", "dens")
 
@@ -44,12 +44,6 @@ def run(args: argparse.Namespace) -> None:
     print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes: open {args.out / 'report' / 'report.html'}")
 
 
-def configs_folder() -> Path:
-    """The folder ``configs``, of a checkout or inside an installed package."""
-    checkout = _PACKAGE.parent / "configs"
-    return checkout if checkout.is_dir() else _PACKAGE / "configs"
-
-
 def _train(objective: str, args: argparse.Namespace) -> None:
     """Train in a process of its own, as a user would, and keep its log."""
     run_dir = args.out / "runs"
@@ -58,7 +52,7 @@ def _train(objective: str, args: argparse.Namespace) -> None:
         return
     command = [
         *(sys.executable, "-m", "dens_plugin.cli", "train", "--cpu", "--seed", str(args.seed)),
-        *("--config-yml", str(configs_folder() / "experiment" / f"demo_{objective}.yml")),
+        *("--config-yml", str(packaged_folder() / "experiment" / f"demo_{objective}.yml")),
         *("--run-dir", str(run_dir), "--identifier", objective, "--print-every", "20"),
         *(f"--dataset.{split}.src={args.out / 'lmdb' / folder}" for split, folder in _SPLITS.items()),
         f"--optim.max_epochs={args.epochs}",
@@ -76,8 +70,8 @@ def _train(objective: str, args: argparse.Namespace) -> None:
 
 
 def _show(line: str) -> None:
-    """Print what fairchem logs of a step or an evaluation, without its prefix."""
-    found = re.search(r"\(INFO\): (.*forces_mae: .*)", line)
+    """Print what is logged of a step or an evaluation, without the time of day."""
+    found = re.match(r"[\d:]{8} (.*forces_mae: .*)", line)
     if found:
         print("  " + found[1][: _width()], flush=True)
 

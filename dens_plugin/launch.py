@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import builtins
 import logging
 from collections.abc import Sequence
-from typing import NoReturn
 
+import torch
 from fairchem.core import _cli
-from fairchem.core.common.flags import flags
-from fairchem.core.common.utils import build_config, setup_logging
+from fairchem.core.common.utils import build_config
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import dens_plugin.training.trainer  # noqa: F401
@@ -17,10 +17,11 @@ from dens_plugin import compat
 from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
 from dens_plugin.checks.names import require_login
-from dens_plugin.checks.options import require_options
 from dens_plugin.checks.resumption import FINISHED, is_finished
 from dens_plugin.checks.schema import ignored_options
+from dens_plugin.log_lines import set_up_logging
 from dens_plugin.relaxation.run import require_relaxable
+from dens_plugin.training.rank import run_rank
 from dens_plugin.training.steps import LOADER_WORKERS
 
 _TELLING = (ValueError, OSError, ImportError, FloatingPointError)  # errors of input rather than of a neighbour's end
@@ -28,39 +29,39 @@ _TELLING = (ValueError, OSError, ImportError, FloatingPointError)  # errors of i
 _UNUSED = {"validate": ("test", "relax"), "predict": ("val", "relax"), "run-relaxations": ("val", "test")}
 
 
-def launch(mode: str, arguments: Sequence[str]) -> None:
-    """Run one of fairchem's modes with fairchem's options.
+def launch(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Run one of fairchem's modes.
+
+    Args:
+        args: fairchem's options, with their mode.
+        overrides: changes of the config, ``--block.key=value``.
 
     Raises:
         FileNotFoundError: for a path in the options or the config that does not exist.
-        ValueError: for a config that cannot be meant, before anything is started.
+        ValueError: for a config that makes no sense, or a GPU that is not there, before anything is started.
     """
     compat.prepare_host()
-    setup_logging()  # before anything logs: the first message would otherwise choose another format
-    parser = flags.get_parser()
-    parser.prog = f"dens {mode}"
-    parser.error = _refuse
-    args, overrides = parser.parse_known_args([*arguments, "--mode", mode])
-    require_options(args, overrides, parser)
-    if args.checkpoint is None and mode != "train":
-        raise ValueError(f"mode '{mode}' needs --checkpoint, the .pt file of a trained model")
+    set_up_logging()  # before anything logs: the first message would otherwise choose another format
     files = config_files(args.config_yml)
     for sentence in ignored_options(files):
         logging.warning(sentence)
-    overrides = [*overrides, *(f"--dataset.{split}=None" for split in _UNUSED.get(mode, ()))]
+    overrides = [*overrides, *(f"--dataset.{split}=None" for split in _UNUSED.get(args.mode, ()))]
     config = build_config(args, overrides)
     require_sound(config, files)
     require_login(config)
     if args.checkpoint is not None:
         # A broken file is better met here than after everything else.
         checkpoint = compat.load_checkpoint(args.checkpoint, on_demand=True)
-        if mode == "train" and is_finished(checkpoint, config["optim"]):
+        if args.mode == "train" and is_finished(checkpoint, config["optim"]):
             logging.warning(f"The run of '{args.checkpoint}' is finished: {FINISHED}")
-    if mode == "run-relaxations":
+    if args.mode == "run-relaxations":
         require_relaxable(config)
     if args.num_gpus > 1 and not args.submit and LOADER_WORKERS not in config["optim"]:
         # Needed by fairchem when it had data sets pickled; now every rank opens its own.
         overrides = [*overrides, f"--optim.{LOADER_WORKERS}={config['optim'].get('num_workers', 0)}"]
+    if not (args.cpu or args.submit or torch.cuda.is_available()):
+        raise ValueError("no GPU here: add --cpu")
+    _cli.runner_wrapper = run_rank
     try:
         _cli.main(args, overrides)
     except ChildFailedError as failures:
@@ -88,7 +89,3 @@ def _told(failure: ProcessFailure) -> tuple[type[Exception], str]:
     if isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, UnicodeError):
         return kind, message
     return RuntimeError, text
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ValueError(f"{message}; `--help` lists all options")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fairchem.core.common.flags import flags
 
 import dens_plugin
 from dens_plugin import cli
 from dens_plugin.checks.options import require_overrides
+from dens_plugin.commands.modes import MODES
+from dens_plugin.commands.options import options_parser
 from dens_plugin.objectives.dens import DeNS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +33,8 @@ def commands(program):
 @pytest.mark.parametrize("line", commands("dens"))
 def test_dens_command(line):
     arguments = shlex.split(line)[1:]
-    if arguments[0] in cli._HOST_MODES:
-        parser = flags.get_parser()
+    if arguments[0] in MODES:
+        parser = options_parser(arguments[0])
         args, overrides = parser.parse_known_args(arguments[1:])
         require_overrides(overrides, parser)
         assert args.config_yml

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from dens_plugin.config_files import find_include
 from dens_plugin.settings import suggestion
 
 INCLUDES = "includes"
@@ -56,7 +57,7 @@ def _walk(path: Path, by: tuple[Path, ...]) -> Iterator[ConfigFile]:
         example = names if isinstance(names, str) else "common.yml"
         raise ValueError(f"`includes` of '{path}' must be a list of files, as `includes: [{example}]`; got {names!r}")
     for name in names:
-        yield from _walk(path.parent / name, (*by, path))
+        yield from _walk(find_include(name, path.parent) or path.parent / name, (*by, path))
 
 
 def _settings(path: Path, included: str) -> Mapping[str, Any]:

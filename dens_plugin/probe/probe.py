@@ -28,6 +28,7 @@ from dens_plugin import compat
 from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
 from dens_plugin.checks.options import require_overrides
+from dens_plugin.config_files import find_config
 from dens_plugin.probe.batch_fit import Measured, largest_within, line_through, measure_up_to
 from dens_plugin.probe.memory import Meter, bytes_of, meter_of
 
@@ -97,14 +98,15 @@ def _trainer_of(config: Mapping[str, Any]) -> Iterator[OCPTrainer]:
 def _config(args: argparse.Namespace) -> dict[str, Any]:
     """The config of a training run on one rank, without the other splits and without files."""
     compat.prepare_host()
+    path = find_config(args.config_yml)
     parser = flags.get_parser()
     cpu = args.cpu or not torch.cuda.is_available()
-    options = ["--mode", "train", "--config-yml", str(args.config_yml), "--debug"]
+    options = ["--mode", "train", "--config-yml", str(path), "--debug"]
     options += ["--cpu"] * cpu + ["--amp"] * args.amp
     overrides = [f"--{text}" for text in args.set] + [f"--dataset.{split}=None" for split in ("val", "test", "relax")]
     require_overrides(overrides, parser)
     config = build_config(parser.parse_args(options), overrides)
-    require_sound(config, config_files(args.config_yml))
+    require_sound(config, config_files(path))
     if not (config["dataset"].get("train") or {}).get("src"):
         raise ValueError("there are no training structures to probe with; give --set dataset.train.src=DIR")
     return config

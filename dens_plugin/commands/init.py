@@ -1,0 +1,156 @@
+"""`dens init`: a config for a data set and a model, made of the package's parts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from dens_plugin.config_files import find_config, packaged_folder
+from dens_plugin.data.check import check
+from dens_plugin.settings import suggestion
+
+_NORMALIZERS = {"energy": "normalizer_energy.npz", "forces": "normalizer_forces.npz"}  # of `dens data molecules`
+_SAMPLE = 2000  # structures that scales are computed from, where none are written
+_SPLITS = {"train": ("train",), "val": ("val", "val_id", "valid", "validation"), "test": ("test", "val_ood")}
+
+
+class Defaults(NamedTuple):
+    """The parts of a config that suit a kind of data.
+
+    Attributes:
+        base: loss and metrics.
+        objective: what is trained on.
+        schedule: epochs, batch and learning rate.
+    """
+
+    base: str
+    objective: str
+    schedule: str
+
+
+_MOLECULES = Defaults("base_molecules.yml", "dens_md17", "md17_mini")
+_SLABS = Defaults("base.yml", "dens", "mini")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `dens init`."""
+    parser.add_argument(
+        "data", type=Path, help="a folder with `train`, `val` and perhaps `test`, as `dens data molecules` writes it"
+    )
+    parser.add_argument("--model", default="equiformer_v2", help=f"one of {', '.join(models())} (default: %(default)s)")
+    parser.add_argument("--backbone", help="its size, a config of `dens configs backbone`; a small one where there is")
+    parser.add_argument("--objective", help="a config of `dens configs objective`, s2ef for none; default: DeNS")
+    parser.add_argument("--schedule", help="a config of `dens configs schedule`")
+    parser.add_argument("--out", type=Path, default=Path("config.yml"), help="file to write (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write a config and say what to do with it.
+
+    Raises:
+        FileNotFoundError: if there are no data, or no such part.
+        ValueError: for an unknown model, or where the file exists.
+    """
+    if args.out.exists():
+        raise ValueError(f"'{args.out}' exists; give another --out")
+    sources = _sources(args.data)
+    defaults = _MOLECULES if (args.data / _NORMALIZERS["energy"]).exists() else _SLABS
+    objective = args.objective or defaults.objective
+    includes = [
+        defaults.base,
+        f"model/{_model_file(args.model, objective)}.yml",
+        f"backbone/{args.backbone or _small_backbone(args.model)}.yml",
+        f"objective/{objective}.yml",
+        f"schedule/{args.schedule or defaults.schedule}.yml",
+    ]
+    for name in includes:
+        find_config(name)
+    args.out.write_text(config_text(includes, sources, _scales(args.data, sources["train"])), encoding="utf-8")
+    print(f"{args.out} is written. Train with it by\n")
+    print(f"dens train --config-yml {args.out} --identifier {args.out.stem} --run-dir runs")
+
+
+def models() -> list[str]:
+    """The models of the package without what an objective adds, such as ``equiformer_v2``."""
+    stems = {path.stem for path in (packaged_folder() / "model").glob("*.yml")}
+    families = {stem.removesuffix(f"_{objective}") for stem in stems for objective in _objectives()}
+    return sorted(stem for stem in families if not any(stem.endswith(f"_{name}") for name in _objectives()))
+
+
+def config_text(includes: list[str], sources: Mapping[str, Path], scales: Mapping[str, Any]) -> str:
+    """A config as a person would write it."""
+    dataset: dict[str, Any] = {split: {"src": str(path)} for split, path in sources.items()}
+    dataset["train"] = {"format": "lmdb", **dataset["train"], "transforms": {"normalizer": dict(scales)}}
+    head = "# Written by `dens init`. `dens configs NAME` prints an included file; settings in this one replace its.\n"
+    includes_text = "includes:\n" + "".join(f"  - {name}\n" for name in includes)
+    return f"{head}{includes_text}\n{yaml.safe_dump({'dataset': dataset}, sort_keys=False)}"
+
+
+def _sources(folder: Path) -> dict[str, Path]:
+    """The splits in a folder; training and validation are needed."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder '{folder}'; `dens data molecules` and `dens data oc20` make one")
+    found = {
+        split: path
+        for split, names in _SPLITS.items()
+        if (path := next((folder / name for name in names if (folder / name).exists()), None)) is not None
+    }
+    missing = [split for split in ("train", "val") if split not in found]
+    if missing:
+        raise FileNotFoundError(f"'{folder}' has no folder {' or '.join(_SPLITS[missing[0]])}")
+    return found
+
+
+def _scales(folder: Path, train: Path) -> dict[str, Any]:
+    """A normaliser: the files that lie beside the data, else numbers from a sample of them."""
+    if all((folder / name).exists() for name in _NORMALIZERS.values()):
+        return {target: {"file": str(folder / name)} for target, name in _NORMALIZERS.items()}
+    numbers = check(train, limit=_SAMPLE).statistics
+    return {
+        "energy": {"mean": round(float(numbers.energy.mean), 6), "stdev": round(float(numbers.energy.std), 6)},
+        "forces": {"mean": 0.0, "stdev": round(float(numbers.free_forces.rms), 6)},
+    }
+
+
+def _objectives() -> set[str]:
+    """Short names of objectives, the first word of their configs' names, but for the baseline's."""
+    names = {path.stem for path in (packaged_folder() / "objective").glob("*.yml")}
+    return {min((other for other in names if name.startswith(other)), key=len) for name in names} - {"s2ef"}
+
+
+def _model_file(model: str, objective: str) -> str:
+    """The model with the heads that an objective needs."""
+    if model not in models():
+        raise ValueError(f"unknown --model '{model}'; {suggestion(model, models())}")
+    special = [name for name in _objectives() if objective.startswith(name)]
+    for name in (*(f"{model}_{each}" for each in special), model):
+        if (packaged_folder() / "model" / f"{name}.yml").exists():
+            return name
+    raise FileNotFoundError(
+        f"the package has no config of '{model}' for the objective '{objective}'; see `dens configs`"
+    )
+
+
+def _small_backbone(model: str) -> str:
+    """The first backbone of a model by name, one called mini before others."""
+    stems = sorted(path.stem for path in (packaged_folder() / "backbone").glob("*.yml"))
+    words = model.split("_")
+    for length in range(len(words), 0, -1):  # esen_mini is of esen_gradient too
+        family = "_".join(words[:length])
+        own = [stem for stem in stems if _begins(stem, family) and not _is_of_another(stem, family)]
+        if own:
+            return next((stem for stem in own if "mini" in stem), own[0])
+    raise FileNotFoundError(f"the package has no backbone config for '{model}'; name one by --backbone")
+
+
+def _begins(name: str, family: str) -> bool:
+    return name == family or name.startswith(f"{family}_")
+
+
+def _is_of_another(name: str, family: str) -> bool:
+    """Whether a longer model name fits as well, as equiformer_v2 does where equiformer does."""
+    return any(_begins(name, other) and len(other) > len(family) for other in models())

@@ -1,0 +1,75 @@
+"""`dens init` writes configs that can be trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from fairchem.core.common.utils import load_config
+from samples import write_lmdb
+
+from dens_plugin.checks.schema import require_known_keys
+from dens_plugin.cli import main
+from dens_plugin.commands.init import models
+from dens_plugin.compat import prepare_host
+from dens_plugin.testing import random_structure
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    structures = [random_structure(5, seed=index, sid=index) for index in range(6)]
+    write_lmdb(tmp_path / "mine" / "train", structures[:4])
+    write_lmdb(tmp_path / "mine" / "val", structures[4:])
+    return tmp_path
+
+
+@pytest.mark.parametrize("model", models())
+def test_config_of_every_model(workplace, model):
+    main(["init", "mine", "--model", model, "--out", "c.yml"])
+    prepare_host()
+    config, _, conflicts = load_config(workplace / "c.yml")
+    assert not conflicts
+    require_known_keys(config)
+    assert config["task"]["objective"]["name"] == "dens"
+    assert config["dataset"]["val"]["src"] == "mine/val"
+    assert config["dataset"]["train"]["transforms"]["normalizer"]["energy"]["stdev"] > 0
+
+
+def test_files_of_molecules(workplace):
+    for target in ("energy", "forces"):
+        np.savez(workplace / "mine" / f"normalizer_{target}.npz", mean=0.0, std=1.0)
+    main(["init", "mine", "--model", "equiformer", "--objective", "s2ef"])
+    config = yaml.safe_load((workplace / "config.yml").read_text())
+    assert config["includes"] == [
+        "base_molecules.yml",
+        "model/equiformer.yml",
+        "backbone/equiformer_mini_molecule.yml",
+        "objective/s2ef.yml",
+        "schedule/md17_mini.yml",
+    ]
+    assert config["dataset"]["train"]["transforms"]["normalizer"]["energy"]["file"] == "mine/normalizer_energy.npz"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "there is no folder 'nowhere'"),
+        (["mine", "--model", "equiformer_v3"], "did you mean 'equiformer_v2'?"),
+        (["mine", "--backbone", "equiformer_v2_83"], "did you mean 'backbone/equiformer_v2_83m.yml'?"),
+        (["mine/train"], "has no folder train"),
+    ],
+)
+def test_slips(workplace, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        main(["init", *arguments])
+    assert message in capsys.readouterr().err
+    assert not (workplace / "config.yml").exists()
+
+
+def test_overwrites_nothing(workplace, capsys):
+    (workplace / "config.yml").write_text("mine")
+    with pytest.raises(SystemExit):
+        main(["init", "mine"])
+    assert "exists" in capsys.readouterr().err
+    assert (workplace / "config.yml").read_text() == "mine"
