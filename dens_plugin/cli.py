@@ -46,7 +46,7 @@ _OWN = {
 _DATA = {
     "oc20": _Command("dens_plugin.data.oc20", "the OC20 S2EF release to LMDBs"),
     "synthetic": _Command("dens_plugin.data.synthetic", "relaxations of random slabs by EMT, in the release's layout"),
-    "molecules": _Command("dens_plugin.data.molecules.conversion", "MD17, rMD17, MD22, extxyz or ASE files to LMDBs"),
+    "molecules": _Command("dens_plugin.data.molecules.command", "sets of molecules, or files of your own, to LMDBs"),
     "check": _Command("dens_plugin.data.check", "what to know of a data set before a long run"),
 }
 

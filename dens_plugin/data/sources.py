@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,12 +17,13 @@ from fairchem.core.datasets.oc22_lmdb_dataset import OC22LmdbDataset
 
 from dens_plugin.data.lmdb_file import require_whole_lmdb
 from dens_plugin.data.release import is_release, read_frames
-from dens_plugin.data.structures import Structure, from_atoms, from_data
+from dens_plugin.data.structures import USUAL, Keys, Structure, from_atoms, from_data
 
 _OLD_NAMES = ("single_point_lmdb", "trajectory_lmdb")  # fairchem still takes them for lmdb
 FORMATS = ("auto", "lmdb", "oc22_lmdb", "ase_db", "ase_read", "ase_read_multi", *_OLD_NAMES)
 
 _DATABASES = (".db", ".aselmdb")
+_GEOMETRY = ("numbers", "positions", "tags", "move_mask", "sid", "fid")
 
 
 class Source(NamedTuple):
@@ -33,6 +35,7 @@ class Source(NamedTuple):
         length: Number of structures.
         read: The structure at an index; ValueError if the record cannot be read.
         metadata: Number of atoms per structure from ``metadata.npz``; None if there is none.
+        names: Of the values and columns of the first structure, for messages; empty where they have fixed names.
     """
 
     path: Path
@@ -40,15 +43,19 @@ class Source(NamedTuple):
     length: int
     read: Callable[[int], Structure]
     metadata: Sequence[int] | None
+    names: Sequence[str] = ()
 
 
-def open_source(path: Path, *, format: str = "auto", config: Mapping[str, Any] | None = None) -> Source:
+def open_source(
+    path: Path, *, format: str = "auto", config: Mapping[str, Any] | None = None, keys: Keys = USUAL
+) -> Source:
     """Open a data set.
 
     Args:
         path: A file or a folder.
         format: One of :data:`FORMATS`.
         config: More of fairchem's ``dataset`` options, e.g. ``pattern`` or ``key_mapping``.
+        keys: What labels are called.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
@@ -61,7 +68,7 @@ def open_source(path: Path, *, format: str = "auto", config: Mapping[str, Any] |
     _refuse_release(path)
     config = {**(config or {}), "src": str(path)}
     kind = _guess(path) if format == "auto" else format
-    return _OPENERS[kind](path, config)
+    return _OPENERS[kind](path, config, keys)
 
 
 def _refuse_release(path: Path) -> None:
@@ -94,7 +101,7 @@ def _guess_file(path: Path) -> str:
     return "ase_db" if path.suffix in (*_DATABASES, ".json") else "ase_read_multi"
 
 
-def _open_lmdb(path: Path, config: dict, *, dataset_class: type = LmdbDataset) -> Source:
+def _open_lmdb(path: Path, config: dict, keys: Keys, *, dataset_class: type = LmdbDataset) -> Source:
     require_whole_lmdb(path)
     dataset = dataset_class(config)
     if len(dataset) == 0:
@@ -105,16 +112,16 @@ def _open_lmdb(path: Path, config: dict, *, dataset_class: type = LmdbDataset) -
         path,
         name,
         len(dataset),
-        lambda index: from_data(_record(dataset, index, path)),
+        lambda index: from_data(_record(dataset, index, path), keys),
         _metadata(path),
     )
 
 
-def _open_oc22(path: Path, config: dict) -> Source:
-    return _open_lmdb(path, config, dataset_class=OC22LmdbDataset)
+def _open_oc22(path: Path, config: dict, keys: Keys) -> Source:
+    return _open_lmdb(path, config, keys, dataset_class=OC22LmdbDataset)
 
 
-def _open_database(path: Path, config: dict) -> Source:
+def _open_database(path: Path, config: dict, keys: Keys) -> Source:
     if path.suffix == ".aselmdb" or (path.is_dir() and any(path.glob("*.aselmdb"))):
         require_whole_lmdb(path)
     try:
@@ -126,30 +133,46 @@ def _open_database(path: Path, config: dict) -> Source:
         path,
         "ase_db",
         len(dataset),
-        lambda index: from_atoms(dataset.get_atoms(index)),
+        lambda index: from_atoms(_atoms_of_row(dataset, index), keys),
         _metadata(path),
+        names_in(_atoms_of_row(dataset, 0)) if len(dataset) else (),
     )
 
 
-def _open_files(path: Path, config: dict, *, wanted: slice, name: str) -> Source:
+def _atoms_of_row(dataset: AseDBDataset, index: int) -> Atoms:
+    """A row with all that was stored in it; fairchem leaves out its key-value pairs."""
+    number = bisect.bisect(dataset._idlen_cumulative, index)
+    start = dataset._idlen_cumulative[number - 1] if number else 0
+    row = dataset.dbs[number]._get_row(dataset.db_ids[number][index - start])
+    atoms = row.toatoms()
+    atoms.info.update(row.key_value_pairs)
+    if isinstance(row.data, Mapping):
+        atoms.info.update(row.data)
+    return atoms
+
+
+def _open_files(path: Path, config: dict, keys: Keys, *, wanted: slice, name: str) -> Source:
     """Files that ASE reads, each of them once; fairchem would read a file anew for each of its structures."""
-    structures = []
+    structures: list[Structure] = []
+    names: tuple[str, ...] = ()
     for file in _matching_files(path, config.get("pattern", "*")):
-        structures += _read_file(file)[wanted]
+        frames = _read_file(file)
+        names = names or (names_in(frames[0]) if frames else ())
+        structures += _structures(file, frames, keys)[wanted]
     if not structures:
         raise ValueError(f"{path} holds no structures: give a folder with LMDB files, an ASE database or files of ASE.")
-    return Source(path, name, len(structures), structures.__getitem__, None)
+    return Source(path, name, len(structures), structures.__getitem__, None, names)
 
 
-def _open_last_structures(path: Path, config: dict) -> Source:
-    return _open_files(path, config, wanted=slice(-1, None), name="ase_read")
+def _open_last_structures(path: Path, config: dict, keys: Keys) -> Source:
+    return _open_files(path, config, keys, wanted=slice(-1, None), name="ase_read")
 
 
-def _open_all_structures(path: Path, config: dict) -> Source:
-    return _open_files(path, config, wanted=slice(None), name="ase_read_multi")
+def _open_all_structures(path: Path, config: dict, keys: Keys) -> Source:
+    return _open_files(path, config, keys, wanted=slice(None), name="ase_read_multi")
 
 
-_OPENERS: dict[str, Callable[[Path, dict], Source]] = {
+_OPENERS: dict[str, Callable[[Path, dict, Keys], Source]] = {
     "lmdb": _open_lmdb,
     **dict.fromkeys(_OLD_NAMES, _open_lmdb),
     "oc22_lmdb": _open_oc22,
@@ -184,10 +207,19 @@ def _matching_files(path: Path, pattern: str) -> list[Path]:
     return sorted(file for file in path.glob(pattern) if file.is_file())
 
 
-def _read_file(file: Path) -> list[Structure]:
+def names_in(atoms: Atoms) -> tuple[str, ...]:
+    """The values and columns of a structure that may be labels, by name."""
+    results = {} if atoms.calc is None else atoms.calc.results
+    return tuple(name for name in {**results, **atoms.info, **atoms.arrays} if name not in _GEOMETRY)
+
+
+def _read_file(file: Path) -> list[Atoms]:
     # ASE jumps back and forth in the file, which takes minutes in a compressed one
-    frames = list(read_frames(file)) if ".extxyz" in file.suffixes else _frames_of_ase(file)
-    structures = map(from_atoms, frames)
+    return list(read_frames(file)) if ".extxyz" in file.suffixes else _frames_of_ase(file)
+
+
+def _structures(file: Path, frames: Sequence[Atoms], keys: Keys) -> list[Structure]:
+    structures = (from_atoms(atoms, keys) for atoms in frames)
     return [
         structure._replace(sid=_or(structure.sid, str(file)), fid=_or(structure.fid, number))
         for number, structure in enumerate(structures)

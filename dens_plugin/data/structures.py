@@ -5,6 +5,7 @@ This is the only place that knows that old LMDB files say ``y`` and ``force`` fo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,26 @@ from dens_plugin.compat import whole_cell
 ENERGY_NAMES = ("energy", "y")
 FORCES_NAMES = ("forces", "force")
 _OPTIONAL_NAMES = ("fixed", "tags")
+_MOLECULE_NAMES = ("smiles", "molecule", "name")  # what files call the molecule that a frame is of
+
+
+class Keys(NamedTuple):
+    """What a file calls its labels; None for the usual names.
+
+    Attributes:
+        energy: E.g. ``REF_energy``.
+        forces: E.g. ``dft_forces``.
+        molecule: What tells frames of one molecule from those of another.
+        targets: Further labels of whole structures.
+    """
+
+    energy: str | None = None
+    forces: str | None = None
+    molecule: str | None = None
+    targets: tuple[str, ...] = ()
+
+
+USUAL = Keys()
 
 
 class Structure(NamedTuple):
@@ -35,6 +56,9 @@ class Structure(NamedTuple):
         sid: Identifies the system; None if the data set does not say.
         fid: Identifies the frame of the system; None if the data set does not say.
         absent: Names of the fields that the record lacks and that have their neutral value here, zero.
+        charge: Of the whole structure, in elementary charges.
+        molecule: What tells frames of one molecule from those of another; None if the data set does not say.
+        properties: Further labels of the whole structure, by name.
     """
 
     numbers: np.ndarray
@@ -48,6 +72,9 @@ class Structure(NamedTuple):
     sid: Any
     fid: Any
     absent: tuple[str, ...] = ()
+    charge: float = 0.0
+    molecule: str | None = None
+    properties: Mapping[str, float] = {}
 
     @property
     def whole_cell(self) -> np.ndarray:
@@ -55,11 +82,17 @@ class Structure(NamedTuple):
         return whole_cell(self.cell, self.pbc)
 
 
-def from_data(data: Data) -> Structure:
-    """Read a record of an LMDB file."""
+def from_data(data: Data, keys: Keys = USUAL) -> Structure:
+    """Read a record of an LMDB file.
+
+    Args:
+        data: The record.
+        keys: What its labels are called.
+    """
     positions = _array(data.pos).astype(float)
     cell = _array(data["cell"]).reshape(3, 3) if "cell" in data else np.zeros((3, 3))
-    energy, forces = _first(data, ENERGY_NAMES), _first(data, FORCES_NAMES)
+    energy = _first(data, ENERGY_NAMES if keys.energy is None else (keys.energy,))
+    forces = _first(data, FORCES_NAMES if keys.forces is None else (keys.forces,))
     return Structure(
         numbers=_array(data.atomic_numbers).astype(int),
         positions=positions,
@@ -75,10 +108,17 @@ def from_data(data: Data) -> Structure:
     )
 
 
-def from_atoms(atoms: Atoms) -> Structure:
-    """Read a structure of ASE."""
-    results = atoms.calc.results if atoms.calc is not None else {}
-    energy, forces = results.get("energy"), results.get("forces")
+def from_atoms(atoms: Atoms, keys: Keys = USUAL) -> Structure:
+    """Read a structure of ASE.
+
+    Args:
+        atoms: The structure.
+        keys: What its labels are called.
+    """
+    energy, forces = label_of(atoms, keys.energy or "energy"), label_of(atoms, keys.forces or "forces")
+    names = _MOLECULE_NAMES if keys.molecule is None else (keys.molecule,)
+    molecule = next((atoms.info[name] for name in names if name in atoms.info), None)
+    properties = {name: label_of(atoms, name) for name in keys.targets}
     return Structure(
         numbers=atoms.numbers,
         positions=atoms.positions,
@@ -90,7 +130,23 @@ def from_atoms(atoms: Atoms) -> Structure:
         forces=None if forces is None else np.asarray(forces, dtype=float),
         sid=atoms.info.get("sid"),
         fid=atoms.info.get("fid"),
+        charge=_charge(atoms.info),
+        molecule=None if molecule is None else str(molecule),
+        properties={name: float(value) for name, value in properties.items() if value is not None},
     )
+
+
+def label_of(atoms: Atoms, name: str) -> Any:
+    """A label wherever ASE put it: among the calculator's results, the comment line's values or the columns."""
+    places = ({} if atoms.calc is None else atoms.calc.results, atoms.info, atoms.arrays)
+    return next((place[name] for place in places if name in place), None)
+
+
+def _charge(info: Mapping[str, Any]) -> float:
+    try:
+        return float(info.get("charge", 0.0))
+    except (TypeError, ValueError):
+        return 0.0
 
 
 def _first(data: Data, names: tuple[str, ...]) -> Any:

@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from dens_plugin.data.molecules.frames import molecule_frame
 from dens_plugin.data.molecules.units import KCAL, Units, from_names
-from dens_plugin.data.structures import Structure
+from dens_plugin.data.structures import USUAL, Keys, Structure
 
 _AGAIN = "copy or download it again."
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError)
+PARTS = ("train", "val", "test")
 _REAL = "iuf"  # numpy's letters for kinds of numbers
 
 
@@ -53,6 +56,7 @@ class Archive(NamedTuple):
         forces: Shape (B, N, 3).
         units: What they are in by the file's own words; None if it does not say.
         usual: What files of this kind are in by their documentation; None if that differs.
+        parts: Indices of the frames for train, val and test, where the file itself divides them.
     """
 
     numbers: np.ndarray
@@ -61,32 +65,31 @@ class Archive(NamedTuple):
     forces: np.ndarray
     units: Units | None
     usual: Units | None
+    parts: Mapping[str, np.ndarray] = {}
 
     def structure(self, index: int, units: Units) -> Structure:
         """One frame in eV and Å, with ``fid`` its index."""
-        natoms = len(self.numbers)
-        return Structure(
-            numbers=self.numbers,
-            positions=units.length * self.positions[index].astype(float),
-            cell=np.zeros((3, 3)),
-            pbc=np.zeros(3, dtype=bool),
-            fixed=np.zeros(natoms, dtype=bool),
-            tags=np.zeros(natoms, dtype=int),
+        return molecule_frame(
+            self.numbers,
+            units.length * self.positions[index].astype(float),
             energy=units.energy * float(self.energies[index]),
             forces=units.forces * self.forces[index].astype(float),
-            sid=None,
             fid=index,
         )
 
 
-def read_archive(path: Path) -> Archive:
+def read_archive(path: Path, keys: Keys = USUAL) -> Archive:
     """Read an npz file.
+
+    Args:
+        path: The file.
+        keys: Of its energies and forces, where they are not the usual ones.
 
     Raises:
         ValueError: If it is truncated or none, lacks an array, or the arrays are no numbers or do not belong together.
     """
     with open_npz(path) as file:
-        return _archive(path, file)
+        return _archive(path, file, keys)
 
 
 def open_npz(path: Path) -> np.lib.npyio.NpzFile:
@@ -116,14 +119,18 @@ def read_array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         raise ValueError(f"{path}: {name} cannot be read ({error}): {_AGAIN}") from error
 
 
-def _archive(path: Path, file: np.lib.npyio.NpzFile) -> Archive:
+def _archive(path: Path, file: np.lib.npyio.NpzFile, keys: Keys) -> Archive:
     kind = next((kind for kind in _KINDS if kind.numbers in file and kind.positions in file), None)
     if kind is None:
         known = " or ".join(", ".join(kind[1:]) for kind in _KINDS)
         raise ValueError(f"{path} has the arrays {', '.join(file.files)}, not {known}: is it a set of molecules?")
+    kind = kind._replace(energies=keys.energy or kind.energies, forces=keys.forces or kind.forces)
     missing = [name for name in (kind.energies, kind.forces) if name not in file]
     if missing:
-        raise ValueError(f"{path} has no {' and no '.join(missing)}: training needs energies and forces.")
+        raise ValueError(
+            f"{path} has no {' and no '.join(missing)}: training needs energies and forces. It has "
+            f"{', '.join(file.files)}: --energy-key and --forces-key name others."
+        )
     archive = Archive(
         numbers=_whole_numbers(path, file, kind.numbers),
         positions=_numbers(path, file, kind.positions),
@@ -131,6 +138,7 @@ def _archive(path: Path, file: np.lib.npyio.NpzFile) -> Archive:
         forces=_numbers(path, file, kind.forces),
         units=_named_units(path, file),
         usual=KCAL if kind.name == "revised MD17" else None,
+        parts={name: _whole_numbers(path, file, name) for name in PARTS if name in file},
     )
     _require_shapes(path, archive)
     return archive

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 from ase.formula import Formula
 from ase.neighborlist import neighbor_list
 
 from dens_plugin.data.arrays import BREAKS
 from dens_plugin.data.findings import ISOLATION, OVERLAP
-from dens_plugin.data.molecules.files import Frames
+from dens_plugin.data.molecules.frames import Frames
 from dens_plugin.data.molecules.repeats import Repeats
 from dens_plugin.data.structures import Structure
 
@@ -30,6 +33,9 @@ class FrameCheck:
         self._formulas: dict[str, str] = {}  # of each composition the first frame
         self._periodicity: tuple[np.ndarray, str] | None = None
         self._repeats = Repeats()
+        self._last: str | None = None
+        self._charges: Counter[float] = Counter()
+        self.molecules = Molecules()
 
     @property
     def formula(self) -> str | None:
@@ -40,6 +46,22 @@ class FrameCheck:
     def elements(self) -> set[str]:
         """Those of all frames, by symbol."""
         return {symbol for formula in self._formulas for symbol in Formula(formula).count()}
+
+    @property
+    def is_charged(self) -> bool:
+        """Whether a frame has a charge."""
+        return any(self._charges)
+
+    def warnings(self) -> Iterator[str]:
+        """What no frame alone is refused for."""
+        if self.is_charged:
+            charges = ", ".join(
+                f"{count:,} of {charge:+g}" for charge, count in sorted(self._charges.items()) if charge
+            )
+            yield (
+                f"warning: charged structures ({charges}): the models know no charge, and take an ion for the neutral "
+                "molecule of the same geometry. Leave them out by --exclude, or train on each charge by itself"
+            )
 
     def add(self, frames: Frames, index: int) -> str | None:
         """Read one frame and check it.
@@ -52,15 +74,21 @@ class FrameCheck:
         """
         where = f"{frames.path}, frame {index}"
         structure = frames.read(index)
-        _require_labels(structure, where)
+        _require_labels(structure, frames, where)
         _require_sound(structure, where)
         _require_neighbours(structure, where)
         self._require_same_formula(structure, where)
         self._require_same_periodicity(structure, where)
+        self._charges[structure.charge] += 1
+        molecule = structure.molecule or _formula(structure)
+        self.molecules.add(frames, index, molecule)
+        if frames.grouped and molecule != self._last:  # frames of other molecules cannot be equal
+            self._repeats.forget()
+        self._last = molecule
         return self._repeats.first(structure, where)
 
     def _require_same_formula(self, structure: Structure, where: str) -> None:
-        formula = Formula.from_list(Atoms(numbers=structure.numbers).get_chemical_symbols()).format("hill")
+        formula = _formula(structure)
         self._formulas.setdefault(formula, where)
         if len(self._formulas) > 1 and not self._mixed:
             first, place = next(iter(self._formulas.items()))
@@ -80,6 +108,29 @@ class FrameCheck:
             )
 
 
+class Molecules:
+    """Which molecule each frame is of."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._of: dict[tuple[Path, int], int] = {}
+
+    def add(self, frames: Frames, index: int, molecule: str) -> None:
+        """Remember a frame's."""
+        self._of[frames.path, index] = self._numbers.setdefault(molecule, len(self._numbers))
+
+    def of(self, frames: Frames, indices: np.ndarray) -> np.ndarray:
+        """The molecules of some frames as numbers, shape (n,)."""
+        return np.array([self._of[frames.path, index] for index in indices.tolist()], dtype=int)
+
+    def name(self, number: int) -> str:
+        """What the data set calls it."""
+        return next(name for name, found in self._numbers.items() if found == number)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
 def require_different(repeats: Iterable[tuple[str, str]]) -> None:
     """Raise ValueError for the first of some repeated frames, each with where it stood before."""
     repeats = list(repeats)
@@ -90,13 +141,23 @@ def require_different(repeats: Iterable[tuple[str, str]]) -> None:
         )
 
 
-def _require_labels(structure: Structure, where: str) -> None:
-    missing = [name for name in ("energy", "forces") if getattr(structure, name) is None]
-    if missing:
+def _formula(structure: Structure) -> str:
+    return Formula.from_list([chemical_symbols[number] for number in structure.numbers]).format("hill")
+
+
+def _require_labels(structure: Structure, frames: Frames, where: str) -> None:
+    needed = ("energy", "forces") if frames.forces else ("energy",)
+    missing = [name for name in needed if getattr(structure, name) is None]
+    lacking = [name for name in frames.targets if name not in structure.properties]
+    if missing or lacking:
+        has = f" It has {', '.join(frames.names)}." if frames.names else ""
+        alone = " --energies-only does without forces." if missing == ["forces"] else ""
         raise ValueError(
-            f"{where} has no {' and no '.join(missing)}: training needs both; extended XYZ has them as `energy=` and a "
-            "column `forces`."
+            f"{where} has no {' and no '.join([*missing, *lacking])}: extended XYZ has them as `energy=` and a column "
+            f"`forces`; --energy-key and --forces-key give other names.{has}{alone}"
         )
+    if not frames.forces and structure.forces is not None:
+        raise ValueError(f"{where} has forces, and others of this data set have none: a batch needs the same in all.")
 
 
 def _require_sound(structure: Structure, where: str) -> None:
@@ -104,9 +165,10 @@ def _require_sound(structure: Structure, where: str) -> None:
         details = kind.details(structure)
         if details:
             raise ValueError(f"{where} has {name}: {details}: remove the frame, or correct it.")
-    for name in ("positions", "cell", "energy", "forces"):
-        if not np.isfinite(getattr(structure, name)).all():
-            raise ValueError(f"{where} has NaN or infinite {name}: remove the frame.")
+    arrays = {name: getattr(structure, name) for name in ("positions", "cell", "energy", "forces")}
+    for name, array in {**arrays, **structure.properties}.items():
+        if array is not None and not np.isfinite(array).all():
+            raise ValueError(f"{where} has NaN or infinite {name}: remove the frame, or name it in --exclude.")
     if structure.pbc.any() and abs(np.linalg.det(structure.whole_cell)) < _LEAST_VOLUME:
         raise ValueError(
             f"{where} is periodic and its cell has no volume: give it one, or set pbc to F along vectors that are zero."

@@ -1,65 +1,89 @@
-"""Molecules and crystals of a user's own, MD17, revised MD17 and MD22 as LMDB files: ``dens data molecules SRC OUT``.
+"""Molecules and crystals of a user's own, and published sets of them, as LMDB files: ``dens data molecules SRC OUT``.
 
-SRC is a file that :mod:`dens_plugin.data.molecules.files` opens. OUT gets
+SRC is what :mod:`dens_plugin.data.molecules.files` opens. OUT gets
 
-- ``train``, ``val``, ``test``: the structures for fairchem's ``LmdbDataset``, energies in eV, forces in eV/Å,
+- ``train``, ``val``, ``test``: the structures for fairchem's ``LmdbDataset``, energies in eV, forces in eV/Å, further
+  labels of a structure (QM9's ``mu``, ``gap``, ...) as fields of the record by the same name,
 - ``split.npz``: which frames of SRC these are; ``--split-file`` takes it, so that others can train on the same ones,
-- ``normalizer_energy.npz``, ``normalizer_forces.npz``: what scales the labels, for a config that names no numbers,
-- ``manifest.json``: from which files and with which options it was made, the units, and the reference energy.
+- ``normalizer_energy.npz``, ``normalizer_forces.npz``, ...: what scales the labels, for a config that names no numbers,
+- ``manifest.json``: from which files and with which options it was made, the units, and the references.
 
 Total energies of a molecule are thousands of eV and differ by less than one. Networks compute in float32, which has
-three decimals left there, so the mean energy of the training frames is subtracted before anything is rounded. It stands
-in ``manifest.json`` and in the checkpoints of what is trained on it, and the ASE calculator adds it again;
-``--reference none`` keeps total energies.
+three decimals left there, so a reference is subtracted before anything is rounded: the mean energy of the training
+frames where all have one composition, an energy per element where they have several. It stands in ``manifest.json`` and
+in the checkpoints of what is trained on it, and the ASE calculator adds it again; ``--reference none`` keeps total
+energies.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from dens_plugin.data.molecules.checks import FrameCheck, require_different
-from dens_plugin.data.molecules.files import Frames, open_frames
+from dens_plugin.data.molecules import references, split
+from dens_plugin.data.molecules.checks import FrameCheck, Molecules, require_different
+from dens_plugin.data.molecules.files import open_frames
 from dens_plugin.data.molecules.folder import require_free, whole_folder
+from dens_plugin.data.molecules.frames import Frames
 from dens_plugin.data.molecules.manifest import FILE_NAME
 from dens_plugin.data.molecules.plausibility import Labels, require_alike, require_plausible_units
-from dens_plugin.data.molecules.split import Sizes, Split, draw, parse_sizes, read_split, write_split
-from dens_plugin.data.molecules.units import CHOICES
-from dens_plugin.data.molecules.writing import Normalizer, Part, normalizer_of, write_normalizers, write_part
-from dens_plugin.settings import number
+from dens_plugin.data.molecules.qm9 import exclusions_beside
+from dens_plugin.data.molecules.qm9_targets import read_exclusions
+from dens_plugin.data.molecules.references import References
+from dens_plugin.data.molecules.split import Sizes, Split
+from dens_plugin.data.molecules.writing import (
+    Normalizer,
+    Part,
+    normalizer_of,
+    without_references,
+    write_normalizers,
+    write_part,
+)
+from dens_plugin.data.structures import USUAL, Keys
 
-_SIZES = "950,50"  # the paper's, Section 4.3
+DEFAULT_SIZES = Sizes(950, 50)  # the paper's, Section 4.3
+CORMORANT = "cormorant"
+
 _COMPOSITIONAL = 100.0  # Å: a deviation of energies over an rms of forces beyond it is one between compositions
+_RESERVED = {"energy", "forces", "pos", "cell", "pbc", "natoms", "tags", "fixed", "sid", "fid", "charge"}  # of records
 
 
 class Options(NamedTuple):
     """What a data set depends on besides its files.
 
     Attributes:
-        sizes: Numbers of frames for training and validation; the rest is for test.
+        sizes: How much for training and validation, the rest is for test; None for the set's own split, or 950 and 50.
         seed: Of the draw.
         units: Of the file, where it does not say; None otherwise.
-        reference: ``mean``, ``none``, or the energy in eV to subtract.
-        mixed: Whether frames may have different compositions; they keep their total energies by default.
+        reference: What to subtract from energies, see :func:`~dens_plugin.data.molecules.references.choose`.
+        mixed: Whether frames may have different compositions, as those of published sets of many molecules may.
         drop_duplicates: Whether to leave out a frame that came before.
         test_units: Of another file for test; None for ``units``.
+        split_by: What is drawn: single frames, whole molecules, or a share of every molecule's conformations.
+        published: The name of a published split, ``cormorant``; None otherwise.
+        keys: What the files call their labels.
+        exclude: A list of frames to leave out; None for the one beside QM9, if there is one.
+        energies_only: Whether to leave out forces.
     """
 
-    sizes: Sizes
+    sizes: Sizes | None = None
     seed: int = 0
     units: str | None = None
-    reference: str = "mean"
+    reference: str = "auto"
     mixed: bool = False
     drop_duplicates: bool = False
     test_units: str | None = None
+    split_by: Literal["frames", "molecules", "conformations"] = "frames"
+    published: str | None = None
+    keys: Keys = USUAL
+    exclude: Path | None = None
+    energies_only: bool = False
 
 
 class Result(NamedTuple):
@@ -68,30 +92,58 @@ class Result(NamedTuple):
     Attributes:
         out: The folder.
         counts: Frames of train, val and test.
-        reference: eV, subtracted from every energy.
-        normalizer: Of the training frames.
+        references: Subtracted from the labels.
+        normalizers: Of the training frames, by output.
+        forces: Whether there are any.
         findings: What the checks saw, one line per file, and what to beware of.
     """
 
     out: Path
     counts: dict[str, int]
-    reference: float
-    normalizer: Normalizer
+    references: References
+    normalizers: dict[str, Normalizer]
+    forces: bool
     findings: list[str]
 
+    @property
+    def reference(self) -> float:
+        """eV, subtracted from every energy."""
+        return self.references.constant
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """Of the energies."""
+        return self.normalizers["energy"]
+
     def __str__(self) -> str:
-        scale = self.normalizer
+        scales = self.normalizers
+        forces = [f"    forces: {{mean: 0.0, stdev: {self.normalizer.stdev:.6f}}}"] if self.forces else []
         lines = [
             *self.findings,
             f"{self.out}: " + ", ".join(f"{name} {count:,}" for name, count in self.counts.items()),
-            f"subtracted from every energy: {self.reference:.6f} eV",
-            "Normaliser, to paste under dataset.train; forces have the energy's scale, as gradients of it must:",
+            self._subtracted(),
+            "Normaliser, to paste under dataset.train"
+            + ("; forces have the energy's scale, as gradients of it must:" if self.forces else ":"),
             "transforms:",
             "  normalizer:",
-            f"    energy: {{mean: {scale.mean:.6f}, stdev: {scale.stdev:.6f}}}",
-            f"    forces: {{mean: 0.0, stdev: {scale.stdev:.6f}}}",
+            *(f"    {name}: {{mean: {scale.mean:.6f}, stdev: {scale.stdev:.6f}}}" for name, scale in scales.items()),
+            *forces,
         ]
         return "\n".join(lines)
+
+    def _subtracted(self) -> str:
+        known = self.references.elements.get("energy")
+        if known is None:
+            return f"subtracted from every energy: {self.reference:.6f} eV"
+        return "subtracted from every energy, eV per atom: " + ", ".join(f"{s} {v:.6f}" for s, v in known.items())
+
+
+class _Checked(NamedTuple):
+    """A split of SRC and the frames of another file for test, all of them checked."""
+
+    split: Split
+    tests: np.ndarray
+    findings: list[str]
 
 
 def convert(
@@ -106,7 +158,7 @@ def convert(
     """Convert a file of structures to LMDB files for training, validation and test.
 
     Args:
-        src: A file that :func:`~dens_plugin.data.molecules.files.open_frames` opens.
+        src: What :func:`~dens_plugin.data.molecules.files.open_frames` opens.
         out: Folder to make.
         options: What to make of it.
         test: Another file, for test; SRC's frames beyond training and validation are then left out.
@@ -115,6 +167,7 @@ def convert(
 
     Raises:
         FileNotFoundError: If a file is not there.
+        ImportError: If a file of its kind needs what is not installed.
         ValueError: If a file cannot be read or trained on, does not say its units, has too few frames, or ``out``
             exists or cannot be made.
     """
@@ -122,91 +175,71 @@ def convert(
     _require_possible(options)
     require_free(out)
     frames, tests = _open(Path(src), test, options)
-    check = FrameCheck(mixed=options.mixed)
-    paths = [Path(path) for path in split_files]
-    split, test_indices = _choose(check, frames, tests, options=options, split_files=paths, progress=progress)
-    parts = {name: Part(frames, 0, indices) for name, indices in split._asdict().items()}
-    labels = require_plausible_units(frames, split.train, sure=options.units is not None)
-    findings = [str(labels)]
+    check = FrameCheck(mixed=options.mixed or frames.several)
+    candidates, exclusions = _candidates(frames, options)
+    chosen = _choose(
+        check, frames, tests, candidates=candidates, options=options, split_files=split_files, progress=progress
+    )
+    parts = {name: Part(frames, 0, indices) for name, indices in chosen.split._asdict().items()}
+    labels = require_plausible_units(frames, chosen.split.train, sure=options.units is not None)
+    findings = [*frames.notes, *exclusions, *chosen.findings, str(labels)]
     if tests is not None:
         units = options.test_units or options.units
-        of_test = require_plausible_units(tests, test_indices, sure=units is not None)
+        of_test = require_plausible_units(tests, chosen.tests, sure=units is not None)
         require_alike(labels, of_test, mixed=check.formula is None)
         findings.append(str(of_test))
-        parts["test"] = Part(tests, 1, test_indices)
+        parts["test"] = Part(tests, 1, chosen.tests)
+    findings += check.warnings()
     return _write(out, parts, options, check=check, labels=labels, findings=findings)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command line of ``dens data molecules``."""
-    parser.add_argument(
-        "src", metavar="SRC", help="npz of MD17, rMD17, sGDML or MD22, extxyz[.xz], ASE database, or PyG's root/"
-    )
-    parser.add_argument("out", metavar="OUT", help="folder to make, with train, val and test")
-    parser.add_argument(
-        "--split",
-        default=_SIZES,
-        metavar="TRAIN,VAL[,TEST]",
-        help="frames to draw, the rest is for test (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw (default: 0)")
-    parser.add_argument(
-        "--split-file",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="a published split: split.npz of an OUT, npz or json with train, val[, test], or rMD17's csv for training "
-        "[and that for test], of whose training frames --split gives some to validation",
-    )
-    parser.add_argument("--test", metavar="FILE", help="another file, for test, instead of the rest of SRC")
-    parser.add_argument("--units", choices=CHOICES, help="of SRC, where it does not say itself; positions in Å")
-    parser.add_argument("--test-units", choices=CHOICES, help="of the file for test (default: as --units)")
-    parser.add_argument(
-        "--reference",
-        default="mean",
-        metavar="mean|none|EV",
-        help="energy to subtract from all: mean of the training frames (default; none with --mixed), none, or a number "
-        "in eV",
-    )
-    parser.add_argument("--mixed", action="store_true", help="frames may have different compositions")
-    parser.add_argument("--drop-duplicates", action="store_true", help="leave out frames that came before")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Do what ``dens data molecules`` was asked for."""
-    options = Options(
-        sizes=parse_sizes(args.split),
-        seed=args.seed,
-        units=args.units,
-        reference=args.reference,
-        mixed=args.mixed,
-        drop_duplicates=args.drop_duplicates,
-        test_units=args.test_units,
-    )
-    print(convert(args.src, args.out, options, test=args.test, split_files=args.split_file, progress=not args.quiet))
 
 
 def _require_possible(options: Options) -> None:
     if options.seed < 0:
         raise ValueError(f"--seed must be 0 or more, got {options.seed}")
-    if options.reference not in ("mean", "none"):
-        name = "--reference (mean, none, or an energy in eV)"
-        if not math.isfinite(number(options.reference, name)):
-            raise ValueError(f"{name} must be finite, got {options.reference}")
+    references.require_choice(options.reference)
+    taken = sorted(_RESERVED.intersection(options.keys.targets))
+    if taken:
+        raise ValueError(f"--targets: records have a field `{taken[0]}` of their own; rename the label in the file.")
+    if options.published is not None and options.published != CORMORANT:
+        raise ValueError(f"--split knows the published split {CORMORANT}, got '{options.published}'")
 
 
 def _open(src: Path, test: str | PathLike | None, options: Options) -> tuple[Frames, Frames | None]:
-    frames = open_frames(src, units=options.units)
+    frames = open_frames(src, units=options.units, keys=options.keys)
+    test = test if test is not None else frames.test
     if test is None:
-        return frames, None
+        return _as_wanted(frames, options), None
     if options.test_units is None:
-        tests = open_frames(Path(test), units=options.units)
+        tests = open_frames(Path(test), units=options.units, keys=options.keys)
     else:
-        tests = open_frames(Path(test), units=options.test_units, option="--test-units")
+        tests = open_frames(Path(test), units=options.test_units, option="--test-units", keys=options.keys)
     if tests.path.samefile(frames.path):
         raise ValueError(f"--test {test} is SRC itself: leave it out, and what --split leaves of SRC is for test.")
-    return frames, tests
+    return _as_wanted(frames, options), _as_wanted(tests, options)
+
+
+def _as_wanted(frames: Frames, options: Options) -> Frames:
+    """The frames, without forces if those are not wanted."""
+    if not options.energies_only or not frames.forces:
+        return frames
+    return frames._replace(forces=False, read=lambda index: frames.read(index)._replace(forces=None))
+
+
+def _candidates(frames: Frames, options: Options) -> tuple[np.ndarray, list[str]]:
+    """Indices of the frames that are not excluded, and what to say of the others."""
+    path = options.exclude
+    if path is None and frames.references:
+        path = exclusions_beside(frames.path)
+    if path is None:
+        missing = "warning: QM9 has 3,054 molecules that failed its authors' check: give --exclude uncharacterized.txt"
+        is_whole = frames.references and frames.length > 133_000
+        return np.arange(frames.length), [missing] if is_whole else []
+    excluded = read_exclusions(Path(path))
+    numbers = np.arange(frames.length) if frames.numbers is None else frames.numbers
+    is_out = np.isin(numbers, list(excluded))
+    if not is_out.any():
+        raise ValueError(f"--exclude {path} names none of the {frames.length:,} frames of {frames.path}.")
+    return np.flatnonzero(~is_out), [f"{path}: {is_out.sum():,} of {frames.length:,} frames left out"]
 
 
 def _choose(
@@ -214,27 +247,76 @@ def _choose(
     frames: Frames,
     tests: Frames | None,
     *,
+    candidates: np.ndarray,
     options: Options,
-    split_files: Sequence[Path],
+    split_files: Sequence[str | PathLike],
     progress: bool,
-) -> tuple[Split, np.ndarray]:
+) -> _Checked:
     """The split of SRC and the frames of the test file, all of them checked before anything is written."""
-    split = None
-    wanted = np.arange(frames.length)
+    given = None
+    sizes = options.sizes or DEFAULT_SIZES
     if split_files:
-        split = read_split(split_files, frames=frames.length, sizes=options.sizes, seed=options.seed)
-        wanted = np.concatenate(split)
+        paths = [Path(path) for path in split_files]
+        given = split.read_split(paths, frames=frames.length, sizes=sizes, seed=options.seed)
+    elif frames.parts:
+        given = split.published(
+            frames.parts, options.sizes, frames=frames.length, seed=options.seed, where=str(frames.path)
+        )
+    wanted = candidates if given is None else np.concatenate(given)
     usable = _checked(check, frames, wanted, options, progress=progress)
-    if split is None:
-        split = draw(usable, options.sizes, seed=options.seed)
-    else:
-        split = Split(*(part[np.isin(part, usable)] for part in split))
+    chosen = _draw(check.molecules.of(frames, usable), usable, options) if given is None else _those(given, usable)
     if tests is None:
-        return split, np.zeros(0, dtype=int)
+        return _Checked(chosen, np.zeros(0, dtype=int), _leaks(check.molecules, chosen, frames, None, options))
     test_indices = _checked(check, tests, np.arange(tests.length), options, progress=progress)
     if not len(test_indices):
         raise ValueError(f"--test {tests.path} has no frame that did not come before in {frames.path}: give others.")
-    return split._replace(test=np.zeros(0, dtype=int)), test_indices
+    chosen = chosen._replace(test=np.zeros(0, dtype=int))
+    of_test = check.molecules.of(tests, test_indices)
+    return _Checked(chosen, test_indices, _leaks(check.molecules, chosen, frames, of_test, options))
+
+
+def _those(given: Split, usable: np.ndarray) -> Split:
+    return Split(*(part[np.isin(part, usable)] for part in given))
+
+
+def _draw(molecules: np.ndarray, usable: np.ndarray, options: Options) -> Split:
+    if options.published == CORMORANT:
+        return split.draw_cormorant(usable)
+    sizes = options.sizes or DEFAULT_SIZES
+    if options.split_by == "molecules":
+        return split.draw_molecules(usable, molecules, sizes, seed=options.seed)
+    if options.split_by == "conformations":
+        return split.draw_conformations(usable, molecules, sizes, seed=options.seed)
+    return split.draw(usable, sizes, seed=options.seed)
+
+
+def _leaks(
+    molecules: Molecules, chosen: Split, frames: Frames, of_test: np.ndarray | None, options: Options
+) -> list[str]:
+    """What to say of molecules that are both in training and in test or validation.
+
+    Raises:
+        ValueError: If parts were to have no molecule in common.
+    """
+    if len(molecules) < 2:
+        return []
+    train, val, test = (np.unique(molecules.of(frames, part)) for part in chosen)
+    test = test if of_test is None else np.unique(of_test)
+    findings = []
+    for name, other in {"validation": val, "test": test}.items():
+        shared = np.intersect1d(train, other)
+        if options.split_by == "molecules" and len(shared):
+            raise ValueError(
+                f"{len(shared):,} of the {len(other):,} molecules of {name} are in training too, the first is "
+                f"{molecules.name(int(shared[0]))}: with --split-by molecules none may be; leave that out, or give "
+                "another split or --test."
+            )
+        if name == "test" and options.split_by == "frames" and len(shared):
+            findings.append(
+                f"{len(shared):,} of the {len(other):,} molecules of test are in training too, so that its errors are "
+                "those of other conformations; --split-by molecules keeps molecules apart"
+            )
+    return findings
 
 
 def _checked(check: FrameCheck, frames: Frames, indices: np.ndarray, options: Options, *, progress: bool) -> np.ndarray:
@@ -261,34 +343,51 @@ def _write(
     findings: list[str],
 ) -> Result:
     """Write everything beside OUT, which then gets its name in a single rename; nothing stays of a failure."""
-    raw = normalizer_of(parts["train"])
-    reference = _reference(options, raw.mean)
-    normalizer = raw._replace(mean=raw.mean - reference)
+    train = parts["train"]
+    read = references.labels_of(train.frames, train.indices)
+    chosen = references.choose(options.reference, train.frames, read, one_formula=check.formula is not None)
+    written = without_references(read, chosen)
+    normalizers = {name: normalizer_of(values) for name, values in written.items()}
     counts = {name: len(part.indices) for name, part in parts.items()}
+    has_forces = train.frames.forces
     with whole_folder(out) as folder:
         for name, part in parts.items():
             if len(part.indices):
-                write_part(folder / name, part, reference=reference)
-        write_normalizers(folder, normalizer)
+                write_part(folder / name, part, references=chosen, charged=check.is_charged)
+        write_normalizers(folder, normalizers, forces=has_forces)
         _write_split(folder, parts, options.seed)
         manifest = _manifest(parts, options) | {
             "formula": check.formula,
             "elements": sorted(check.elements),
-            "reference_energy_ev": reference,
-            "normalizer": normalizer._asdict(),
+            "molecules": len(check.molecules),
+            "reference_energy_ev": chosen.constant,
+            "element_references": chosen.elements,
+            "undetermined": chosen.undetermined,
+            "normalizer": normalizers["energy"]._asdict(),
+            "labels": ["energy", *(["forces"] if has_forces else []), *train.frames.targets],
+            "target_units": train.frames.targets,
         }
         (folder / FILE_NAME).write_text(json.dumps(manifest, indent=1))
-    return Result(out, counts, reference, normalizer, [*findings, *_doubts(normalizer, counts["train"], labels)])
+    doubts = _doubts(normalizers["energy"], counts["train"], labels, chosen)
+    return Result(out, counts, chosen, normalizers, has_forces, [*findings, *doubts])
 
 
 def _write_split(folder: Path, parts: Mapping[str, Part], seed: int) -> None:
     frames = parts["train"].frames
-    split = Split(*(part.indices if part.frames is frames else np.zeros(0, dtype=int) for part in parts.values()))
-    write_split(folder / "split.npz", split, frames=frames.length, seed=seed)
+    chosen = Split(*(part.indices if part.frames is frames else np.zeros(0, dtype=int) for part in parts.values()))
+    split.write_split(folder / "split.npz", chosen, frames=frames.length, seed=seed)
 
 
-def _doubts(normalizer: Normalizer, frames: int, labels: Labels) -> Iterator[str]:
+def _doubts(normalizer: Normalizer, frames: int, labels: Labels, chosen: References) -> Iterator[str]:
     """What a person should know before taking the normaliser."""
+    if chosen.undetermined:
+        symbols = sorted(
+            {symbol for direction in chosen.undetermined for symbol, x in direction.items() if abs(x) > 1e-6}
+        )
+        yield (
+            f"warning: the compositions of the training frames do not tell the energies of {', '.join(symbols)} apart; "
+            "predictions for compositions that differ from them otherwise will have no physical zero"
+        )
     if frames == 1 or labels.spread == 0:
         yield (
             "warning: the training energies have no standard deviation, as there is "
@@ -297,27 +396,25 @@ def _doubts(normalizer: Normalizer, frames: int, labels: Labels) -> Iterator[str
     elif normalizer.stdev > _COMPOSITIONAL * labels.rms:
         yield (
             f"warning: the deviation below, {normalizer.stdev:.4g} eV, is that between compositions and of no use: "
-            "subtract the energies of atoms, or of a linear fit, before this step (or train with `transforms: "
-            "{element_references: {fit: {targets: [energy], batch_size: 64}}}`), and scale forces by their own rms, "
-            f"{labels.rms:.3f} eV/Å"
+            "subtract the energies of atoms (--reference elements, or a file with them) and scale forces by their own "
+            f"rms, {labels.rms:.3f} eV/Å"
         )
-
-
-def _reference(options: Options, mean: float) -> float:
-    if options.reference == "none" or (options.reference == "mean" and options.mixed):
-        return 0.0
-    return mean if options.reference == "mean" else number(options.reference, "--reference")
 
 
 def _manifest(parts: Mapping[str, Part], options: Options) -> dict[str, Any]:
     sources = {str(part.frames.path): part.frames for part in parts.values()}
+    plain = {
+        "sizes": None if options.sizes is None else options.sizes._asdict(),
+        "keys": options.keys._asdict(),
+        "exclude": None if options.exclude is None else str(options.exclude),
+    }
     return {
         "made_by": "dens data molecules",
         "files": {name: {"bytes": _bytes(frames.path), "units": frames.units.name} for name, frames in sources.items()},
-        "options": {**options._asdict(), "sizes": options.sizes._asdict()},
+        "options": {**options._asdict(), **plain},
         "counts": {name: len(part.indices) for name, part in parts.items()},
     }
 
 
 def _bytes(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.iterdir())
+    return path.stat().st_size if path.is_file() else sum(file.stat().st_size for file in path.rglob("*"))

@@ -2,69 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
+import numpy as np
+
+from dens_plugin.data.molecules import hdf5, iso17
 from dens_plugin.data.molecules.archives import read_archive
+from dens_plugin.data.molecules.frames import Frames
+from dens_plugin.data.molecules.plain_xyz import is_plain_xyz, open_plain_xyz
+from dens_plugin.data.molecules.qm9 import is_qm9, open_qm9
+from dens_plugin.data.molecules.qm9_targets import ATOM_REFERENCES, ENERGY, TARGETS
+from dens_plugin.data.molecules.shipped import PREFIX, shipped_molecule
 from dens_plugin.data.molecules.units import EV, Units, agree, from_choice
 from dens_plugin.data.sources import open_source
-from dens_plugin.data.structures import Structure
+from dens_plugin.data.structures import USUAL, Keys, Structure
 
+_NUMBER = "qm9_index"  # of a molecule of QM9, from 1, in extended XYZ
 _RAW = "raw"  # where PyG's MD17 keeps its downloads, below its root
-_NO_MOLECULES = ("metadata.npz", "split.npz", "normalizer_energy.npz", "normalizer_forces.npz")  # but beside LMDBs
+_NO_MOLECULES = ("metadata.npz", "split.npz")  # nor normalizer_*.npz, but beside LMDBs
 
 
-class Frames(NamedTuple):
-    """An open file.
-
-    Attributes:
-        path: Where it lies.
-        length: Number of frames.
-        read: The frame at an index, in eV and Å; ``fid`` is the index.
-        units: What the file is in.
-        remedy: What to do if it is not.
-    """
-
-    path: Path
-    length: int
-    read: Callable[[int], Structure]
-    units: Units
-    remedy: str
-
-
-def open_frames(path: Path, *, units: str | None = None, option: str = "--units") -> Frames:
-    """Open a file of structures with energies and forces.
+def open_frames(path: Path, *, units: str | None = None, option: str = "--units", keys: Keys = USUAL) -> Frames:
+    """Open a file of structures with energies and, if it is to have them, forces.
 
     Args:
-        path: An npz file of MD17, revised MD17, sGDML or MD22, extended XYZ (also .xz), an ASE database or another
-            file of ASE, an LMDB; or a folder with one npz file, itself or in ``raw`` below it, as PyG's MD17 has.
+        path: An npz file of MD17, revised MD17, sGDML or MD22, extended XYZ (also .xz), plain XYZ with an energy in the
+            comment line, QM9 in any form, HDF5 of ANI-1, ANI-1x or SPICE, the folder of ISO17, an ASE database or
+            another file of ASE, an LMDB; a folder with one npz file, itself or in ``raw`` below it, as PyG's MD17 has;
+            or ``shipped:NAME``, a molecule that comes with the package.
         units: One of :data:`~dens_plugin.data.molecules.units.CHOICES`; None for what the file, or its kind, says.
         option: What the user calls ``units``, for the messages.
+        keys: What the file calls its labels.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
+        ImportError: If a file of its kind needs what is not installed.
         ValueError: If it cannot be read, or does not say its units, or itself says others than ``units``.
     """
+    if str(path).startswith(PREFIX):
+        path = shipped_molecule(str(path).removeprefix(PREFIX))
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a file of structures, or a folder with one.")
-    path = _only_archive(path) if path.is_dir() else path
     chosen = None if units is None else from_choice(units)
-    return _open_archive(path, chosen, option) if path.suffix == ".npz" else _open_ase(path, chosen, option)
+    if is_qm9(path):
+        return open_qm9(path, energy=keys.energy)
+    if iso17.is_iso17(path):
+        return _open_iso17(path, chosen, option, keys)
+    path = _only_archive(path) if path.is_dir() else path
+    if path.suffix in hdf5.SUFFIXES:
+        return hdf5.open_hdf5(path, keys, chosen)
+    if is_plain_xyz(path):
+        return open_plain_xyz(path, chosen)
+    return _open_archive(path, chosen, option, keys) if path.suffix == ".npz" else _open_ase(path, chosen, option, keys)
 
 
 def _only_archive(folder: Path) -> Path:
-    """The npz file of a folder or of ``raw`` below it; the folder itself if it holds none."""
-    found = sorted([*folder.glob("*.npz"), *(folder / _RAW).rglob("*.npz")])
-    found = [file for file in found if file.name not in _NO_MOLECULES]
+    """The npz or HDF5 file of a folder or of ``raw`` below it; the folder itself if it holds none."""
+    files = (*folder.iterdir(), *(folder / _RAW).rglob("*"))
+    found = sorted(
+        file
+        for file in files
+        if file.suffix in (".npz", *hdf5.SUFFIXES)
+        and file.name not in _NO_MOLECULES
+        and not file.name.startswith("normalizer_")
+    )
     if len(found) > 1:
         names = ", ".join(str(file.relative_to(folder)) for file in found)
         raise ValueError(f"{folder} holds several molecules: give one of {names}.")
     return found[0] if found else folder
 
 
-def _open_archive(path: Path, chosen: Units | None, option: str) -> Frames:
-    archive = read_archive(path)
+def _open_archive(path: Path, chosen: Units | None, option: str, keys: Keys) -> Frames:
+    archive = read_archive(path, keys)
     named, units = archive.units, chosen or archive.units or archive.usual
     if units is None:
         raise ValueError(
@@ -75,16 +84,66 @@ def _open_archive(path: Path, chosen: Units | None, option: str) -> Frames:
             f"{path} says that it is in {named.name}, {option} says {units.name}: leave {option} out, or correct the "
             "e_unit and r_unit of the file."
         )
-    remedy = f"give {option}" if named is None else "correct the e_unit and r_unit of the file"
-    return Frames(path, len(archive.energies), lambda index: archive.structure(index, units), units, remedy)
-
-
-def _open_ase(path: Path, chosen: Units | None, option: str) -> Frames:
-    """ASE's formats are in eV and Å unless whoever wrote the file did otherwise."""
-    source, units = open_source(path), chosen or EV
     return Frames(
-        path, source.length, lambda index: _converted(source.read(index), index, units), units, f"give {option}"
+        path,
+        len(archive.energies),
+        lambda index: archive.structure(index, units),
+        units,
+        f"give {option}" if named is None else "correct the e_unit and r_unit of the file",
+        parts=archive.parts,
     )
+
+
+def _open_iso17(folder: Path, chosen: Units | None, option: str, keys: Keys) -> Frames:
+    frames = _open_ase(folder / iso17.REFERENCE, chosen, option, keys)
+    parts = iso17.published_parts(folder)
+    test = folder / iso17.TEST
+    notes = [f"{folder}: {iso17.REFERENCE}" + (" with the published split" if parts else "")]
+    return frames._replace(parts=parts, test=test if test.is_file() else None, notes=notes)
+
+
+def _open_ase(path: Path, chosen: Units | None, option: str, keys: Keys) -> Frames:
+    """ASE's formats are in eV and Å unless whoever wrote the file did otherwise."""
+    source, units = open_source(path, keys=keys), chosen or EV
+    if set(TARGETS) <= set(source.names):
+        return _open_qm9_of_ase(path, keys)
+    renamed = iso17.keys_of(source.names, keys)
+    if renamed != keys:
+        source = open_source(path, keys=renamed)
+    return Frames(
+        path,
+        source.length,
+        lambda index: _converted(source.read(index), index, units),
+        units,
+        f"give {option}",
+        names=source.names,
+        targets=dict.fromkeys(keys.targets, ""),
+    )
+
+
+def _open_qm9_of_ase(path: Path, keys: Keys) -> Frames:
+    """QM9 written by ASE: its targets, in our units, among the values of the comment line."""
+    energy = keys.energy or ENERGY
+    source = open_source(path, keys=keys._replace(energy=energy, targets=(*TARGETS, _NUMBER)))
+    numbers = [int(source.read(index).properties.get(_NUMBER, index + 1)) for index in range(source.length)]
+    return Frames(
+        path,
+        source.length,
+        lambda index: _without_number(_converted(source.read(index), index, EV)),
+        EV,
+        "write its targets in eV, D, a0^3, a0^2 and cal/mol/K",
+        several=True,
+        forces=False,
+        references={"energy": ATOM_REFERENCES.get(energy, {}), **ATOM_REFERENCES},
+        targets={name: target.unit for name, target in TARGETS.items()},
+        numbers=np.array(numbers),
+        names=source.names,
+        notes=(f"{path}: QM9, energy is {energy}; molecules are relaxed, there are no forces",),
+    )
+
+
+def _without_number(structure: Structure) -> Structure:
+    return structure._replace(properties={k: v for k, v in structure.properties.items() if k != _NUMBER})
 
 
 def _converted(structure: Structure, index: int, units: Units) -> Structure:

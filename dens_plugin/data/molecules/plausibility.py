@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dens_plugin.data.findings import LARGE_FORCES, SMALL_FORCES
-from dens_plugin.data.molecules.files import Frames
+from dens_plugin.data.molecules.frames import Frames
 from dens_plugin.data.structures import Structure
 
 _COMPARED = 200  # frames that are looked at; the time grows with the square
@@ -30,7 +30,7 @@ class Labels(NamedTuple):
 
     Attributes:
         frames: The file.
-        rms: Of a component of the forces, in eV/Å.
+        rms: Of a component of the forces, in eV/Å; NaN without forces.
         mean: Of the energies, in eV.
         spread: Standard deviation of the energies, in eV.
         natoms: Of the largest frame.
@@ -45,6 +45,8 @@ class Labels(NamedTuple):
     slope: float | None
 
     def __str__(self) -> str:
+        if not self.frames.forces:
+            return f"{_named(self.frames)}: energies only, whose units nothing here can tell"
         work = "no frames alike enough to compare energies with them"
         if self.slope is not None:
             work = f"energies change by {self.slope:.2f} times their work"
@@ -80,6 +82,9 @@ def require_plausible_units(frames: Frames, indices: Sequence[int] | np.ndarray,
     places = np.linspace(0, len(indices) - 1, min(len(indices), _COMPARED)).astype(int)
     picked = [frames.read(int(indices[at])) for at in places]
     energies = np.array([structure.energy for structure in picked])
+    natoms = max(len(structure.numbers) for structure in picked)
+    if not frames.forces:
+        return Labels(frames, np.nan, energies.mean(), energies.std(), natoms, None)
     rms = float(np.sqrt(np.mean(np.concatenate([structure.forces for structure in picked]) ** 2)))
     if rms >= LARGE_FORCES or (rms <= SMALL_FORCES and not sure):
         raise ValueError(
@@ -87,7 +92,6 @@ def require_plausible_units(frames: Frames, indices: Sequence[int] | np.ndarray,
             f"{'large' if rms > 1 else 'small'} for these units ({SMALL_FORCES:g} to {LARGE_FORCES:g} are taken): "
             f"{frames.remedy}."
         )
-    natoms = max(len(structure.numbers) for structure in picked)
     return Labels(frames, rms, energies.mean(), energies.std(), natoms, _required_slope(frames, picked))
 
 
@@ -107,6 +111,11 @@ def require_alike(train: Labels, test: Labels, *, mixed: bool) -> None:
             f"{train.mean:.1f} eV, for the same molecule: they are in other units, or of another method. "
             "--test-units says what the file for test is in."
         )
+    if train.frames.forces != test.frames.forces:
+        one, other = (test, train) if train.frames.forces else (train, test)
+        raise ValueError(f"{_named(one.frames)} has no forces, {_named(other.frames)} has: give both the same labels.")
+    if not train.frames.forces:
+        return
     says_nothing = mixed or abs(train.mean) < allowed  # energies so small have no unit that shows
     if says_nothing and any(_KCAL_RATIO[0] < one / other < _KCAL_RATIO[1] for one, other in _both_ways(train, test)):
         raise ValueError(

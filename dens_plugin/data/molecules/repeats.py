@@ -24,6 +24,10 @@ class Repeats:
     def __init__(self) -> None:
         self._bins: dict[tuple, list[tuple[np.ndarray, str]]] = {}
 
+    def forget(self) -> None:
+        """Start anew, where nothing that comes can equal what came before."""
+        self._bins = {}
+
     def first(self, structure: Structure, where: str) -> str | None:
         """Where an equal structure stood before; None if there was none, and then this one is remembered.
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +16,7 @@ from dens_plugin.data.molecules.archives import open_npz, read_array
 NAMES = ("train", "val", "test")
 _PREFIXES = ("", "idx_", "index_")  # what other codes put before the names
 _SUFFIXES = ("", "_idx", "_indices")
+_CORMORANT = (130_831, 100_000, 117_748)  # molecules, and where validation and test begin
 
 
 class Split(NamedTuple):
@@ -25,48 +28,160 @@ class Split(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """How many frames to draw for training and validation; the rest is for test, or at most ``test`` of them."""
+    """How much to draw for training and validation; the rest is for test, or at most ``test`` of it.
 
-    train: int
-    val: int
-    test: int | None = None
+    Numbers are of frames, or of molecules where those are drawn; below 1 they are shares of all.
+    """
+
+    train: float
+    val: float
+    test: float | None = None
+
+    def counts(self, available: int) -> Sizes:
+        """The same as whole numbers."""
+        if not self.are_shares:
+            return self
+        whole = [round(share * available) for share in self if share is not None]
+        if self.test is not None and math.isclose(self.train + self.val + self.test, 1):
+            whole[2] = available - whole[0] - whole[1]
+        return Sizes(*whole)
+
+    @property
+    def are_shares(self) -> bool:
+        """Whether they are shares and not numbers."""
+        return self.train < 1
 
 
 def parse_sizes(text: str) -> Sizes:
-    """Read ``950,50`` or ``950,50,1000``.
+    """Read ``950,50``, ``950,50,1000`` or ``0.8,0.1,0.1``.
 
     Raises:
         ValueError: If it is something else.
     """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) not in (2, 3) or min(numbers, default=0) < 1:
-        raise ValueError(f"--split must be TRAIN,VAL or TRAIN,VAL,TEST, numbers of frames such as 950,50, got '{text}'")
-    return Sizes(*numbers)
+    shares = all(0 < number < 1 for number in numbers) and sum(numbers) < 1 + 1e-9
+    whole = all(number >= 1 and number == int(number) for number in numbers)
+    if len(numbers) not in (2, 3) or not (shares or whole):
+        raise ValueError(
+            f"--split must be TRAIN,VAL or TRAIN,VAL,TEST, numbers such as 950,50 or shares such as 0.8,0.1,0.1, got "
+            f"'{text}'"
+        )
+    return Sizes(*numbers) if shares else Sizes(*map(int, numbers))
 
 
-def draw(candidates: np.ndarray, sizes: Sizes, *, seed: int) -> Split:
+def draw(candidates: np.ndarray, sizes: Sizes, *, seed: int, unit: str = "frames") -> Split:
     """Draw a split; the frames of a smaller training set with the same seed are not those of a larger one.
 
+    The order is that of TorchMD-NET's ``make_splits`` with the same seed, where all frames are candidates.
+
     Args:
-        candidates: Indices of the frames to draw from, shape (n,).
+        candidates: Indices to draw from, shape (n,).
         sizes: How many.
+        seed: Of the permutation.
+        unit: What is counted, for the message.
+
+    Raises:
+        ValueError: If there are fewer than asked for.
+    """
+    counts = sizes.counts(len(candidates))
+    wanted = counts.train + counts.val + (counts.test or 0)
+    if wanted > len(candidates) or min(counts.train, counts.val) < 1:
+        raise ValueError(
+            f"--split {','.join(str(size) for size in sizes if size is not None)} asks for {wanted:,} {unit}, there "
+            f"are {len(candidates):,}: ask for {'fewer' if wanted > len(candidates) else 'more'}."
+        )
+    order = np.random.default_rng(seed).permutation(candidates)
+    ends = (counts.train, counts.train + counts.val, wanted if counts.test else len(order))
+    return Split(*(np.sort(order[start:end]) for start, end in zip((0, *ends), ends, strict=False)))
+
+
+def draw_molecules(candidates: np.ndarray, molecules: np.ndarray, sizes: Sizes, *, seed: int) -> Split:
+    """Draw whole molecules, so that no two parts share one.
+
+    Args:
+        candidates: Indices of frames, shape (n,).
+        molecules: The number of each one's molecule, shape (n,).
+        sizes: How many molecules.
         seed: Of the permutation.
 
     Raises:
-        ValueError: If there are fewer frames than asked for.
+        ValueError: If there are fewer than asked for.
     """
-    wanted = sizes.train + sizes.val + (sizes.test or 0)
-    if wanted > len(candidates):
+    drawn = draw(np.unique(molecules), sizes, seed=seed, unit="molecules")
+    return Split(*(candidates[np.isin(molecules, part)] for part in drawn))
+
+
+def draw_conformations(candidates: np.ndarray, molecules: np.ndarray, shares: Sizes, *, seed: int) -> Split:
+    """Draw the same shares of every molecule's frames; what rounding leaves is for training.
+
+    Args:
+        candidates: Indices of frames, shape (n,).
+        molecules: The number of each one's molecule, shape (n,).
+        shares: Of training, validation and test.
+        seed: Of the permutation.
+
+    Raises:
+        ValueError: If sizes are numbers, or no molecule has enough frames.
+    """
+    if not shares.are_shares:
+        raise ValueError("--split-by conformations needs shares, e.g. --split 0.8,0.1,0.1")
+    test = 1 - shares.train - shares.val if shares.test is None else shares.test
+    order = np.random.default_rng(seed).permutation(len(candidates))
+    order = order[np.argsort(molecules[order], kind="stable")]
+    _, starts, counts = np.unique(molecules[order], return_index=True, return_counts=True)
+    place = (np.arange(len(order)) - np.repeat(starts, counts) + 0.5) / np.repeat(counts, counts)  # within 0 and 1
+    bounds = (0.0, test, test + shares.val, test + shares.val + shares.train)
+    parts = [np.sort(candidates[order[(low <= place) & (place < high)]]) for low, high in pairwise(bounds)]
+    if not len(parts[1]):
+        raise ValueError(f"--split: no molecule has enough frames for a share of {shares.val:g} for validation.")
+    return Split(parts[2], parts[1], parts[0])
+
+
+def draw_cormorant(candidates: np.ndarray) -> Split:
+    """The split of QM9 that Cormorant published and EGNN and others took over: 100,000, 17,748 and 13,083 molecules.
+
+    Args:
+        candidates: Indices of the molecules that are not excluded, shape (130831,).
+
+    Raises:
+        ValueError: If they are not as many.
+    """
+    if len(candidates) != _CORMORANT[0]:
         raise ValueError(
-            f"--split {','.join(str(size) for size in sizes if size is not None)} asks for {wanted:,} frames, there "
-            f"are {len(candidates):,}: ask for fewer."
+            f"--split cormorant is of the {_CORMORANT[0]:,} molecules of QM9 that are not excluded, there are "
+            f"{len(candidates):,}: give all of QM9 and --exclude uncharacterized.txt."
         )
-    order = np.random.default_rng(seed).permutation(candidates)
-    ends = (sizes.train, sizes.train + sizes.val, wanted if sizes.test else len(order))
-    return Split(*(np.sort(order[start:end]) for start, end in zip((0, *ends), ends, strict=False)))
+    order = candidates[np.random.RandomState(0).permutation(len(candidates))]
+    return Split(*(np.sort(part) for part in np.split(order, _CORMORANT[1:])))
+
+
+def published(parts: Mapping[str, np.ndarray], sizes: Sizes | None, *, frames: int, seed: int, where: str) -> Split:
+    """The split that a data set itself has; validation, or both parts, are drawn where sizes are given.
+
+    Args:
+        parts: Indices of ``train`` and, as far as it says, ``val`` and ``test``.
+        sizes: Of training and validation, drawn from both; None for the set's own.
+        frames: Number of frames.
+        seed: Of the draw.
+        where: The data set, for the message.
+
+    Raises:
+        ValueError: If there are fewer frames than asked for, or the parts are not of these frames.
+    """
+    nothing = np.zeros(0, dtype=int)
+    split = Split(*(np.asarray(parts.get(name, nothing)) for name in NAMES))
+    if sizes is not None:
+        drawn = draw(np.concatenate(split[:2]), sizes._replace(test=None), seed=seed)
+        test = split.test
+        if sizes.test is not None:
+            count = sizes.counts(len(test)).test or 0
+            test = np.random.default_rng(seed).permutation(test)[: int(count)]
+        split = Split(drawn.train, drawn.val, test)
+    _require_indices(split, Path(where), frames)
+    return Split(*(np.sort(part) for part in split))
 
 
 def read_split(paths: Sequence[Path], *, frames: int, sizes: Sizes, seed: int) -> Split:
