@@ -32,12 +32,13 @@ from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.equiformer_v2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.equiformer_v2.convolution import Weights
+from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear, Linear
 from dens_plugin.nn.equiformer_v2.degree_norm import Affine, balance, computes, degree_norm
 from dens_plugin.nn.equiformer_v2.message import messages
 from dens_plugin.nn.equiformer_v2.radial import Radial
 from dens_plugin.nn.so2.activation import Activation, GateActivation, GridActivation, grid_silu
-from dens_plugin.nn.so2.feed_forward import DegreeLinear, grid_mlp
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
+from dens_plugin.nn.so2.grid_mlp import grid_mlp
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.rotated_edges import RotatedEdges, by_parts
 from dens_plugin.nn.so2.rotation import rotate_back
@@ -233,10 +234,7 @@ class FastFeedForward(FeedForwardNetwork):
         """(N, L, C')."""
         if self._has_gates():
             return super().forward(input_embedding)
-        features = input_embedding.embedding
-        hidden, last = self._on_grid(features)
-        if self.use_sep_s2_act:
-            hidden = torch.cat([self._scalars(features), hidden], dim=1)
+        hidden, last = self._on_grid(input_embedding.embedding)
         return _embedding(last(hidden), input_embedding.lmax_list)
 
     def scalars(self, features: torch.Tensor) -> torch.Tensor:
@@ -244,7 +242,8 @@ class FastFeedForward(FeedForwardNetwork):
         if self._has_gates() or not self.use_sep_s2_act:
             return self.forward(_embedding(features, self.lmax_list)).embedding[:, 0]
         second = self.so3_linear_2
-        scalars = functional.linear(self._scalars(features)[:, 0], second.weight[0], second.bias)
+        gates = functional.linear(features[:, 0], *self._gates())
+        scalars = functional.linear(functional.silu(gates), second.weight[0], second.bias)
         unused = [*self.so3_linear_1.parameters()]
         if self.use_grid_mlp:
             unused += self.grid_mlp.parameters()
@@ -254,29 +253,31 @@ class FastFeedForward(FeedForwardNetwork):
         return self.use_gate_act and not self.use_grid_mlp
 
     def _on_grid(self, features: torch.Tensor) -> tuple[torch.Tensor, DegreeLinear]:
-        """Hidden features (N, L, H), without degree 0 if that is separate, and the layer that they still need."""
+        """Hidden features (N, L, H), and the layer that they still need."""
         grid = self.SO3_grid[self.max_lmax][self.max_lmax]
         to_grid, from_grid = grid.to_grid_mat.flatten(0, 1), grid.from_grid_mat.flatten(0, 1)
         if self.use_sep_s2_act:
             from_grid = from_grid[:, 1:]
         first, second = degree_linear(self.so3_linear_1), degree_linear(self.so3_linear_2)
         if not self.use_grid_mlp:
-            hidden = first(features)
+            hidden, gates = first.with_gates(features, self._gates())
             hidden = hidden.to(edge_dtype(hidden))
             with torch.autocast(hidden.device.type, enabled=False):
-                return grid_silu(hidden, GridMatrix(to_grid), GridMatrix(from_grid)), second
+                hidden = grid_silu(hidden, GridMatrix(to_grid), GridMatrix(from_grid))
+            return (hidden if gates is None else torch.cat([functional.silu(gates)[:, None], hidden], dim=1)), second
         before, middle, after = (self.grid_mlp[place].weight for place in (0, 2, 4))
-        hidden = grid_mlp(first.before(before)(features), middle, to_grid, from_grid)
+        hidden, gates = first.before(before).with_gates(features, self._gates())
         folded = second.after(after)
-        if self.use_sep_s2_act:  # whose scalars come from a network of their own
+        if gates is not None:  # which are behind the grid already
             folded = folded._replace(weight=torch.cat([second.weight[:1], folded.weight[1:]]))
-        return hidden, folded
+        return grid_mlp(hidden, middle, to_grid, from_grid, gates), folded
 
-    def _scalars(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, 1, H) activated features of degree 0."""
-        if self.use_grid_mlp:
-            return self.scalar_mlp(features[:, :1])
-        return functional.silu(self.gating_linear(features[:, :1]))
+    def _gates(self) -> Linear | None:
+        """The layer of what degree 0 becomes by its SiLU, if that is separate."""
+        if not self.use_sep_s2_act:
+            return None
+        layer = self.scalar_mlp[0] if self.use_grid_mlp else self.gating_linear
+        return Linear(layer.weight, layer.bias)
 
 
 class FastLayerNorm(EquivariantLayerNormArraySphericalHarmonics):

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional
 
 from dens_plugin.nn.equiformer_v2.convolution import Weights
+from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear
 from dens_plugin.nn.equiformer_v2.radial import Radial
-from dens_plugin.nn.so2.feed_forward import DegreeLinear
 from dens_plugin.nn.so2.layout import Layout
 
 

@@ -21,7 +21,7 @@ from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.nn.escn.first_layer import Group, first_layer
 from dens_plugin.nn.escn.message_sum import Grid, message_sum
 from dens_plugin.nn.escn.second_layer import Factors, SecondLayer
-from dens_plugin.nn.so2.feed_forward import grid_mlp
+from dens_plugin.nn.so2.grid_mlp import grid_mlp
 from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@
 | `activation` | on a grid of the sphere, or by gates |
 | `grid_matrix` | to the points of a grid and back |
 | `grid_parts` | parts of a batch that fit a cache on the grid |
-| `feed_forward` | of nodes, on a grid |
+| `grid_mlp` | a network on a grid's points, between node features |
 | `tf32` | products in TF32, forward and backward |
 
 E edges, N atoms, M targets, S coefficients of an edge, L = (lmax + 1)^2 of a node, C channels, G points, H heads.

@@ -12,6 +12,7 @@ from dens_plugin.nn.backends.triton import (
     aggregate,
     availability,
     degree_norm,
+    degree_sums,
     rotate_to_edges,
     s2_activation,
     softmax_by_target,
@@ -103,3 +104,10 @@ def test_norms_compile(launched, capability, is_separate):
     degree_norm.normed_backward(features, features, torch.zeros(50), weights, is_separate=is_separate)
     assert len(results) == 2
     assert all(of.metadata.shared <= SHARED_MEMORY[capability] * 1024 for of in results)
+
+
+@pytest.mark.parametrize("stored", STORED.values(), ids=STORED)
+def test_small_sums_compile(launched, stored):
+    results = launched(80)
+    degree_sums.degree_sums(torch.zeros(9, 3, 4, dtype=stored))
+    assert len(results) == 1
