@@ -33,7 +33,7 @@ class PaiNNEnergyHead(RowHead, nn.Module, HeadInterface):
         super().__init__()
         self.output_name = output_name
         channels = backbone.hidden_channels
-        self.out_energy = perceptron(channels, channels // 2, 1)
+        self.out_energy = perceptron(channels, channels // 2, 1, backbone.form)
 
     def values(self, data: Batch, emb: Features, rows: Rows | None) -> torch.Tensor:
         """(B,)."""
@@ -56,10 +56,10 @@ class PaiNNGradientHead(PaiNNEnergyHead):
     def __init__(self, backbone: PaiNN) -> None:
         super().__init__(backbone)
         backbone.is_differentiated = True
-        if not backbone.smooth:
+        if backbone.form != "paper":
             logging.warning(
-                "Forces are gradients of an energy that jumps where atoms pass the cutoff: set model.backbone.smooth: "
-                "true unless the weights are fairchem's."
+                "Forces are gradients of an energy that jumps where atoms pass the cutoff: set model.backbone.form: "
+                "paper unless the weights are fairchem's."
             )
 
     def predict(self, data: Batch, emb: Features, asked: Asked) -> dict[str, torch.Tensor]:
@@ -81,7 +81,7 @@ class _VectorHead(RowHead, nn.Module, HeadInterface):
     def __init__(self, backbone: PaiNN, output_name: str) -> None:
         super().__init__()
         self.output_name = output_name
-        self.out_forces = VectorOutput(backbone.hidden_channels)
+        self.out_forces = VectorOutput(backbone.hidden_channels, backbone.form)
 
     def values(self, data: Batch, emb: Features, rows: Rows | None) -> torch.Tensor:
         """(N, 3)."""

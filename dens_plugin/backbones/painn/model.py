@@ -6,9 +6,8 @@ layers are in `dens_plugin.nn.painn`; here they meet fairchem's batches, graphs 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from fairchem.core.common.registry import registry
@@ -22,7 +21,7 @@ from dens_plugin.backbones.painn.family import FAMILY
 from dens_plugin.fields import corruption_of
 from dens_plugin.nn.force_encoding import VectorForceEncoding
 from dens_plugin.nn.painn.edges import Edges, one_of_two, open_pairs
-from dens_plugin.nn.painn.layers import Message, Update
+from dens_plugin.nn.painn.layers import Form, Message, Update
 from dens_plugin.nn.painn.radial import CosineEnvelope, PolynomialEnvelope, RadialBases
 from dens_plugin.settings import mapping, reject_unknown, suggestion
 
@@ -43,9 +42,9 @@ class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
         cutoff: in Å.
         max_neighbors: the most edges that end at an atom.
         rbf: only ``{name: gaussian}``.
-        envelope: ``{name: polynomial, exponent: 5}``, or ``{name: cosine}``.
-        smooth: whether filters end at the cutoff. fairchem's jump there, as do forces that are their gradient.
-        norm: whether scalars are normalised before messages.
+        envelope: ``{name: polynomial, exponent: 5}``, fairchem's, or ``{name: cosine}``, the paper's.
+        form: ``open_catalyst``, fairchem's, or ``paper``, which has no layer norms and no factors that keep the size of
+            features, and whose filters end at the cutoff. fairchem's jump there, as do forces that are their gradient.
         use_pbc: whether structures are periodic.
         use_pbc_single: search periodic neighbours one structure at a time, for less memory.
         num_elements: the largest atomic number.
@@ -68,8 +67,7 @@ class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
         max_neighbors: int = 50,
         rbf: Mapping[str, Any] | None = None,
         envelope: Mapping[str, Any] | None = None,
-        smooth: bool = False,
-        norm: bool = True,
+        form: Form = "open_catalyst",
         use_pbc: bool = True,
         use_pbc_single: bool = False,
         num_elements: int = 83,
@@ -83,17 +81,19 @@ class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
             )
         if hidden_channels % 2:
             raise ValueError(f"model.backbone.hidden_channels must be even, as heads halve it, got {hidden_channels}")
+        if form not in get_args(Form):
+            raise ValueError(f"unknown form '{form}' in model.backbone; {suggestion(str(form), get_args(Form))}")
         if dict(rbf or {"name": "gaussian"}) != {"name": "gaussian"}:
             raise ValueError(f"model.backbone.rbf must be {{name: gaussian}} or left out, got {rbf}")
         self.otf_graph, self.enforce_max_neighbors_strictly = True, True
         self.cutoff, self.max_neighbors = cutoff, max_neighbors
         self.use_pbc, self.use_pbc_single = use_pbc, use_pbc_single
-        self.hidden_channels, self.smooth = hidden_channels, smooth
+        self.hidden_channels, self.form = hidden_channels, form
         self.max_num_elements = num_elements + 1
         self.atom_emb = AtomEmbedding(hidden_channels, num_elements)
-        self.radial_basis = RadialBases(num_rbf, cutoff, _envelope(envelope), smooth=smooth)
-        self.message_layers = nn.ModuleList([Message(hidden_channels, num_rbf, norm=norm) for _ in range(num_layers)])
-        self.update_layers = nn.ModuleList([Update(hidden_channels) for _ in range(num_layers)])
+        self.radial_basis = RadialBases(num_rbf, cutoff, _envelope(envelope, form), smooth=form == "paper")
+        self.message_layers = nn.ModuleList([Message(hidden_channels, num_rbf, form) for _ in range(num_layers)])
+        self.update_layers = nn.ModuleList([Update(hidden_channels, form) for _ in range(num_layers)])
 
     def forward(self, data: Batch) -> dict[str, torch.Tensor]:
         """Scalars (N, C), vectors (N, 3, C), and the positions (N, 3) to differentiate by.
@@ -106,10 +106,7 @@ class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
             bases = self.radial_basis(edges.distances)
             scalars, vectors = self.atom_emb(data.atomic_numbers.long()), self._first_vectors(data)
             for message, update in zip(self.message_layers, self.update_layers, strict=True):
-                of_scalars, of_vectors = message(scalars, vectors, edges, bases)
-                scalars = (scalars + of_scalars) * math.sqrt(0.5)
-                vectors = of_vectors if vectors is None else vectors + of_vectors
-                scalars, vectors = update(scalars, vectors)
+                scalars, vectors = update(*message(scalars, vectors, edges, bases))
             return {"scalars": scalars, "vectors": vectors, "positions": positions}
 
     def describe(self) -> Description:
@@ -166,8 +163,9 @@ class PaiNNDeNS(PaiNN):
         return None if corruption is None else self.force_embedding(corruption.forces.to(data.pos.dtype))
 
 
-def _envelope(settings: Mapping[str, Any] | None) -> nn.Module:
-    settings = mapping({"name": "polynomial"} if settings is None else settings, "model.backbone.envelope")
+def _envelope(settings: Mapping[str, Any] | None, form: Form) -> nn.Module:
+    usual = {"name": "cosine" if form == "paper" else "polynomial"}
+    settings = mapping(usual if settings is None else settings, "model.backbone.envelope")
     name = settings.pop("name", None)
     if name not in _ENVELOPES:
         raise ValueError(

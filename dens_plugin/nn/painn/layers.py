@@ -1,17 +1,20 @@
-"""Messages, updates and gated outputs of PaiNN (arXiv:2102.03150), in the form of the Open Catalyst Project.
+"""Messages, updates and gated outputs of PaiNN (arXiv:2102.03150), as in its paper or as the Open Catalyst Project's.
 
-Beside the paper it has a layer norm before messages, SiLU over 0.6, and factors that keep the size of features.
+The latter has a layer norm before messages, SiLU over 0.6, and factors that keep the size of features.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import nn
 
 from dens_plugin.nn.painn.edges import Edges
 from dens_plugin.nn.painn.message import sum_messages
+
+Form = Literal["paper", "open_catalyst"]
 
 _TINY = 1e-8  # under roots, whose slope at 0 is infinite
 
@@ -33,21 +36,23 @@ class Message(nn.Module):
     Args:
         channels: C.
         num_bases: K, of a distance.
-        norm: whether scalars are normalised before.
+        form: of the network.
     """
 
-    def __init__(self, channels: int, num_bases: int, *, norm: bool) -> None:
+    def __init__(self, channels: int, num_bases: int, form: Form) -> None:
         super().__init__()
-        self.x_proj = perceptron(channels, channels, 3 * channels)
+        self.form = form
+        self.x_proj = perceptron(channels, channels, 3 * channels, form)
         self.rbf_proj = linear(num_bases, 3 * channels)
-        self.x_layernorm = nn.LayerNorm(channels) if norm else nn.Identity()
-        shrink = torch.tensor([1.0, 1 / math.sqrt(3 * channels), 1 / math.sqrt(channels)])
-        self.register_buffer("_shrink", shrink.repeat_interleave(channels), persistent=False)
+        if form == "open_catalyst":
+            self.x_layernorm = nn.LayerNorm(channels)
+            shrink = torch.tensor([1.0, 1 / math.sqrt(3 * channels), 1 / math.sqrt(channels)])
+            self.register_buffer("_shrink", shrink.repeat_interleave(channels), persistent=False)
 
     def forward(
         self, scalars: torch.Tensor, vectors: torch.Tensor | None, edges: Edges, bases: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Additions to scalars (N, C) and vectors (N, 3, C).
+        """New scalars (N, C) and vectors (N, 3, C).
 
         Args:
             scalars: (N, C).
@@ -56,31 +61,47 @@ class Message(nn.Module):
             bases: (H, K + 1), of which the last is the bias's.
         """
         filters = bases @ torch.cat([self.rbf_proj.weight, self.rbf_proj.bias[:, None]], dim=1).T  # (H, 3 C)
-        return sum_messages(self.x_proj(self.x_layernorm(scalars)) * self._shrink, vectors, filters, edges)
+        is_paper = self.form == "paper"
+        factors = self.x_proj(scalars) if is_paper else self.x_proj(self.x_layernorm(scalars)) * self._shrink
+        of_scalars, of_vectors = sum_messages(factors, vectors, filters, edges)
+        scalars = scalars + of_scalars
+        return scalars if is_paper else scalars * math.sqrt(
+            0.5
+        ), of_vectors if vectors is None else vectors + of_vectors
 
 
 class Update(nn.Module):
-    """What an atom's scalars and vectors tell each other.
+    r"""What an atom's scalars and vectors tell each other.
+
+    .. math:: \Delta x = a^1 + a^2 \langle U v, V v \rangle, \qquad \Delta v = a^3 U v
+
+    with a of scalars and the sizes of V v.
 
     Args:
         channels: C.
+        form: of the network.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, form: Form) -> None:
         super().__init__()
+        self.form = form
         self.vec_proj = linear(channels, 2 * channels, bias=False)
-        self.xvec_proj = perceptron(2 * channels, channels, 3 * channels)
-        self.register_buffer("scale", torch.ones(()))
+        self.xvec_proj = perceptron(2 * channels, channels, 3 * channels, form)
+        if form == "open_catalyst":
+            self.register_buffer("scale", torch.ones(()))
 
     def forward(self, scalars: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """New scalars (N, C) and vectors (N, 3, C)."""
         channels = scalars.shape[1]
         first, second = self.vec_proj(vectors).split(channels, dim=-1)
-        product = (first * second).sum(dim=1) * (1 / math.sqrt(channels))
+        product = (first * second).sum(dim=1)
         size = (second.square().sum(dim=1) + _TINY).sqrt()
         own, of_product, of_vectors = self.xvec_proj(torch.cat([scalars, size], dim=1)).split(channels, dim=1)
-        scalars = scalars + torch.addcmul(own, of_product, product) * math.sqrt(0.5)
-        return scalars * self.scale, torch.addcmul(vectors, of_vectors[:, None], first)
+        vectors = torch.addcmul(vectors, of_vectors[:, None], first)
+        if self.form == "paper":
+            return torch.addcmul(scalars + own, of_product, product), vectors
+        change = torch.addcmul(own, of_product, product, value=1 / math.sqrt(channels))
+        return (scalars + change * math.sqrt(0.5)) * self.scale, vectors
 
 
 class VectorOutput(nn.Module):
@@ -88,12 +109,13 @@ class VectorOutput(nn.Module):
 
     Args:
         channels: C.
+        form: of the network.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, form: Form) -> None:
         super().__init__()
         half = channels // 2
-        self.output_network = nn.ModuleList([GatedBlock(channels, half), GatedBlock(half, 1)])
+        self.output_network = nn.ModuleList([GatedBlock(channels, half, form), GatedBlock(half, 1, form)])
 
     def forward(self, scalars: torch.Tensor, vectors: torch.Tensor) -> torch.Tensor:
         """(N, 3) of scalars (N, C) and vectors (N, 3, C)."""
@@ -108,15 +130,16 @@ class GatedBlock(nn.Module):
     Args:
         channels: C.
         outputs: C', channels of the result.
+        form: of the network.
     """
 
-    def __init__(self, channels: int, outputs: int) -> None:
+    def __init__(self, channels: int, outputs: int, form: Form) -> None:
         super().__init__()
         self.outputs = outputs
         self.vec1_proj = linear(channels, channels, bias=False)
         self.vec2_proj = linear(channels, outputs, bias=False)
-        self.update_net = perceptron(2 * channels, channels, 2 * outputs)
-        self.act = ScaledSiLU()
+        self.update_net = perceptron(2 * channels, channels, 2 * outputs, form)
+        self.act = activation(form)
 
     def forward(self, scalars: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, C') and (N, 3, C') of (N, C) and (N, 3, C)."""
@@ -125,9 +148,14 @@ class GatedBlock(nn.Module):
         return self.act(scalars), gates[:, None] * self.vec2_proj(vectors)
 
 
-def perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+def perceptron(inputs: int, hidden: int, outputs: int, form: Form) -> nn.Sequential:
     """Two linear layers around an activation."""
-    return nn.Sequential(linear(inputs, hidden), ScaledSiLU(), linear(hidden, outputs))
+    return nn.Sequential(linear(inputs, hidden), activation(form), linear(hidden, outputs))
+
+
+def activation(form: Form) -> nn.Module:
+    """Between linear layers."""
+    return nn.SiLU() if form == "paper" else ScaledSiLU()
 
 
 def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
