@@ -107,7 +107,7 @@ def loss(outputs: Outputs, batch: Batch) -> torch.Tensor:
             )
             for name in rows
         ]
-    )
+    ).value
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ N atoms, B structures, E edges, C channels, L = (lmax + 1)² coefficients.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
@@ -25,6 +25,28 @@ _IDENTIFIERS = ("id", "sid", "fid")  # what data sets call a structure
 NOISE = "noise"  # the name of the noise output, (N, 3), in units of its scale
 
 
+class Output(NamedTuple):
+    """Something that a model predicts and a loss compares with a target.
+
+    Attributes:
+        name: of the head's output and of its rows.
+        level: ``atom`` for (N, dim), ``structure`` for (B, dim).
+        dim: numbers per row.
+        unit: of the target, as a person reads it.
+        loss: name of a fairchem loss function, or of one of `training.losses`.
+    """
+
+    name: str
+    level: Literal["atom", "structure"]
+    dim: int
+    unit: str
+    loss: str = "l2mae"
+
+
+ENERGY = Output("energy", "structure", 1, "eV", "mae")
+FORCES = Output("forces", "atom", 3, "eV/Å")
+
+
 class Corruption(NamedTuple):
     """What was done to a batch: the only way in which a label reaches a model.
 
@@ -32,7 +54,8 @@ class Corruption(NamedTuple):
         mask: (N,) bool, the atoms that were moved.
         noise: (N, 3) Å, by how much; zero where ``mask`` is False.
         sigma: (B,) Å, the standard deviation of each structure's noise.
-        forces: (N, 3) eV/Å, the original structure's forces to encode; zero where ``mask`` is False.
+        forces: (N, 3) the original structure's forces to encode, in eV/Å times the objective's scale; zero where
+            ``mask`` is False.
     """
 
     mask: torch.Tensor
@@ -48,11 +71,18 @@ class Rows(NamedTuple):
         mask: (N,) or (B,) bool, the rows that enter the loss and that a head must compute.
         count: () int64, this rank's share of the loss's denominator.
         chosen: (n,) int64, the rows of ``mask``; None where no loader listed them.
+        weight: (N,) or (B,) what the error of each row is multiplied by; None for one.
     """
 
     mask: torch.Tensor
     count: torch.Tensor
     chosen: torch.Tensor | None = None
+    weight: torch.Tensor | None = None
+
+    @classmethod
+    def mean(cls, mask: torch.Tensor) -> Rows:
+        """The rows of ``mask``, whose errors are averaged."""
+        return cls(mask, mask.sum())
 
     def listed(self) -> Rows:
         """The same with `chosen`: a loader makes it on the CPU, so that no GPU must be asked for it."""
@@ -118,20 +148,40 @@ def md_structures(batch: Batch) -> torch.Tensor:
     return torch.zeros(batch.num_graphs, dtype=torch.bool, device=batch.pos.device)
 
 
+class Identifiers(NamedTuple):
+    """What the structures of a batch are called, kept where a loader left it, on the CPU.
+
+    Attributes:
+        fields: name of the field -> an entry per structure.
+        number: of structures.
+    """
+
+    fields: dict[str, Any]
+    number: int
+
+
+def identifiers(batch: Batch) -> Identifiers:
+    """What the structures of a batch are called, by whatever fields the data set has."""
+    return Identifiers({field: batch[field] for field in _IDENTIFIERS if field in batch}, batch.num_graphs)
+
+
+def names_of(known: Identifiers, indices: Iterable[int] | None = None) -> str:
+    """Structures as a person can find them; all of them by default."""
+    indices = range(known.number) if indices is None else list(indices)
+    named = ({field: values[index] for field, values in known.fields.items()} for index in indices)
+    return "; ".join(
+        _words(one) or f"structure {index} of its batch" for one, index in zip(named, indices, strict=True)
+    )
+
+
 def structure_names(batch: Batch, indices: Iterable[int] | None = None) -> str:
-    """Structures of a batch as a person can find them, by whatever identifiers the data set has."""
-    indices = range(batch.num_graphs) if indices is None else indices
-    return "; ".join(_structure_name(batch, index) for index in indices)
+    """Structures of a batch as a person can find them; all of them by default."""
+    return names_of(identifiers(batch), indices)
 
 
 def structure_name(structure: Data) -> str:
     """A structure that is in no batch yet, by the same identifiers."""
     return _words({field: structure[field] for field in _IDENTIFIERS if field in structure})
-
-
-def _structure_name(batch: Batch, index: int) -> str:
-    known = {field: batch[field][index] for field in _IDENTIFIERS if field in batch}
-    return _words(known) or f"structure {index} of its batch"
 
 
 def _words(known: Mapping[str, Any]) -> str:

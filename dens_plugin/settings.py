@@ -5,11 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+SETTING = "setting"  # key of a dataclass field's metadata: False for a field that no config sets
+
+T = TypeVar("T")
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
@@ -73,3 +78,63 @@ def switch(value: Any, where: str) -> bool:
     if not isinstance(value, bool):
         raise ValueError(f"{where} must be true or false, got {value!r}")
     return value
+
+
+def read_fields(cls: type[T], block: Mapping[str, Any], where: str) -> T:
+    """An instance of a dataclass from a block of settings: its fields are the keys, their types say what is read.
+
+    Read are numbers (also such as YAML takes for text), ``true`` and ``false``, words of a `Literal`, ``null`` where
+    the type allows None, and blocks for fields that are dataclasses themselves. A number also stands for a dataclass
+    of one field. Fields with ``metadata={SETTING: False}`` are no settings.
+
+    Raises:
+        ValueError: for an unknown, missing or impossible value, naming the key.
+    """
+    types = get_type_hints(cls)
+    known = {entry.name: entry for entry in fields(cls) if entry.metadata.get(SETTING, True)}  # type: ignore[arg-type]
+    reject_unknown(block, known, where)
+    missing = [name for name, entry in known.items() if name not in block and not _has_default(entry)]
+    if missing:
+        raise ValueError(f"{where} lacks {' and '.join(missing)}")
+    return cls(**{name: _read(value, types[name], f"{where}.{name}") for name, value in block.items()})
+
+
+def _has_default(entry: Field) -> bool:
+    return entry.default is not MISSING or entry.default_factory is not MISSING
+
+
+def _read(value: Any, kind: Any, where: str) -> Any:
+    """A value of a type: one that `read_fields` describes."""
+    options = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if value is None and NoneType in options:
+        return None
+    records = [option for option in options if is_dataclass(option)]
+    if records:
+        return _read_record(value, records, where)
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ValueError(f"{where} must be {' or '.join(map(repr, get_args(kind)))}, got {value!r}")
+        return value
+    if bool in options:
+        return switch(value, where)
+    if float in options:
+        return number(value, where)
+    if int in options:
+        return _whole(value, where)
+    return value
+
+
+def _read_record(value: Any, records: list[Any], where: str) -> Any:
+    """A dataclass: by a number the one that has a single field, by a block the one with the fields that it names."""
+    by_number = [record for record in records if len(fields(record)) == 1]
+    if by_number and not isinstance(value, Mapping):
+        return by_number[0](number(value, where))
+    by_block = next(record for record in records if record not in by_number)
+    return read_fields(by_block, mapping(value, where), where)
+
+
+def _whole(value: Any, where: str) -> int:
+    found = number(value, where)
+    if found != int(found):
+        raise ValueError(f"{where} must be a whole number, got {value!r}")
+    return int(found)

@@ -24,7 +24,18 @@ from torch_geometric.data import Batch, Data
 
 from dens_plugin.backbones.description import describe
 from dens_plugin.backbones.family import families
-from dens_plugin.fields import CORRUPTION, MD, NOISE, ROWS, Corruption, Rows, corruption_of, free_atoms, rows_of
+from dens_plugin.fields import (
+    CORRUPTION,
+    MD,
+    NOISE,
+    ROWS,
+    Corruption,
+    Rows,
+    corruption_of,
+    free_atoms,
+    md_structures,
+    rows_of,
+)
 from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
 
@@ -103,7 +114,11 @@ def mixed_batch() -> tuple[Batch, Batch]:
 
 
 class ObjectiveContract:
-    """What every objective keeps; the fixture ``objective`` gives it, best with a high probability of corruption."""
+    """What every objective keeps; the fixture ``objective`` gives it, best with a high probability of corruption.
+
+    An objective may prepare other structures than it was given, as clean and corrupted copies: they are told apart by
+    ``sid``.
+    """
 
     def test_leaves_its_input_alone(self, objective: Objective) -> None:
         """`corrupt` and `prepare` return new batches."""
@@ -121,43 +136,73 @@ class ObjectiveContract:
     def test_does_not_depend_on_batching_or_order(self, objective: Objective) -> None:
         """A structure is corrupted in the same way alone, in a batch, and in another order."""
         structures = [random_structure(6, seed=index, sid=index) for index in range(6)]
-        together = objective.prepare(Batch.from_data_list(structures), EPOCH).pos.split(6)
-        backwards = objective.prepare(Batch.from_data_list(structures[::-1]), EPOCH).pos.split(6)[::-1]
-        alone = [objective.prepare(Batch.from_data_list([one]), EPOCH).pos for one in structures]
-        for here, there, apart in zip(together, backwards, alone, strict=True):
-            assert torch.equal(here, there)
-            assert torch.equal(here, apart)
+        together = positions_by_sid(objective.prepare(Batch.from_data_list(structures), EPOCH))
+        backwards = positions_by_sid(objective.prepare(Batch.from_data_list(structures[::-1]), EPOCH))
+        for sid, structure in enumerate(structures):
+            alone = positions_by_sid(objective.prepare(Batch.from_data_list([structure]), EPOCH))
+            assert torch.equal(together[sid], backwards[sid])
+            assert torch.equal(together[sid], alone[sid])
 
     def test_leaves_fixed_atoms_alone(self, objective: Objective) -> None:
         """Fixed atoms neither move, nor are encoded, nor count."""
         batch = random_batch((40, 40))
-        prepared, free = objective.prepare(batch, EPOCH), free_atoms(batch)
-        assert torch.equal(prepared.pos[~free], batch.pos[~free])
+        prepared = objective.prepare(batch, EPOCH)
+        fixed = ~free_atoms(prepared)
+        assert torch.equal(prepared.pos[fixed], originals(batch, prepared)[fixed])
         corruption = corruption_of(prepared)
         if corruption is not None:
-            assert not corruption.forces[~free].any()
-        for name in ("forces", *objective.outputs):
-            assert not rows_of(prepared)[name].mask[~free].any()
+            assert not corruption.forces[fixed].any()
+        for rows in of_atoms(objective, prepared):
+            assert not rows.mask[fixed].any()
 
     def test_leaves_md_alone(self, objective: Objective) -> None:
         """Structures flagged as molecular dynamics are never corrupted."""
         batch = random_batch((20, 20))
         batch[MD] = torch.tensor([True, False])
-        assert torch.equal(objective.prepare(batch, EPOCH).pos[:20], batch.pos[:20])
+        prepared = objective.prepare(batch, EPOCH)
+        md = md_structures(prepared)[prepared.batch]
+        assert torch.equal(prepared.pos[md], originals(batch, prepared)[md])
 
     def test_no_row_is_asked_for_two_vectors(self, objective: Objective) -> None:
         """Of an atom either the force is asked, or one of the objective's own outputs."""
-        rows = rows_of(objective.prepare(random_batch((40, 40)), EPOCH))
-        asked = sum(rows[name].mask.long() for name in ("forces", *objective.outputs))
-        assert asked.max() <= 1
+        prepared = objective.prepare(random_batch((40, 40)), EPOCH)
+        assert sum(rows.mask.long() for rows in of_atoms(objective, prepared)).max() <= 1
 
     def test_survives_degenerate_structures(self, objective: Objective) -> None:
         """One atom, and no free atom."""
-        structure = random_structure(4)
+        structure = random_structure(4, sid=1)
         structure.fixed = torch.ones(4, dtype=torch.int)
         batch = Batch.from_data_list([random_structure(1), structure])
         prepared = objective.prepare(batch, EPOCH)
-        assert torch.equal(prepared.pos[1:], batch.pos[1:])
+        assert torch.equal(positions_by_sid(prepared)[1].unique(dim=0), structure.pos.unique(dim=0))
+
+    def test_rows_are_of_its_labels_and_outputs(self, objective: Objective) -> None:
+        """All of them, of as many rows as there are atoms or structures, and each with a target and a weight."""
+        prepared = objective.prepare(random_batch(), EPOCH)
+        outputs = (*objective.labels, *objective.outputs)
+        assert set(rows_of(prepared)) == {output.name for output in outputs}
+        sizes = {"atom": len(prepared.pos), "structure": prepared.num_graphs}
+        assert all(len(rows_of(prepared)[output.name].mask) == sizes[output.level] for output in outputs)
+        own = {output.name for output in objective.outputs}
+        assert set(objective.coefficients(0.5)) == set(objective.targets(prepared)) == own
+
+
+def positions_by_sid(batch: Batch) -> dict[int, torch.Tensor]:
+    """Of each ``sid`` the positions (n, 3) of all structures that have it, in order."""
+    of_atoms = torch.as_tensor(batch.sid)[batch.batch]
+    return {sid: batch.pos[of_atoms == sid] for sid in set(torch.as_tensor(batch.sid).tolist())}
+
+
+def originals(batch: Batch, prepared: Batch) -> torch.Tensor:
+    """(N', 3) the positions in ``batch`` of the atoms of a batch that was prepared from it."""
+    known = positions_by_sid(batch)
+    return torch.cat([known[sid] for sid in torch.as_tensor(prepared.sid).tolist()])
+
+
+def of_atoms(objective: Objective, prepared: Batch) -> list[Rows]:
+    """Rows of the outputs that are vectors of atoms."""
+    outputs = (*objective.labels, *objective.outputs)
+    return [rows_of(prepared)[output.name] for output in outputs if output.level == "atom"]
 
 
 class BackboneContract:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,13 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(scope="session")
 def golden():
-    """Reads a file of reference values of the authors' models; skips where the folder does not exist."""
+    """Reads a file of reference values; skips where the folder does not exist."""
 
     def read(name: str):
         path = SHARED / "golden" / name
         if not path.is_file():
             pytest.skip(f"reference values {path.relative_to(ROOT.parent)} are not here")
-        return torch.load(path, weights_only=True)
+        return json.loads(path.read_text()) if path.suffix == ".json" else torch.load(path, weights_only=True)
 
     return read
 

@@ -10,10 +10,11 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import dens_plugin.objectives
 from dens_plugin.checks.optim import without_nulls
+from dens_plugin.fields import ENERGY, FORCES, Output
 from dens_plugin.objectives.base import Objective
 from dens_plugin.settings import mapping, reject_unknown, suggestion
 
@@ -42,7 +43,7 @@ def objective_from_config(config: Mapping[str, Any]) -> Objective:
     block = mapping(task["objective"], "task.objective") if ours else _from_authors(optim, config["model"])
     name = block.pop("name", None)
     try:
-        return objective_class(name).from_settings(block, free_only=_free_only(config))
+        return objective_class(name).from_settings(block, labels=labels_of(config), free_only=_free_only(config))
     except ValueError as error:
         where = "task.objective" if ours else "optim.denoising_pos_params"
         raise ValueError(str(error) if "task.objective" in str(error) else f"{where}: {error}") from error
@@ -100,6 +101,28 @@ def _authors_sigma(params: Mapping[str, Any]) -> Any:
     if missing:
         raise ValueError(f"optim.denoising_pos_params lacks {', '.join(missing)} (fixed_noise_std: {fixed})")
     return params["std"] if fixed else {ours: params[theirs] for ours, theirs in needed.items()}
+
+
+def labels_of(config: Mapping[str, Any]) -> tuple[Output, ...]:
+    """What the config trains on by labels: the names under ``loss_functions``, with their level under ``outputs``."""
+    outputs = dict(config.get("outputs") or {})
+    for settings in filter(None, list(outputs.values())):
+        parts = settings.get("decomposition") or {}
+        outputs |= {part: {"level": settings.get("level", "system"), **parts[part]} for part in parts}
+    losses = {name: info for loss in config.get("loss_functions") or [] for name, info in loss.items()}
+    return tuple(_label(name, outputs.get(name) or {}, losses[name]) for name in losses)
+
+
+def _label(name: str, output: Mapping[str, Any], loss: Mapping[str, Any]) -> Output:
+    level: Literal["atom", "structure"] = "atom" if output.get("level") == "atom" else "structure"
+    known = next((label for label in (ENERGY, FORCES) if label.name == name), None)
+    if known is not None and known.level != level:
+        words = {"atom": "atom", "structure": "system"}
+        raise ValueError(
+            f"outputs.{name}.level, which is {output.get('level', 'system')!r}, must be '{words[known.level]}'"
+        )
+    dim, unit = (known.dim, known.unit) if known else (output.get("irrep_dim", 0) * 2 + 1, "the data's")
+    return Output(name, level, dim, unit, str(loss.get("fn", "mae")))
 
 
 def _free_only(config: Mapping[str, Any]) -> bool:

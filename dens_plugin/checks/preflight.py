@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Batch, Data
 
     from dens_plugin.backbones.description import Description
+    from dens_plugin.fields import Output
     from dens_plugin.objectives.base import Objective
 
 _FAR = 100.0  # standard deviations
@@ -37,13 +38,13 @@ def require_scales(normalizers: Mapping[str, Any]) -> None:
             )
 
 
-def require_labels(structure: Data, targets: Iterable[str], split: str) -> None:
-    """Raise ValueError if the first structure of ``dataset.<split>`` lacks what the config trains on."""
-    for name in targets:
+def require_labels(structure: Data, needed: Mapping[str, str], split: str) -> None:
+    """Raise ValueError if the first structure of ``dataset.<split>`` lacks a field of ``needed``: name -> what for."""
+    for name, purpose in needed.items():
         if name not in structure:
             kind = {"train": "training", "val": "validation"}[split]
             raise ValueError(
-                f"the {kind} set has no `{name}`, only {', '.join(sorted(structure.keys()))}; "
+                f"the {kind} set has no `{name}` to {purpose}, only {', '.join(sorted(structure.keys()))}; "
                 f"map its name with `dataset.{split}.key_mapping` (old LMDBs: `{{y: energy, force: forces}}`)"
             )
 
@@ -92,21 +93,23 @@ def require_fitting_scales(normalizers: Mapping[str, Any], structures: Sequence[
 def require_model(model: nn.Module, objective: Objective) -> None:
     """Raise ValueError if the model lacks what the objective needs, or has what it does not use."""
     known, heads = describe(model), model.output_heads if isinstance(model, HydraModel) else {}
-    offered = _offered(heads, ("energy", "forces", "stress", *objective.outputs))
-    for output in objective.outputs:
+    own = [output.name for output in objective.outputs]
+    asked = {*own, *(label.name for label in objective.labels)}
+    offered = _offered(heads, ("energy", "forces", "stress", *own))
+    for output in own:
         if output not in offered:
             raise ValueError(
                 f"the objective predicts `{output}` and the model has no head for it; {_head(output, known)}"
             )
     for name, head in heads.items():
-        if isinstance(head, RowHead) and head.auxiliary and not {*head.output_names} & {*objective.outputs}:
+        if isinstance(head, RowHead) and not asked.intersection(head.output_names):
             raise ValueError(
                 f"model.heads.{name} predicts `{head.output_name}`, which the objective never asks for: its parameters "
                 "would have no gradient, which distributed training refuses; leave it out, or take an objective that "
                 "asks for it, with probability 0 if need be"
             )
     backbone = type(model.backbone if isinstance(model, HydraModel) else model).__name__
-    if known.encodes_forces and not objective.outputs:
+    if known.encodes_forces and not own:
         plain = f", such as {known.family.plain}" if known.family and known.family.plain else ""
         raise ValueError(
             f"{backbone} encodes forces of corrupted structures, and the objective corrupts none: its parameters would "
@@ -150,32 +153,31 @@ def _offered(heads: Mapping[str, nn.Module], names: Sequence[str]) -> dict[str, 
     return offered
 
 
-def require_outputs(model: nn.Module, batch: Batch, targets: Mapping[str, Any]) -> None:
+def require_outputs(model: nn.Module, batch: Batch, outputs: Mapping[str, Output]) -> None:
     """Raise ValueError if a model, tried on a batch, lacks an output or gives one of another number of rows.
 
     Args:
         model: without DDP around it.
         batch: prepared as for training, on the model's device.
-        targets: name -> ``level`` and, for models whose outputs are nested, ``property``.
+        outputs: by name, what the objective trains on.
     """
     was_training = model.training
     found = model.eval()(batch)
     model.train(was_training)
-    for name, settings in targets.items():
-        if "decomposition" in settings:
-            continue  # put together from others
+    for name, output in outputs.items():
         if name not in found:
-            raise ValueError(f"`outputs` has `{name}`, and the model predicts {', '.join(sorted(found))}; add a head")
-        values = found[name]
-        if isinstance(values, Mapping):
-            if settings.get("property") not in values:
-                raise ValueError(f"the head `{name}` gives a block; set model.pass_through_head_outputs: true")
-            values = values[settings["property"]]
-        rows = len(batch.pos) if settings.get("level") == "atom" else batch.num_graphs
-        if values.shape[0] != rows:
             raise ValueError(
-                f"the model gives {values.shape[0]} rows of `{name}` for {rows}; outputs.{name}.level, which is "
-                f"{settings.get('level')!r}, must be 'atom' or 'system' as its head is"
+                f"the config trains on `{name}`, and the model predicts {', '.join(sorted(found))}; add a head to "
+                "model.heads, or take it out of `loss_functions`"
+            )
+        if isinstance(found[name], Mapping):
+            raise ValueError(f"the head `{name}` gives a block; set model.pass_through_head_outputs: true")
+        rows = len(batch.pos) if output.level == "atom" else batch.num_graphs
+        if found[name].shape[0] != rows:
+            level = "atom" if output.level == "atom" else "system"
+            raise ValueError(
+                f"the model gives {found[name].shape[0]} rows of `{name}` for {rows}; outputs.{name}.level, which is "
+                f"{level!r}, must be 'atom' or 'system' as its head is"
             )
 
 

@@ -7,26 +7,16 @@ noise of the others.
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from dens_plugin.fields import (
-    CORRUPTION,
-    NOISE,
-    Corruption,
-    Rows,
-    corrupted_structures,
-    corruption_of,
-    free_atoms,
-    md_structures,
-)
-from dens_plugin.objectives.base import Objective, Outputs
-from dens_plugin.objectives.noise import FixedSigma, Sigma, SigmaLadder, StructureRandom
-from dens_plugin.settings import mapping, number, reject_unknown, switch
+from dens_plugin.fields import NOISE, Corruption, Output, Rows, corrupted_structures, free_atoms, md_structures
+from dens_plugin.objectives.base import Errors, Objective, Outputs
+from dens_plugin.objectives.coefficient import linearly, require_coefficient
+from dens_plugin.objectives.corruption import moved, record_of, with_copies
+from dens_plugin.objectives.noise import FixedSigma, Sigma, StructureRandom
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -81,60 +71,49 @@ class Eligibility:
         return _sum_by_structure(mask.float(), batch) / batch.natoms <= self.max_share
 
 
-@dataclass(frozen=True)
-class Decay:
-    """A coefficient that falls linearly during training, to ``floor`` times its first value.
-
-    Args:
-        floor: share left at the end; 0 as in Section D.2 of the paper, 1 for a constant coefficient.
-    """
-
-    floor: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"decay_to must be a share in [0, 1], got {self.floor}; 1 keeps the coefficient constant")
-
-    def __call__(self, progress: float) -> float:
-        """The factor after a share ``progress`` of the training."""
-        return 1 - (1 - self.floor) * min(max(progress, 0.0), 1.0)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeNS(Objective):
     """Algorithm 1. Defaults are those of EquiformerV2 on OC20 S2EF-2M for 12 epochs (Table 7).
 
     Args:
         prob: p_DeNS, the probability that a structure is corrupted; 0 is plain S2EF, bit for bit.
         corrupt_ratio: r_DeNS, the probability that an atom of it is; None for all atoms (Tables 1(b) and 6, index 5).
-        sigma: the standard deviation of the noise, one or a ladder.
+        sigma: the standard deviation of the noise in Å, one or a ladder.
         coefficient: lambda_DeNS.
-        decay: how the coefficient changes during training.
+        decay_to: the share of the coefficient that is left at the end of training, linearly: 0 as in Section D.2 of the
+            paper, 1 for a constant one.
         encode_forces: off for index 3 of Tables 1(b) and 6.
-        energy_of_corrupted: off for index 4 of Tables 1(b) and 6.
+        encode_scale: what the encoded forces, in eV/Å, are multiplied by. 1 on OC20 and OC22; 23.0605 on MD17, where
+            the authors encode kcal/mol/Å.
+        energy_of_corrupted: whether energies of corrupted structures count; off for index 4 of Tables 1(b) and 6.
+        forces_of_corrupted: whether the forces of the uncorrupted atoms of corrupted structures count.
+        keep_labels: corrupt a copy beside each chosen structure, which so keeps all its labels; costs more time a step.
+        only_drop_labels: a control: nothing moves and no noise is asked for, but the same labels are left out.
         all_atoms: corrupt fixed atoms too; the paper leaves them alone.
         denominators: ``joint`` averages the force and noise terms together over all atoms that count (OC20, OC22),
             ``own`` each over its own atoms (MD17).
         eligibility: which structures may be corrupted.
-        free_only: whether fixed atoms are left out of the loss.
 
     Raises:
-        ValueError: for a setting that cannot be meant.
+        ValueError: for an impossible setting.
     """
 
     prob: float = 0.5
     corrupt_ratio: float | None = 0.5
     sigma: Sigma = field(default_factory=lambda: FixedSigma(0.1))
     coefficient: float = 10.0
-    decay: Decay = field(default_factory=Decay)
-    encode_forces: bool = True
+    decay_to: float = 1.0
+    encode_forces: bool = True  # type: ignore[misc]  # a setting here, a constant of other objectives
+    encode_scale: float = 1.0
     energy_of_corrupted: bool = True
+    forces_of_corrupted: bool = True
+    keep_labels: bool = False
+    only_drop_labels: bool = False
     all_atoms: bool = False
     denominators: Literal["joint", "own"] = "joint"
     eligibility: Eligibility = field(default_factory=Eligibility)
-    free_only: bool = True
 
-    outputs: ClassVar[tuple[str, ...]] = (NOISE,)
+    outputs: ClassVar[tuple[Output, ...]] = (Output(NOISE, "atom", 3, "Å"),)
 
     def __post_init__(self) -> None:
         if not 0 <= self.prob <= 1:
@@ -144,141 +123,91 @@ class DeNS(Objective):
                 f"corrupt_ratio must be in (0, 1], got {self.corrupt_ratio}; "
                 "use null for all atoms, or prob: 0 to train without DeNS"
             )
-        if not 0 <= self.coefficient < float("inf"):
-            raise ValueError(f"coefficient must be finite and not negative, got {self.coefficient}")
+        require_coefficient(self.coefficient, self.decay_to)
+        if not 0 < self.encode_scale < float("inf"):
+            raise ValueError(f"encode_scale must be finite and above 0, got {self.encode_scale}; 1 encodes eV/Å")
         if self.denominators not in ("joint", "own"):
             raise ValueError(f"denominators must be 'joint' or 'own', got '{self.denominators}'")
+        if self.keep_labels and self.only_drop_labels:
+            raise ValueError("keep_labels and only_drop_labels exclude each other; set one of them to false")
 
-    @classmethod
-    def from_settings(cls, block: Mapping[str, Any], *, free_only: bool) -> DeNS:
-        """Build from ``task.objective``: this class's fields, with ``decay_to`` for the decay's floor."""
-        return cls(**_parsed(block), free_only=free_only)
+    @property
+    def needs(self) -> dict[str, str]:
+        """Forces to encode, and stress where it decides what is eligible."""
+        limits = self.eligibility
+        by_forces = self.encode_forces or limits.max_force is not None or limits.max_net_force is not None
+        needed = {"forces": "encode them and to choose structures by them"} if by_forces else {}
+        return needed | ({"stress": "compare with eligibility.max_stress"} if limits.max_stress is not None else {})
 
     def corrupt(self, batch: Batch, rng: StructureRandom) -> Batch:
         """Lines 7 to 22 of Algorithm 1, for all structures at once."""
         draws = rng.draws(batch)
         chosen = (draws.coin < self.prob) & self.eligibility.structures(batch, rng.epoch)  # (B,)
-        mask = chosen[batch.batch] & self._movable(batch)
+        mask = chosen[batch.batch] & (self.all_atoms | free_atoms(batch))
         if self.corrupt_ratio is not None:
             mask &= draws.atom < self.corrupt_ratio
         mask &= self.eligibility.share(mask, batch)[batch.batch]
-        sigma = self.sigma.sample(draws.level)  # (B,)
-        noise = _only(mask, draws.normal * sigma[batch.batch, None])  # (N, 3)
-        encoded = _only(mask & self.encode_forces, batch.forces)
-        corrupted = copy.copy(batch)
-        corrupted.pos = batch.pos + noise
-        corrupted[CORRUPTION] = Corruption(mask, noise, sigma, encoded)
-        return corrupted
+        normal, sigma = draws.normal, self.sigma.sample(draws.level)  # (N, 3), (B,)
+        if self.only_drop_labels:
+            normal = torch.zeros_like(normal)
+        if self.keep_labels:
+            copied = corrupted_structures(batch, mask)
+            atoms, clean = copied[batch.batch], torch.zeros_like(mask)
+            batch = with_copies(batch, copied)
+            mask, normal = torch.cat([clean, mask[atoms]]), torch.cat([normal, normal[atoms]])
+            sigma = torch.cat([sigma, sigma[copied]])
+        encodes = self.encode_forces and not self.only_drop_labels
+        encoded = batch.forces * self.encode_scale if encodes else None
+        return moved(batch, mask, normal=normal, sigma=sigma, encoded=encoded)
 
     def rows(self, batch: Batch) -> dict[str, Rows]:
         """Forces of the uncorrupted atoms, noise of the corrupted ones, energies of the original structures."""
-        corruption = _record(batch)
-        counted = self.counted_atoms(batch)
-        if self.all_atoms:
-            counted = counted | corruption.mask
-        forces, noise = self.counted_atoms(batch) & ~corruption.mask, counted & corruption.mask
-        structures = torch.ones(batch.num_graphs, dtype=torch.bool, device=batch.pos.device)
-        energy = structures if self.energy_of_corrupted else ~corrupted_structures(batch, corruption.mask)
-        joint = self.denominators == "joint"
-        return {
-            "energy": Rows(energy, structures.sum()),
-            "forces": Rows(forces, (counted if joint else forces).sum()),
-            NOISE: Rows(noise, (counted if joint else noise).sum()),
-        }
+        mask, counted = record_of(batch).mask, self.counted_atoms(batch)
+        dropped = mask if self.all_atoms else counted & mask
+        corrupted = corrupted_structures(batch, mask)
+        atoms = counted & ~mask if self.forces_of_corrupted else counted & ~corrupted[batch.batch]
+        structures = torch.ones_like(corrupted) if self.energy_of_corrupted else ~corrupted
+        rows = self.label_rows(batch, structures=structures, atoms=atoms)
+        rows[NOISE] = Rows.mean(torch.zeros_like(dropped) if self.only_drop_labels else dropped)
+        joint = (atoms | dropped).sum()
+        every = torch.tensor(batch.num_graphs, device=mask.device)  # as in Algorithm 1, whatever energies are left out
+        for output in (*self.labels, *self.outputs):
+            if output.level == "structure" and not self.keep_labels:
+                rows[output.name] = rows[output.name]._replace(count=every)
+            if output.level == "atom" and self.denominators == "joint":
+                rows[output.name] = rows[output.name]._replace(count=joint)
+        return rows
 
     def targets(self, batch: Batch) -> Outputs:
         """Noise over its scale, dimensionless (line 25)."""
-        corruption = _record(batch)
+        corruption = record_of(batch)
         return {NOISE: corruption.noise / self._atom_scale(batch, corruption)}
 
     def coefficients(self, progress: float) -> dict[str, float]:
         """lambda_DeNS after a share ``progress`` of the training."""
-        return {NOISE: self.coefficient * self.decay(progress)}
+        return {NOISE: linearly(self.coefficient, self.decay_to, progress)}
 
-    def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, torch.Tensor]:
+    def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, Errors]:
         """Forces and energies apart for clean and corrupted structures (eV/Å, eV), and the noise (Å)."""
-        corruption, counted = _record(batch), self.counted_atoms(batch)
+        corruption, counted = record_of(batch), self.counted_atoms(batch)
         corrupted = corrupted_structures(batch, corruption.mask)  # (B,)
-        forces = (outputs["forces"] - batch.forces).abs()
-        energy = (outputs["energy"].view(-1) - batch.energy).abs()
+        of_corrupted = corrupted[batch.batch]  # (N,)
         noise = (outputs[NOISE] * self._atom_scale(batch, corruption) - corruption.noise).abs()
-        return {
-            "forces_clean_mae": forces[counted & ~corrupted[batch.batch]],
-            "forces_uncorrupted_mae": forces[counted & corrupted[batch.batch] & ~corruption.mask],
-            "noise_mae": noise[corruption.mask],
-            "energy_clean_mae": energy[~corrupted],
-            "energy_corrupted_mae": energy[corrupted],
-        }
-
-    def check(self, batch: Batch) -> None:
-        """Forces are needed to encode, stress where it decides what is eligible."""
-        if "forces" not in batch:
-            raise ValueError(
-                "DeNS encodes forces, and the training set has none; map their name with "
-                "`dataset.train.key_mapping` (old LMDBs: `force: forces`) or train with `objective: {name: s2ef}`"
-            )
-        if self.eligibility.max_stress is not None and "stress" not in batch:
-            raise ValueError("eligibility.max_stress needs `stress` labels, which the training set lacks")
-
-    def _movable(self, batch: Batch) -> torch.Tensor:
-        return torch.ones_like(batch.batch, dtype=torch.bool) if self.all_atoms else free_atoms(batch)
+        asked = torch.zeros_like(corruption.mask) if self.only_drop_labels else corruption.mask
+        found = {"noise_mae": Errors(noise, asked)}
+        if "forces" in outputs:
+            forces = (outputs["forces"] - batch.forces).abs()
+            found["forces_clean_mae"] = Errors(forces, counted & ~of_corrupted)
+            found["forces_uncorrupted_mae"] = Errors(forces, counted & of_corrupted & ~corruption.mask)
+        if "energy" in outputs:
+            energy = (outputs["energy"].view(-1) - batch.energy).abs()
+            found["energy_clean_mae"] = Errors(energy, ~corrupted)
+            found["energy_corrupted_mae"] = Errors(energy, corrupted)
+        return found
 
     def _atom_scale(self, batch: Batch, corruption: Corruption) -> torch.Tensor:
         """(N, 1) Å, the unit in which noise is predicted."""
         return self.sigma.scale(corruption.sigma)[batch.batch, None]
-
-
-def _parsed(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments from YAML."""
-    where = "task.objective"
-    readers: dict[str, Callable[[Any, str], Any]] = {
-        "prob": number,
-        "corrupt_ratio": lambda value, key: None if value is None else number(value, key),
-        "sigma": _sigma,
-        "coefficient": number,
-        "decay_to": lambda value, key: Decay(number(value, key)),
-        "encode_forces": switch,
-        "energy_of_corrupted": switch,
-        "all_atoms": switch,
-        "denominators": lambda value, _: value,
-        "eligibility": _eligibility,
-    }
-    reject_unknown(block, readers, where)
-    parsed = {key: readers[key](value, f"{where}.{key}") for key, value in block.items()}
-    if "decay_to" in parsed:
-        parsed["decay"] = parsed.pop("decay_to")
-    return parsed
-
-
-def _sigma(value: Any, where: str) -> Sigma:
-    if not isinstance(value, Mapping):
-        return FixedSigma(number(value, where))
-    names = [entry.name for entry in fields(SigmaLadder)]
-    reject_unknown(value, names, where)
-    missing = {"low", "high"} - set(value)
-    if missing:
-        raise ValueError(f"{where} lacks {' and '.join(sorted(missing))}; a ladder of sigmas needs low and high in Å")
-    numbers = {key: number(value[key], f"{where}.{key}") for key in value if key != "normalise_by"}
-    return SigmaLadder(**{**value, **numbers})
-
-
-def _eligibility(value: Any, where: str) -> Eligibility:
-    block = mapping(value, where)
-    reject_unknown(block, [entry.name for entry in fields(Eligibility)], where)
-    limits = {key: number(limit, f"{where}.{key}") for key, limit in block.items() if limit is not None}
-    return Eligibility(**limits)
-
-
-def _record(batch: Batch) -> Corruption:
-    corruption = corruption_of(batch)
-    if corruption is None:
-        raise ValueError("this batch was not corrupted; pass it through `DeNS.prepare` first")
-    return corruption
-
-
-def _only(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """``values`` (N, 3) where ``mask`` (N,) holds, zero elsewhere."""
-    return torch.where(mask[:, None], values, values.new_zeros(()))
 
 
 def _sum_by_structure(values: torch.Tensor, batch: Batch) -> torch.Tensor:

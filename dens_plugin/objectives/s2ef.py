@@ -6,9 +6,6 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
-from dens_plugin.fields import Rows
 from dens_plugin.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -17,18 +14,10 @@ if TYPE_CHECKING:
     from dens_plugin.objectives.noise import StructureRandom
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class S2EF(Objective):
-    """Structure to energy and forces, without any corruption: the baseline, by the same trainer."""
-
-    free_only: bool = True
+    """The labels alone, without any corruption: energies, forces, or whatever else the config trains on."""
 
     def corrupt(self, batch: Batch, rng: StructureRandom) -> Batch:
         """A shallow copy."""
         return copy.copy(batch)
-
-    def rows(self, batch: Batch) -> dict[str, Rows]:
-        """Energies of all structures, forces of all atoms that may count."""
-        atoms = self.counted_atoms(batch)
-        structures = torch.ones(batch.num_graphs, dtype=torch.bool, device=batch.pos.device)
-        return {"energy": Rows(structures, structures.sum()), "forces": Rows(atoms, atoms.sum())}

@@ -23,7 +23,6 @@ from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, new_trainer_context
 from fairchem.core.datasets.base_dataset import Subset
 
-import dens_plugin.training.trainer  # noqa: F401
 from dens_plugin import compat
 from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
@@ -31,9 +30,10 @@ from dens_plugin.checks.options import require_overrides
 from dens_plugin.config_files import find_config
 from dens_plugin.probe.batch_fit import Measured, largest_within, line_through, measure_up_to
 from dens_plugin.probe.memory import Meter, bytes_of, meter_of
+from dens_plugin.training.loop import TrainingLoop
+from dens_plugin.training.trainer import DeNSTrainer
 
 if TYPE_CHECKING:
-    from fairchem.core.trainers import OCPTrainer
     from torch.utils.data import Dataset
     from torch_geometric.data import Data
 
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _trainer_of(config: Mapping[str, Any]) -> Iterator[OCPTrainer]:
+def _trainer_of(config: Mapping[str, Any]) -> Iterator[DeNSTrainer]:
     """The trainer of a config; what it writes goes away with the context, and logging shows warnings only."""
     previous = logging.root.manager.disable
     logging.disable(logging.INFO)  # fairchem logs a whole config and all names of parameters
@@ -88,6 +88,8 @@ def _trainer_of(config: Mapping[str, Any]) -> Iterator[OCPTrainer]:
             tempfile.TemporaryDirectory(prefix="dens-probe-") as folder,
             new_trainer_context(config={**config, "run_dir": folder}) as context,
         ):
+            if not isinstance(context.trainer, DeNSTrainer):
+                raise ValueError(f"dens probe takes steps of dens_plugin.DeNSTrainer, got trainer: {config['trainer']}")
             yield context.trainer
     finally:
         logging.disable(previous)
@@ -112,7 +114,7 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-def _largest_structures(trainer: OCPTrainer, args: argparse.Namespace) -> list[Data]:
+def _largest_structures(trainer: DeNSTrainer, args: argparse.Namespace) -> list[Data]:
     """The largest structures first: of all of them where the data set says their sizes, else of a sample."""
     dataset: Dataset = trainer.train_loader.dataset  # reads with the checks of a training run
     sizes = _sizes(trainer.train_dataset)
@@ -133,7 +135,7 @@ def _sizes(dataset: Any) -> np.ndarray | None:
     return np.asarray(dataset._metadata["natoms"])
 
 
-def _measured(trainer: OCPTrainer, structures: Sequence[Data], size: int, meter: Meter) -> Measured:
+def _measured(trainer: DeNSTrainer, structures: Sequence[Data], size: int, meter: Meter) -> Measured:
     """Training steps on a batch of the ``size`` largest structures, some of them twice where there are fewer."""
     chosen = [structures[index % len(structures)] for index in range(size)]
     meter.start()
@@ -153,14 +155,10 @@ def _measured(trainer: OCPTrainer, structures: Sequence[Data], size: int, meter:
     return Measured(size, peak, seconds)
 
 
-def _step(trainer: OCPTrainer, structures: Sequence[Data]) -> None:
-    """What fairchem's loop does in a step, but for logs and files."""
-    trainer.step = trainer.config["optim"].get("accumulate_steps", 1)  # one that ends with the optimiser
-    trainer.model.train()
-    batch = trainer.train_loader.collate_fn(structures)
-    with torch.autocast("cuda", enabled=trainer.scaler is not None):
-        loss = trainer._compute_loss(trainer._forward(batch), batch)
-    trainer._backward(loss if trainer.scaler is None else trainer.scaler.scale(loss))
+def _step(trainer: DeNSTrainer, structures: Sequence[Data]) -> None:
+    """A step of training, but for logs and files."""
+    trainer.step = trainer.accumulate_steps  # one that ends with the optimiser
+    TrainingLoop(trainer).optimise(trainer.train_loader.collate_fn(structures))
 
 
 def _tell(points: Sequence[Measured], structures: Sequence[Data], budget: float, args: argparse.Namespace) -> None:

@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
-
-import torch
-
-from dens_plugin.fields import structure_names
-from dens_plugin.training.optimizer import norm_of, scale_to
-
-if TYPE_CHECKING:
-    from torch_geometric.data import Batch
+from typing import Any
 
 _REMEDY = "lower optim.lr_initial or optim.clip_grad_norm, or look at these structures with `dens data check`"
-
-
-class NonFiniteGradientError(FloatingPointError):
-    """Raised in front of an optimiser step that would spoil the weights."""
 
 
 class BadSteps:
@@ -44,14 +32,14 @@ class BadSteps:
                 f"all {self._in_a_row} steps were left out for a NaN, and nothing was trained: {_REMEDY}"
             )
 
-    def bad(self, what: str, step: int, batch: Batch) -> None:
+    def bad(self, what: str, step: int, structures: str) -> None:
         """Note a step that was left out, and log the structures of this rank's batch.
 
         Raises:
             FloatingPointError: if there were too many in a row, naming step and structures.
         """
         self._in_a_row += 1
-        told = f"{what} in step {step}, with {structure_names(batch)} in the batch"
+        told = f"{what} in step {step}, with {structures} in the batch"
         if self._in_a_row > self._limit:
             raise FloatingPointError(
                 f"{told}, and {self._limit} bad steps before it; weights and checkpoint are still good: {_REMEDY}"
@@ -65,18 +53,3 @@ def bad_steps_allowed(optim: dict[str, Any]) -> int:
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
         raise ValueError(f"optim.max_bad_steps must be a whole number of at least 0, got {limit!r}")
     return limit
-
-
-def clip_gradients(parameters: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor:
-    """Scale gradients down to a norm of at most ``limit`` and return the norm that they had.
-
-    Raises:
-        NonFiniteGradientError: if a gradient is NaN or infinite.
-    """
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = norm_of(gradients)
-    if not torch.isfinite(norm):
-        raise NonFiniteGradientError(f"the norm of the gradient is {norm.item()}")
-    if limit is not None:
-        scale_to(gradients, norm, limit)
-    return norm

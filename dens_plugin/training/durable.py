@@ -1,7 +1,7 @@
 """fairchem's trainer without what it loses on the way: a run that may be interrupted at any moment.
 
-It knows nothing of objectives. Checkpoints are written at the end of a step, whole, with predecessors to fall back on;
-a resumed run is the uninterrupted one, and what changed in between is said; validation means are exact.
+It knows nothing of objectives. Checkpoints are written whole, with predecessors to fall back on; a resumed run is the
+uninterrupted one, and what changed in between is said; validation means are exact.
 """
 
 from __future__ import annotations
@@ -18,22 +18,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from fairchem.core.common import distutils, gp_utils
 from fairchem.core.datasets.base_dataset import UnsupportedDatasetError
+from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from fairchem.core.models.equiformer_v2.trainers.lr_scheduler import LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from dens_plugin import compat
 from dens_plugin.checks.identifiers import require_identifiers
+from dens_plugin.checks.optim import require_optim, without_nulls
 from dens_plugin.data.records import require_structures
-from dens_plugin.training.evaluation import MeanLoss, ShareSampler, summed
+from dens_plugin.settings import with_numbers
+from dens_plugin.training.bad_steps import BadSteps, bad_steps_allowed
+from dens_plugin.training.evaluation import MeanLoss, ShareSampler, is_better, summed
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
 from dens_plugin.training.interruption import workers_let_go
-from dens_plugin.training.optimizer import Averages
+from dens_plugin.training.loop import TrainingLoop
+from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_fused_step
 from dens_plugin.training.order import EpochOrder
 from dens_plugin.training.resume import RUN, RunRecord, differences, recorded
 from dens_plugin.training.saving import NEWEST, commit, keep_checkpoints, newest_whole
 from dens_plugin.training.step_random import seed_step
-from dens_plugin.training.stepping import SteppingTrainer
+from dens_plugin.training.steps import accumulate_steps, autocast_dtype, suit_schedule
 from dens_plugin.training.warm_start import warn_of_other_model
 
 if TYPE_CHECKING:
@@ -45,24 +50,55 @@ _BEST = "best_checkpoint.pt"  # fairchem's name
 _UNEVALUATED = "unevaluated"  # in the config of a checkpoint that was written in front of its step's evaluation
 
 
-class DurableTrainer(SteppingTrainer):
-    """fairchem's trainer for runs of weeks; options beside fairchem's and those of `SteppingTrainer`:
+class DurableTrainer(EquiformerV2ForcesTrainer):
+    """fairchem's trainer for runs of weeks, with a loop of its own (`loop.py`); options beside fairchem's:
 
+    - ``optim.autocast``: ``bf16`` to run the model under bfloat16 autocast.
+    - ``optim.accumulate_steps``: batches per optimiser step.
+    - ``optim.max_bad_steps``: how many steps in a row may be left out for a NaN, 10 by default.
     - ``optim.keep_checkpoints``: how many of the newest checkpoints to keep, 2 by default.
     """
 
-    _in_training = False  # whether validations are those of a training
-    _validated = False  # whether there was one
-    _save_due = False  # whether to save at the end of the step
     _loaded_config: dict[str, Any] | None = None  # of the checkpoint that was loaded
-    _unevaluated_step: int | None = None  # the last of which a checkpoint was written in front of its evaluation
+    _newest_step: int | None = None  # of the newest checkpoint that this process wrote
     _unsaved: str | None = None  # why the last attempt to save failed
 
     def load(self, inference_only: bool) -> None:
         """Read the options, then everything else."""
         self.config["task"].setdefault("prediction_dtype", "float32")  # fairchem's float16 rounds total energies
-        self._keep_checkpoints = keep_checkpoints(self.config["optim"])
+        self.config["optim"] = optim = without_nulls(with_numbers(self.config["optim"]))
+        if not inference_only:
+            require_optim(optim)
+        self._keep_checkpoints = keep_checkpoints(optim)
+        self._autocast_dtype = autocast_dtype(self.config)
+        self.accumulate_steps = accumulate_steps(optim)
+        self.bad_steps = BadSteps(bad_steps_allowed(optim))
         super().load(inference_only)
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        return self.config["cmd"]["seed"] or 0
+
+    def load_optimizer(self) -> None:
+        """fairchem's, fused where torch can."""
+        stated = self.config["optim"]
+        self.config["optim"] = with_fused_step(stated, self.model.parameters())
+        try:
+            super().load_optimizer()
+        finally:
+            self.config["optim"] = stated
+        keep_way_of_stepping(self.optimizer)
+
+    def load_extras(self) -> None:
+        """fairchem's schedule and averages, and a record of what a step means."""
+        if self.train_loader is not None:
+            suit_schedule(self.config["optim"], len(self.train_loader))
+        super().load_extras()
+        if self.ema is not None:
+            self.ema = Averages(self.model.parameters(), self.ema_decay)
+        if self.train_loader is not None:
+            self.config[RUN] = self._record()._asdict()
 
     @staticmethod
     def _get_timestamp(device: torch.device, suffix: str | None) -> str:
@@ -100,20 +136,14 @@ class DurableTrainer(SteppingTrainer):
         rank, ranks = _data_ranks()
         return ShareSampler(dataset, batch_size=batch_size, rank=rank, num_replicas=ranks)
 
-    def load_extras(self) -> None:
-        """fairchem's, with a record of what a step means."""
-        super().load_extras()
-        if self.train_loader is not None:
-            self.config[RUN] = self._record()._asdict()
-
     def _record(self) -> RunRecord:
         return RunRecord(
             world_size=_data_ranks()[1],
             batch_size=self.config["optim"].get("batch_size", 1),
-            accumulate_steps=self._accumulate_steps,
+            accumulate_steps=self.accumulate_steps,
             structures=len(self.train_dataset),
             batches_per_epoch=len(self.train_loader),
-            seed=self._seed,
+            seed=self.seed,
         )
 
     @property
@@ -121,26 +151,74 @@ class DurableTrainer(SteppingTrainer):
         return Path(self.config["cmd"]["checkpoint_dir"])
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
-        """fairchem's loop, from the run's own newest checkpoint if it is ahead of what was loaded, to its last step.
+        """From the run's own newest checkpoint, if it is ahead of what was loaded, to its last step.
 
         Raises:
             FloatingPointError: after too many bad steps in a row.
             OSError: if the last checkpoint could not be written.
         """
-        self._in_training = True
         self._go_on_from_own()
         self._tell_differences()
-        self._finish_loaded_step(disable_eval_tqdm)
+        if getattr(self, "primary_metric", None) != self._primary_metric:  # that of a checkpoint
+            self.best_val_metric, self.primary_metric = None, self._primary_metric
+        if _is_unevaluated(self._loaded_config):
+            self.evaluate(disable_tqdm=disable_eval_tqdm)
+        self._loaded_config = None
         record = self._record()
         logging.info(
             f"Effective batch: {record.effective_batch} structures per step = {record.batch_size} per batch x "
             f"{record.world_size} ranks x {record.accumulate_steps} accumulated."
         )
-        super().train(disable_eval_tqdm)
-        self._validate_once(disable_eval_tqdm)
-        self.save(checkpoint_file=NEWEST, training_state=True)
+        TrainingLoop(self).run(disable_eval_tqdm=disable_eval_tqdm)
+        if self.val_loader is not None and self.step > 0 and not self._has_best():
+            self._update_best(disable_tqdm=disable_eval_tqdm)  # of a run that is shorter than an evaluation
+        self.save()
         if self._unsaved is not None:
             raise OSError(self._unsaved)
+
+    def evaluate(self, *, disable_tqdm: bool = True) -> None:
+        """What fairchem does every ``eval_every`` steps: validate, keep the best weights, relax, and say a plateau."""
+        metrics = self._update_best(disable_tqdm=disable_tqdm) if self.val_loader is not None else {}
+        if self.config["task"].get("eval_relaxations", False):
+            self.run_relaxations()
+        if self.scheduler.scheduler_type == "ReduceLROnPlateau":
+            self.scheduler.step(metrics=metrics[self._primary_metric]["metric"])
+
+    @property
+    def _primary_metric(self) -> str:
+        return self.evaluation_metrics["primary_metric"]
+
+    def _update_best(self, *, disable_tqdm: bool) -> dict[str, Any]:
+        metrics = self._validated("val", disable_tqdm)
+        self.update_best(self._primary_metric, metrics, disable_tqdm)
+        return metrics
+
+    def update_best(self, primary_metric: str, val_metrics: dict[str, Any], disable_eval_tqdm: bool = True) -> None:
+        """Keep the weights, and predict the test set, if the metric is the best so far."""
+        if primary_metric not in val_metrics:
+            logging.warning(
+                f"The validation set has nothing to compute {primary_metric} of; no weights are kept as best."
+            )
+            return
+        value = val_metrics[primary_metric]["metric"]
+        if not is_better(primary_metric, value, self.best_val_metric):
+            return
+        self.best_val_metric = value
+        self.save(metrics=val_metrics, checkpoint_file=_BEST, training_state=False)
+        if self.test_loader is not None:
+            self.predict(self.test_loader, results_file="predictions", disable_tqdm=disable_eval_tqdm)
+
+    def _has_best(self) -> bool:
+        found = [(self._folder / _BEST).exists() if distutils.is_master() else None]
+        distutils.broadcast_object_list(found, src=0, device=self.device)
+        return bool(found[0])
+
+    def report(self, row: Mapping[str, float]) -> None:
+        """Print and log what the last training steps were like."""
+        if distutils.is_master():
+            logging.info(", ".join(f"{name}: {value:.2e}" for name, value in row.items()))
+        if self.logger is not None:
+            self.logger.log(dict(row), step=self.step, split="train")
 
     def _go_on_from_own(self) -> None:
         """Load the run's own newest checkpoint if it is ahead: after a requeue it beats an explicit `--checkpoint`."""
@@ -159,29 +237,8 @@ class DurableTrainer(SteppingTrainer):
         before = recorded(self._loaded_config)
         if before is not None and before.batches_per_epoch != len(self.train_loader):
             step = round(self.epoch * len(self.train_loader))
-            self.step = step - step % self._accumulate_steps
+            self.step = step - step % self.accumulate_steps
             self._move_schedule()
-
-    def _finish_loaded_step(self, disable_tqdm: bool) -> None:
-        """Make up for the evaluation that a run was interrupted in, and for what follows it in fairchem's loop."""
-        if not _is_unevaluated(self._loaded_config):
-            return
-        primary = self.evaluation_metrics["primary_metric"]
-        metrics = self.validate("val", disable_tqdm)
-        self.update_best(primary, metrics, disable_tqdm)
-        self.scheduler.step(metrics=metrics[primary]["metric"])
-        self._loaded_config = None
-
-    def _validate_once(self, disable_tqdm: bool) -> None:
-        """Validate a run that ended before the first multiple of ``eval_every``, for a best checkpoint all the same."""
-        if self._validated or self.val_loader is None or self.step == 0:
-            return
-        found = [(self._folder / _BEST).exists() if distutils.is_master() else None]
-        distutils.broadcast_object_list(found, src=0, device=self.device)
-        if not found[0]:
-            self.update_best(
-                self.evaluation_metrics["primary_metric"], self.validate("val", disable_tqdm), disable_tqdm
-            )
 
     def _move_schedule(self) -> None:
         """A fresh schedule at the current step."""
@@ -191,7 +248,7 @@ class DurableTrainer(SteppingTrainer):
             return
         fresh.scheduler.last_epoch = self.step - 1
         fresh.scheduler.step()
-        self.scheduler.replace(fresh)
+        self.scheduler = fresh
 
     def load_checkpoint(
         self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False
@@ -223,26 +280,27 @@ class DurableTrainer(SteppingTrainer):
         if self.ema is None and self.ema_decay:
             self.ema = Averages(self.model.parameters(), self.ema_decay)
         schedule = getattr(self.scheduler, "scheduler", None)
-        if _is_unevaluated(self._loaded_config):
-            return
         if isinstance(schedule, LambdaLR) and schedule.last_epoch == self.step - 1:
             schedule.step()
+
+    def save_step(self, *, evaluation_follows: bool = False) -> None:
+        """Write the newest checkpoint; an evaluation that follows may take long and is made up for if it is lost."""
+        if evaluation_follows:
+            self.config[_UNEVALUATED] = True
+        try:
+            self.save()
+        finally:
+            self.config.pop(_UNEVALUATED, None)
 
     def save(
         self, metrics: dict | None = None, checkpoint_file: str = NEWEST, training_state: bool = True
     ) -> str | None:
-        """Write a checkpoint, whole or not at all; one with the training state waits for the end of the step.
+        """Write a checkpoint, whole or not at all; one of the same step gives way to it.
 
         A failure to write is logged, and raised at the end of the run if no later attempt succeeded.
         """
-        if self._in_step and training_state:
-            self._save_due = True
-            return str(self._folder / checkpoint_file)
-        return self._write(metrics, checkpoint_file, training_state)
-
-    def _write(self, metrics: dict | None, file: str, training_state: bool) -> str | None:
-        path, temporary = self._folder / file, f".{file}.writing"
-        replaces = file != NEWEST or self._unevaluated_step == self.step
+        path, temporary = self._folder / checkpoint_file, f".{checkpoint_file}.writing"
+        replaces = checkpoint_file != NEWEST or self._newest_step == self.step
         try:
             if super().save(metrics, temporary, training_state) is None:
                 return None
@@ -250,23 +308,10 @@ class DurableTrainer(SteppingTrainer):
         except (OSError, RuntimeError) as error:  # torch has no type of its own for a disk that is full
             self._not_saved(path, error, restore_average=not training_state)
             return None
+        if checkpoint_file == NEWEST:
+            self._newest_step = self.step
         self._unsaved = None
         return str(path)
-
-    def _save_unevaluated(self) -> None:
-        """Write a checkpoint in front of an evaluation, which may take long and shall not be lost with its step."""
-        self.config[_UNEVALUATED] = True
-        try:
-            self._write(None, NEWEST, training_state=True)
-            self._unevaluated_step = self.step
-        finally:
-            del self.config[_UNEVALUATED]
-
-    def finish_step(self, *, interrupted: bool) -> None:
-        """Write the checkpoint that was asked for within the step, or one for the interruption."""
-        if self._save_due or interrupted:
-            self._save_due = False
-            self.save(checkpoint_file=NEWEST, training_state=True)
 
     def _not_saved(self, path: Path, error: Exception, *, restore_average: bool) -> None:
         if restore_average and self.ema is not None:
@@ -279,15 +324,16 @@ class DurableTrainer(SteppingTrainer):
         logging.error(self._unsaved)
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict[str, Any]:
-        """fairchem's, with exact means over the set on any number of ranks."""
-        if self._save_due:
-            self._save_unevaluated()
-        seed_step(self._seed, self.step, split)
-        self._evaluation_loss = MeanLoss()
-        self._validated = True
-        if not self._in_training and self.logger is not None:  # a result of its own, which must say of what weights
+        """fairchem's, with exact means over the set on any number of ranks, and a note of which weights these are."""
+        if self.logger is not None:
             source = str(self.config.get(f"{split}_dataset", {}).get("src"))
             self.logger.note({"split": split, "step": self.step, WEIGHTS: self._digest(), SOURCE: source})
+        return self._validated(split, disable_tqdm)
+
+    def _validated(self, split: str, disable_tqdm: bool) -> dict[str, Any]:
+        """The metrics of a validation, exact on any number of ranks."""
+        seed_step(self.seed, self.step, split)
+        self._evaluation_loss = MeanLoss()
         with self._without_ddp(), workers_let_go():
             return super().validate(split, disable_tqdm)
 
@@ -307,7 +353,7 @@ class DurableTrainer(SteppingTrainer):
         """
         if isinstance(data, DataLoader):
             require_identifiers(data.dataset)
-        seed_step(self._seed, self.step, "predict")
+        seed_step(self.seed, self.step, "predict")
         with self._without_ddp(), workers_let_go():
             return super().predict(data, *args, **kwargs)
 

@@ -6,14 +6,20 @@ shares, the model runs without DDP, whose forward needs all ranks, and sums and 
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Iterator, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from fairchem.core.common import distutils
 from torch.utils.data import BatchSampler
 
 from dens_plugin.training.losses import Term
+
+if TYPE_CHECKING:
+    from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
+
+_HIGHER_IS_BETTER = ("cosine_similarity", "within_threshold")
 
 
 class ShareSampler(BatchSampler):
@@ -28,6 +34,27 @@ class ShareSampler(BatchSampler):
 
     def __init__(self, dataset: Sized, *, batch_size: int, rank: int, num_replicas: int) -> None:
         super().__init__(range(rank, len(dataset), num_replicas), batch_size, drop_last=False)
+
+
+def is_better(metric: str, value: float, best: float | None) -> bool:
+    """Whether a metric's value beats the best so far; None where there is none. Errors are better if they are lower."""
+    if best is None:
+        return True
+    return value > best if any(word in metric for word in _HIGHER_IS_BETTER) else value < best
+
+
+@contextlib.contextmanager
+def averaged(averages: ExponentialMovingAverage | None) -> Iterator[None]:
+    """Within the context the model has its averaged weights, where there are some."""
+    if averages is None:
+        yield
+        return
+    averages.store()
+    averages.copy_to()
+    try:
+        yield
+    finally:
+        averages.restore()
 
 
 class MeanLoss:
@@ -63,15 +90,15 @@ class _Part(NamedTuple):
 
 
 def summed(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """fairchem's running metrics summed over ranks, of which some may lack some or all of them."""
+    """fairchem's running metrics summed over ranks, some of which may lack some or all; without those of nothing."""
     shares = _gathered({name: (_number(value["total"]), _number(value["numel"])) for name, value in metrics.items()})
     names = sorted(set().union(*shares))
-    return {name: _joined(name, shares) for name in names}
+    return {name: joined for name in names if (joined := _joined(name, shares))["numel"]}
 
 
 def _joined(name: str, shares: list[dict[str, tuple[float, float]]]) -> dict[str, float]:
     total, numel = (sum(share.get(name, (0, 0))[part] for share in shares) for part in (0, 1))
-    return {"total": total, "numel": numel, "metric": total / numel}
+    return {"total": total, "numel": numel, "metric": total / max(numel, 1)}
 
 
 def _gathered(value: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
@@ -13,33 +13,41 @@ from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
 
 if TYPE_CHECKING:
-    from torch.utils.data import DistributedSampler
     from torch_geometric.data import Batch, Data
+
+
+class HasEpoch(Protocol):
+    """What knows the epoch: fairchem's sampler, which is told before the workers of an epoch start."""
+
+    epoch: int
+
+
+class FixedEpoch(NamedTuple):
+    """The same epoch for ever."""
+
+    epoch: int
 
 
 @dataclass
 class PreparingCollater:
     """Collates structures into a batch and lets the objective prepare it.
 
-    The epoch is read from the sampler, which fairchem sets before it starts an epoch's workers, so that a worker knows
-    it without being told.
-
     Args:
         collate: fairchem's collate function.
         objective: what to train on.
         seed: the run's seed.
-        sampler: fairchem's, whose ``epoch`` counts from 0.
+        epochs: what knows the epoch, from 0.
     """
 
     collate: Callable[[Sequence[Data]], Batch]
     objective: Objective
     seed: int
-    sampler: DistributedSampler
+    epochs: HasEpoch
 
     def __call__(self, structures: Sequence[Data]) -> Batch:
         """The prepared batch of some structures."""
         require_like_structures(structures)
-        return self.objective.prepare(self.collate(structures), StructureRandom(self.seed, self.sampler.epoch))
+        return self.objective.prepare(self.collate(structures), StructureRandom(self.seed, self.epochs.epoch))
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The loss: for each target a coefficient times a sum over the rows that count, over a count from all ranks."""
+"""The loss: for each output a coefficient times a sum over the rows that count, over a count from all ranks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from fairchem.core.common import distutils
+from fairchem.core.common.registry import registry
+from torch import nn
 
 if TYPE_CHECKING:
     from dens_plugin.fields import Rows
 
 
 class Term(NamedTuple):
-    """One target's part of the loss.
+    """One output's part of the loss.
 
     Attributes:
         coefficient: its weight.
@@ -25,9 +27,30 @@ class Term(NamedTuple):
     count: torch.Tensor
 
 
+class Loss(NamedTuple):
+    """The loss of a batch, as all ranks see it.
+
+    Attributes:
+        value: () what to differentiate.
+        bad: () bool, whether the loss of any rank is NaN or infinite.
+    """
+
+    value: torch.Tensor
+    bad: torch.Tensor
+
+
+@registry.register_loss("squared_norm")
+class SquaredNormLoss(nn.Module):
+    """The squared 2-norm of each row's error, not divided by the number of components."""
+
+    def forward(self, pred: torch.Tensor, target: torch.Tensor, natoms: torch.Tensor) -> torch.Tensor:
+        """(R,) from (R, k)."""
+        return (pred - target).square().sum(dim=-1)
+
+
 def term(
     coefficient: float,
-    loss_fn: torch.nn.Module,
+    loss_fn: nn.Module,
     *,
     prediction: torch.Tensor,
     target: torch.Tensor,
@@ -37,7 +60,7 @@ def term(
     """Errors of the rows that count.
 
     Args:
-        coefficient: the target's weight.
+        coefficient: the output's weight.
         loss_fn: one of fairchem's, from (prediction, target, natoms) to errors per row or per component.
         prediction: (R, k), R atoms or structures.
         target: (R, k), normalised as the prediction is.
@@ -51,15 +74,24 @@ def term(
         raise ValueError(f"prediction has shape {tuple(prediction.shape)}, its target {tuple(target.shape)}")
     chosen = rows.where()
     errors = loss_fn(prediction[chosen], target[chosen], natoms[chosen])
+    if rows.weight is not None:
+        errors = errors * rows.weight[chosen].view(-1, *[1] * (errors.dim() - 1))
     return Term(coefficient, errors, rows.count * errors.shape[1:].numel())
 
 
-def total_loss(terms: list[Term]) -> torch.Tensor:
-    """Sum of the terms, so scaled that DDP's average of gradients over ranks is the gradient of one global mean."""
-    counts = torch.stack([term.count for term in terms])
-    # A count of zero on all ranks means that nothing was summed, and the term is a differentiable zero.
-    counts = distutils.all_reduce(counts, device=counts.device).clamp(min=1)
+def total_loss(terms: list[Term]) -> Loss:
+    """Sum of the terms, so scaled that DDP's average of gradients over ranks is the gradient of one global mean.
+
+    Counts and the word of each rank whether its errors are finite go around in one message.
+    """
+    sums = [term.errors.sum() for term in terms]
+    bad = ~torch.isfinite(torch.stack(sums).detach()).all()
+    told = torch.stack([*(term.count for term in terms), bad.long()])
+    *counts, bad_ranks = distutils.all_reduce(told, device=told.device)
     world_size = distutils.get_world_size()
-    return sum(
-        term.coefficient * (term.errors.sum() * world_size / count) for term, count in zip(terms, counts, strict=True)
+    # A count of zero on all ranks means that nothing was summed, and the term is a differentiable zero.
+    value = sum(
+        term.coefficient * (total * world_size / count.clamp(min=1))
+        for term, total, count in zip(terms, sums, counts, strict=True)
     )
+    return Loss(value, bad_ranks > 0)

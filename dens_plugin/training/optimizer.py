@@ -56,24 +56,37 @@ def _with_own_ways(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> d
     return {**state, "param_groups": [*own, *state["param_groups"][len(own) :]]}
 
 
-def is_left_out(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether ``--amp`` found an overflow, after which a fused optimiser is called and leaves the step out itself."""
-    found = getattr(optimizer, "found_inf", None)  # torch's scaler sets it around the call
-    return found is not None and bool(found.item())
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float | None) -> torch.Tensor:
+    r"""Scale gradients down to a 2-norm of at most ``limit``, as torch does, and return the norm that they had.
 
+    .. math:: g \leftarrow g \min(1, limit / (|g| + 10^{-6}))
 
-def norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """() the 2-norm of all gradients together, as torch's `clip_grad_norm_` computes it."""
+    A GPU is not asked for the norm: gradients that need no scaling are multiplied by one.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if limit is not None:
+        factor = limit / (norm + _ADDED_TO_NORM)
+        if factor.is_cuda or factor < 1:
+            torch._foreach_mul_(gradients, factor.clamp(max=1))
+    return norm
 
 
-def scale_to(gradients: list[torch.Tensor], norm: torch.Tensor, limit: float) -> None:
-    r"""Scale gradients of a known ``norm`` down to ``limit``, as torch does, which also multiplies by one.
+def take_step(optimizer: torch.optim.Optimizer, *, leave_out: torch.Tensor) -> None:
+    """The optimiser's step, unless ``leave_out`` () bool: a fused optimiser on a GPU decides that there."""
+    is_fused = all(group.get("fused") for group in optimizer.param_groups)
+    if leave_out.is_cuda and is_fused:
+        optimizer.grad_scale, optimizer.found_inf = None, leave_out.float()  # as torch's gradient scaler does
+        optimizer.step()
+        del optimizer.grad_scale, optimizer.found_inf
+    elif not leave_out:
+        optimizer.step()
 
-    .. math:: g \leftarrow g \min(1, limit / (norm + 10^{-6}))
-    """
-    factor = limit / (norm + _ADDED_TO_NORM)
-    if factor < 1:
-        torch._foreach_mul_(gradients, factor)
+
+def divide_shared_gradients(model: torch.nn.Module) -> None:
+    """Divide the gradients of parameters that a model uses several times, as GemNet's ``shared_parameters`` ask."""
+    for parameter, factor in getattr(model, "shared_parameters", ()):
+        if parameter.grad is not None:
+            parameter.grad.detach().div_(factor)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -50,13 +48,3 @@ def suit_schedule(optim: dict[str, Any], steps_per_epoch: int) -> None:
             f"optim.scheduler_params.warmup_epochs = {warmup} is less than a step; the warm-up takes one step"
         )
         schedule["warmup_epochs"] = 1.000001 / steps_per_epoch
-
-
-@contextlib.contextmanager
-def gradients_kept(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Within the context `zero_grad` does nothing: fairchem calls it at the start of every backward pass."""
-    optimizer.zero_grad = lambda set_to_none=True: None
-    try:
-        yield
-    finally:
-        del optimizer.zero_grad  # the instance's; the class's method is visible again

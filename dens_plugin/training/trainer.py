@@ -1,24 +1,25 @@
 """fairchem's trainer with an objective: it prepares the training batches, adds outputs and says which rows count.
 
-The loop, optimiser, EMA, schedulers, DDP, AMP, logging and all modes are fairchem's; what makes a run safe to interrupt
-is `DurableTrainer`'s. Validation, prediction and relaxation (`relaxation.py`) never see a corrupted batch.
+Optimiser, averages, schedules, DDP, AMP, logging and all modes are fairchem's; the loop is `loop.TrainingLoop`, and
+what makes a run safe to interrupt is `DurableTrainer`'s. Prediction and relaxation never see a corrupted batch;
+validation sees the clean one and, for objectives with outputs of their own, a corrupted copy.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
+import logging
 import traceback
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
-from fairchem.core.modules.loss import DDPLoss
 
 import dens_plugin.checks.registered  # noqa: F401
 from dens_plugin.checks.dataset import require_files, require_normalizers
-from dens_plugin.checks.objective import objective_from_config, without_switches
+from dens_plugin.checks.objective import labels_of, objective_from_config, without_switches
 from dens_plugin.checks.preflight import (
     limits_of,
     require_edges,
@@ -34,30 +35,28 @@ from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import with_element_references
 from dens_plugin.data.records import LABELS, CheckedDataset
 from dens_plugin.fields import Rows, free_atoms, rows_of
+from dens_plugin.objectives.base import Errors
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.relaxation.run import relax
 from dens_plugin.settings import switch, with_numbers
 from dens_plugin.training.durable import DurableTrainer
-from dens_plugin.training.interruption import leave_to_trainer
-from dens_plugin.training.loader import AllFreeCollater, PreparingCollater
-from dens_plugin.training.losses import Term, term, total_loss
-from dens_plugin.training.metrics import RowEvaluator, require_metric, statistics
+from dens_plugin.training.evaluation import averaged, summed
+from dens_plugin.training.interruption import leave_to_trainer, workers_let_go
+from dens_plugin.training.loader import AllFreeCollater, FixedEpoch, HasEpoch, PreparingCollater
+from dens_plugin.training.losses import Loss, Term, term, total_loss
+from dens_plugin.training.metrics import ObjectiveErrors, with_metrics
 from dens_plugin.training.neighbours import NeighbourCollater, loader_search
+from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.steps import LOADER_WORKERS
 from dens_plugin.training.warm_start import warm_start
 
 if TYPE_CHECKING:
-    from fairchem.core.modules.evaluator import Evaluator
     from torch.utils.data import DataLoader, Dataset
     from torch_geometric.data import Batch, Data
 
 _LOOKED_AT = 4  # training structures, before the first step
-_DEFAULT_METRICS = {
-    "energy": ["mae"],
-    "forces": ["mae", "cosine_similarity", "magnitude_error"],
-    "misc": ["energy_forces_within_threshold"],
-}
+_VALIDATION_EPOCH = -1  # of the noise of validation, the same in every evaluation
 
 
 @registry.register_trainer("dens")
@@ -75,7 +74,7 @@ class DeNSTrainer(DurableTrainer):
 
     def load(self, inference_only: bool) -> None:
         """Read the objective, then everything else."""
-        self.objective = S2EF() if inference_only else objective_from_config(self.config)
+        self.objective = S2EF(labels=labels_of(self.config)) if inference_only else objective_from_config(self.config)
         self.config["model"] = without_switches(self.config["model"])
         self._predict_fixed_atoms = switch(
             self.config["task"].get("predict_fixed_atoms", False), "task.predict_fixed_atoms"
@@ -83,20 +82,16 @@ class DeNSTrainer(DurableTrainer):
         if not inference_only:
             self.config |= with_element_references(self.config)
             self.config |= with_origin(self.config["dataset"])
+            self.config["evaluation_metrics"] = with_metrics(self.config.get("evaluation_metrics"), self.objective)
         super().load(inference_only)
 
     def load_task(self) -> None:
-        """fairchem's, with defaults for what it cannot do without, and an evaluator that allows empty rows."""
+        """fairchem's, with defaults for what it cannot do without."""
         for output in self.config["outputs"].values():
             if output.get("level") == "atom":
                 output.setdefault("train_on_free_atoms", True)
                 output.setdefault("eval_on_free_atoms", True)
-        metrics = self.config.setdefault("evaluation_metrics", {})
-        metrics.setdefault("primary_metric", "forces_mae")
-        metrics.setdefault("metrics", _DEFAULT_METRICS)
-        require_metric(metrics)
         super().load_task()
-        self.evaluator = RowEvaluator(task=self.name, eval_metrics=metrics["metrics"])
 
     def load_model(self) -> None:
         """fairchem's, warm-started where asked.
@@ -135,36 +130,42 @@ class DeNSTrainer(DurableTrainer):
         if self.relax_dataset is not None:
             self.relax_dataset = self._checked(self.relax_dataset)
         self._require_first_structures()
+        self._corrupted_loader = None
+        if self.val_dataset is not None and self.objective.outputs:
+            size = self.config["optim"].get("eval_batch_size", self.config["optim"].get("batch_size", 1))
+            loader = self._checked_loader(self.val_dataset, self.get_sampler(self.val_dataset, size, shuffle=False))
+            self._corrupted_loader = self._prepared(loader, FixedEpoch(_VALIDATION_EPOCH))
 
     def _require_first_structures(self) -> None:
-        targets = [name for loss in self.config["loss_functions"] for name in loss]
         for split, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
             if dataset is not None:
-                require_labels(self._checked(dataset)[0], targets, split)
+                require_labels(self._checked(dataset)[0], self._needed, split)
         if self.train_dataset is not None:
             first = self._first_structures()
             require_edges(self._unwrapped_model, first)
             self._try_first_batch(self.collater(first[:1]))
+
+    @property
+    def _needed(self) -> dict[str, str]:
+        """Field of the data -> what for."""
+        return {label.name: "train on" for label in self.objective.labels} | dict(self.objective.needs)
 
     def _first_structures(self) -> list[Data]:
         return [self.train_dataset[index] for index in range(min(len(self.train_dataset), _LOOKED_AT))]
 
     def _try_first_batch(self, batch: Batch) -> None:
         """Let objective and model look at a batch; what they draw changes nothing."""
-        self.objective.check(batch)
-        prepared = self.objective.prepare(batch, StructureRandom(self._seed, epoch=0)).to(self.device)
-        own = {name: {"level": "atom", "property": name} for name in self.objective.outputs}
+        prepared = self.objective.prepare(batch, StructureRandom(self.seed, epoch=0)).to(self.device)
+        outputs = {output.name: output for output in (*self.objective.labels, *self.objective.outputs)}
         with torch.random.fork_rng(devices=[] if self.cpu else [self.device]):
-            require_outputs(self._unwrapped_model, prepared, {**self.output_targets, **own})
+            require_outputs(self._unwrapped_model, prepared, outputs)
 
     def _checked(self, dataset: Dataset) -> CheckedDataset:
         """The data set with a look at every structure that is read; labels count where something is made of them."""
         is_labelled = dataset is self.train_dataset or dataset is self.val_dataset
+        labels = [name for name in LABELS if name in self._needed] if is_labelled else ()
         return CheckedDataset(
-            dataset,
-            limits_of(self._unwrapped_model),
-            LABELS if is_labelled else (),
-            warns_of_overlaps=dataset is self.test_dataset,
+            dataset, limits_of(self._unwrapped_model), labels, warns_of_overlaps=dataset is self.test_dataset
         )
 
     def load_references_and_normalizers(self) -> None:
@@ -186,18 +187,29 @@ class DeNSTrainer(DurableTrainer):
 
     def get_dataloader(self, dataset: Dataset, sampler: Any, workers: int | None = None) -> DataLoader:
         """fairchem's; the one for training prepares its batches, and all but those for relaxation find neighbours."""
+        loader = self._checked_loader(dataset, sampler, workers)
+        if dataset is self.train_dataset:
+            return self._prepared(loader, sampler.sampler)
+        if dataset is self.test_dataset and self._predict_fixed_atoms:
+            loader.collate_fn = AllFreeCollater(loader.collate_fn)
+        return loader if dataset is self.relax_dataset else self._with_neighbours(loader)  # there atoms move on
+
+    def _checked_loader(self, dataset: Dataset, sampler: Any, workers: int | None = None) -> DataLoader:
         if workers is None:
             workers = self.config["optim"].get(LOADER_WORKERS)
         loader = super().get_dataloader(self._checked(dataset), sampler, workers)
         if loader.num_workers > 0:
             loader.worker_init_fn = leave_to_trainer
             loader.multiprocessing_context = "fork"  # local launches spawn by default, and an open LMDB cannot be sent
-        if dataset is self.train_dataset:
-            seed = self.config["cmd"]["seed"] or 0
-            loader.collate_fn = PreparingCollater(loader.collate_fn, self.objective, seed, sampler.sampler)
-        elif dataset is self.test_dataset and self._predict_fixed_atoms:
-            loader.collate_fn = AllFreeCollater(loader.collate_fn)
-        if self._search is not None and dataset is not self.relax_dataset:  # there atoms move on
+        return loader
+
+    def _prepared(self, loader: DataLoader, epochs: HasEpoch) -> DataLoader:
+        """A loader whose batches the objective prepares, with the noise of an epoch."""
+        loader.collate_fn = PreparingCollater(loader.collate_fn, self.objective, self.seed, epochs)
+        return self._with_neighbours(loader)
+
+    def _with_neighbours(self, loader: DataLoader) -> DataLoader:
+        if self._search is not None:
             loader.collate_fn = NeighbourCollater(loader.collate_fn, self._search)
         return loader
 
@@ -236,98 +248,119 @@ class DeNSTrainer(DurableTrainer):
     def load_loss(self) -> None:
         """fairchem's, and the loss functions of the objective's own outputs."""
         super().load_loss()
-        self._objective_losses = {name: DDPLoss(fn, reduction="mean") for name, fn in self.objective.losses().items()}
+        names = {label.name for label in self.objective.labels}
+        self._label_losses = {
+            name: (info["coefficient"], info["fn"].loss_fn) for name, info in self.loss_functions if name in names
+        }
+        self._own_losses = {output.name: registry.get_loss_class(output.loss)() for output in self.objective.outputs}
 
     def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        with self._training_targets(batch):
-            return self.objective.forward(super()._forward, batch)
+        """Of a prepared batch the outputs that have rows, of another one those of the config, (N, dim) or (B, dim)."""
+        batch = batch.to(self.device, non_blocking=True)  # fairchem's loaders pin its memory
+        with self._autocast():
+            asked = rows_of(batch)
+            if asked is None:
+                outputs = super()._forward(batch)
+            else:
+                found = self.model(batch)
+                outputs = {name: found[name].view(len(rows.mask), -1) for name, rows in asked.items()}
+        return {name: self._widened(value) for name, value in outputs.items()}
+
+    def _autocast(self) -> contextlib.AbstractContextManager:
+        if self._autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self._autocast_dtype)
+
+    def _widened(self, value: torch.Tensor) -> torch.Tensor:
+        """Back to float32 what bf16 autocast left in bf16: losses and metrics are sums over many terms."""
+        return value.float() if value.dtype == self._autocast_dtype else value
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> Loss:
+        """The loss of a prepared batch: of labels by the config, of the objective's own outputs by the objective."""
+        terms = [self._label_term(name, outputs[name], batch, rows_of(batch)[name]) for name in self._label_losses]
+        progress = self.epoch / self.config["optim"]["max_epochs"]
+        return total_loss(terms + self._own_terms(outputs, batch, self.objective.coefficients(progress)))
 
     def _compute_loss(self, out: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
-        terms = [self._host_term(name, info, out, batch) for name, info in self.loss_functions]
-        if not rows_of(batch):
-            return self._evaluation_loss.add(terms)
-        loss = total_loss(terms + self._objective_terms(out, batch))
-        self._agree(loss, batch)
-        return loss
+        """fairchem's validation asks for it: of the labels alone, summed up for the whole set."""
+        if rows_of(batch) is not None:
+            return self.loss(out, batch).value
+        terms = [
+            self._label_term(name, out[name], batch, self._evaluated_rows(name, out[name], batch))
+            for name in self._label_losses
+        ]
+        return self._evaluation_loss.add(terms)
 
-    def _compute_metrics(
-        self, out: dict[str, torch.Tensor], batch: Batch, evaluator: Evaluator, metrics: dict | None = None
-    ) -> dict:
-        rows = rows_of(batch)
-        if rows is None:
-            return super()._compute_metrics(out, batch, evaluator, metrics)
-        metrics = metrics or {}
-        if len(rows["forces"].where()) > 0:  # fairchem cannot average over no atoms
-            metrics = self._host_metrics(out, batch, evaluator, metrics)
-        physical = {name: self._denorm_preds(name, value.detach(), batch) for name, value in out.items()}
-        for name, errors in self.objective.metrics(physical, batch).items():
-            metrics = evaluator.update(name, statistics(errors), metrics)
-        return metrics
-
-    def _host_metrics(
-        self, out: dict[str, torch.Tensor], batch: Batch, evaluator: Evaluator, metrics: dict | None
-    ) -> dict:
-        """fairchem's metrics on the rows that were predicted, which stand for the free atoms."""
-        view = copy.copy(batch)
-        view.fixed = (~rows_of(batch)["forces"].mask).int()
-        with self._training_targets(batch, extra=False):
-            predicted = {name: out[name] for name in self.output_targets}
-            return super()._compute_metrics(predicted, view, evaluator, metrics)
-
-    @contextlib.contextmanager
-    def _training_targets(self, batch: Batch, *, extra: bool = True) -> Iterator[None]:
-        """For a prepared batch: fairchem's targets on the rows that count, and the objective's outputs if ``extra``."""
-        plain = self.output_targets
-        if rows_of(batch):
-            self.output_targets = {name: {**target, "eval_on_free_atoms": True} for name, target in plain.items()}
-            if extra:
-                own = {name: {"level": "atom", "property": name} for name in self.objective.outputs}
-                self.output_targets = {**self.output_targets, **own}
-        try:
-            yield
-        finally:
-            self.output_targets = plain
-
-    def _host_term(self, name: str, info: dict[str, Any], out: dict[str, torch.Tensor], batch: Batch) -> Term:
-        """A target of fairchem's own: its labels normalised as fairchem does."""
-        target, prediction, rows = batch[name], out[name], (rows_of(batch) or {}).get(name)
-        target = target.view(prediction.shape)
-        if rows is None or len(rows.mask) != len(target):  # fairchem gives three rows of stress for a structure
-            rows = self._evaluated_rows(name, target, batch)
+    def _label_term(self, name: str, prediction: torch.Tensor, batch: Batch, rows: Rows) -> Term:
+        """An output with labels in the data, which are normalised as fairchem does."""
+        target = batch[name].view(prediction.shape)
         natoms = batch.natoms if len(target) == batch.num_graphs else batch.natoms[batch.batch]
         if name in self.elementrefs:
             target = self.elementrefs[name].dereference(target, batch)
         if name in self.normalizers:
             target = self.normalizers[name].norm(target)
-        return term(
-            info["coefficient"],
-            info["fn"].loss_fn,
-            prediction=prediction,
-            target=target,
-            rows=rows,
-            natoms=natoms,
-        )
+        coefficient, loss_fn = self._label_losses[name]
+        return term(coefficient, loss_fn, prediction=prediction, target=target, rows=rows, natoms=natoms)
 
-    def _objective_terms(self, out: dict[str, torch.Tensor], batch: Batch) -> list[Term]:
-        targets = self.objective.targets(batch)
-        coefficients = self.objective.coefficients(self.epoch / self.config["optim"]["max_epochs"])
+    def _own_terms(
+        self, outputs: Mapping[str, torch.Tensor], batch: Batch, coefficients: Mapping[str, float]
+    ) -> list[Term]:
+        """The objective's own outputs."""
+        targets, predictions = self.objective.targets(batch), self.objective.predictions(outputs, batch)
+        of_row = {"atom": batch.natoms[batch.batch], "structure": batch.natoms}
         return [
             term(
-                coefficients[name],
-                self._objective_losses[name].loss_fn,
-                prediction=out[name],
-                target=targets[name],
-                rows=rows_of(batch)[name],
-                natoms=batch.natoms[batch.batch],
+                coefficients[output.name],
+                self._own_losses[output.name],
+                prediction=predictions[output.name],
+                target=targets[output.name],
+                rows=rows_of(batch)[output.name],
+                natoms=of_row[output.level],
             )
-            for name in self.objective.outputs
+            for output in self.objective.outputs
         ]
 
-    def _evaluated_rows(self, name: str, target: torch.Tensor, batch: Batch) -> Rows:
-        """The rows of a target (R, k) of which no objective says anything: of evaluation batches, or stress."""
+    def training_errors(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> dict[str, Errors]:
+        """What is worth watching of a prepared batch: mean absolute errors of labels, and the objective's own."""
+        physical = {name: self._denorm_preds(name, value.detach(), batch) for name, value in outputs.items()}
+        found = {
+            f"{label.name}_mae": Errors(
+                (physical[label.name] - batch[label.name].view(physical[label.name].shape)).abs(),
+                rows_of(batch)[label.name].mask,
+            )
+            for label in self.objective.labels
+        }
+        return found | self.objective.metrics(physical, batch)
+
+    def _validated(self, split: str, disable_tqdm: bool) -> dict[str, Any]:
+        """The errors of labels on the clean set, and the objective's own on a corrupted copy of it."""
+        metrics = super()._validated(split, disable_tqdm) if self.objective.labels else {}
+        if self._corrupted_loader is None or split != "val":
+            return metrics
+        own = self._corrupted_metrics(self._corrupted_loader)
+        row = {name: values["metric"] for name, values in own.items()}
+        if distutils.is_master():
+            logging.info("On a corrupted copy: " + ", ".join(f"{name}: {value:.4f}" for name, value in row.items()))
+        if self.logger is not None:
+            self.logger.log({**row, "epoch": self.epoch}, step=self.step, split=split)
+        return metrics | own
+
+    @torch.no_grad()
+    def _corrupted_metrics(self, loader: DataLoader) -> dict[str, dict[str, Any]]:
+        """Name -> total, numel and metric over all ranks."""
+        errors = ObjectiveErrors(self.objective)
+        seed_step(self.seed, self.step, "corrupted")
+        self.model.eval()
+        with self._without_ddp(), workers_let_go(), averaged(self.ema):
+            for batch in loader:
+                outputs = self._forward(batch)
+                physical = {name: self._denorm_preds(name, value, batch) for name, value in outputs.items()}
+                errors.add(outputs, physical, batch)
+        return summed(errors.totals())
+
+    def _evaluated_rows(self, name: str, prediction: torch.Tensor, batch: Batch) -> Rows:
+        """The rows of a label in an evaluation batch."""
         settings = self.output_targets[name]
         if settings["level"] == "atom" and settings["train_on_free_atoms"]:
-            mask = free_atoms(batch)
-        else:
-            mask = torch.ones(len(target), dtype=torch.bool, device=target.device)
-        return Rows(mask, mask.sum())
+            return Rows.mean(free_atoms(batch))
+        return Rows.mean(torch.ones(len(prediction), dtype=torch.bool, device=prediction.device))

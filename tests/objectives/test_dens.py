@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from dens_plugin.fields import MD, NOISE, corruption_of, free_atoms, rows_of
-from dens_plugin.objectives.dens import Decay, DeNS, Eligibility
+from dens_plugin.fields import ENERGY, MD, NOISE, corrupted_structures, corruption_of, free_atoms, rows_of
+from dens_plugin.objectives.dens import DeNS, Eligibility
 from dens_plugin.objectives.noise import FixedSigma, SigmaLadder, StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.testing import EPOCH, ObjectiveContract, random_batch, random_structure
@@ -17,6 +17,18 @@ class TestDeNSContract(ObjectiveContract):
     @pytest.fixture
     def objective(self):
         return DeNS(prob=0.8)
+
+
+class TestDeNSBesideTheCleanContract(ObjectiveContract):
+    @pytest.fixture
+    def objective(self):
+        return DeNS(prob=0.8, keep_labels=True)
+
+
+class TestDroppedLabelsContract(ObjectiveContract):
+    @pytest.fixture
+    def objective(self):
+        return DeNS(prob=0.8, only_drop_labels=True)
 
 
 class TestS2EFContract(ObjectiveContract):
@@ -106,7 +118,7 @@ def test_zero_probability_changes_nothing():
 @pytest.mark.parametrize("objective", [S2EF(), DeNS(prob=0.5)], ids=["s2ef", "dens"])
 def test_lists_the_rows_that_count(objective):
     rows = rows_of(objective.prepare(random_batch((40, 40)), EPOCH))
-    assert {"energy", "forces", *objective.outputs} == set(rows)
+    assert {"energy", "forces", *(output.name for output in objective.outputs)} == set(rows)
     for of_target in rows.values():
         assert torch.equal(of_target.chosen, of_target.mask.nonzero().view(-1))
 
@@ -122,6 +134,72 @@ def test_ablation_without_force_encoding():
     corruption = corruption_of(DeNS(prob=1.0, encode_forces=False).prepare(random_batch((30,)), EPOCH))
     assert corruption.mask.any()
     assert not corruption.forces.any()
+
+
+def test_encodes_forces_in_another_unit():
+    batch = random_batch((30,))
+    plain, scaled = (corruption_of(DeNS(prob=1.0, encode_scale=s).prepare(batch, EPOCH)).forces for s in (1.0, 23.0605))
+    assert torch.allclose(scaled, 23.0605 * plain)
+
+
+def test_uncorrupted_atoms_of_corrupted_structures_may_be_left_out():
+    batch = many(20)
+    prepared = DeNS(prob=0.5, forces_of_corrupted=False).prepare(batch, EPOCH)
+    corrupted = corrupted_structures(prepared, corruption_of(prepared).mask)
+    rows = rows_of(prepared)["forces"].mask
+    assert torch.equal(rows, (batch.fixed == 0) & ~corrupted[batch.batch])
+
+
+class TestCopies:
+    """DeNS as a second, corrupted copy of the chosen structures."""
+
+    @pytest.fixture
+    def prepared(self):
+        return DeNS(prob=0.5, keep_labels=True).prepare(many(20), EPOCH)
+
+    def test_clean_structures_keep_all_labels(self, prepared):
+        clean, rows = many(20), rows_of(prepared)
+        atoms = len(clean.pos)
+        assert torch.equal(prepared.pos[:atoms], clean.pos)
+        assert not corruption_of(prepared).mask[:atoms].any()
+        assert torch.equal(rows["forces"].mask[:atoms], clean.fixed == 0)
+        assert rows["energy"].mask[:20].all()
+
+    def test_copies_are_corrupted_as_the_structures_would_be(self, prepared):
+        alone = DeNS(prob=0.5).prepare(many(20), EPOCH)
+        chosen = corrupted_structures(alone, corruption_of(alone).mask)
+        assert prepared.sid[20:].tolist() == chosen.nonzero().view(-1).tolist()
+        atoms = chosen[alone.batch]
+        assert torch.equal(prepared.pos[len(alone.pos) :], alone.pos[atoms])
+        assert torch.equal(corruption_of(prepared).forces[len(alone.pos) :], corruption_of(alone).forces[atoms])
+        assert torch.equal(rows_of(prepared)[NOISE].mask[len(alone.pos) :], rows_of(alone)[NOISE].mask[atoms])
+
+    def test_labels_of_copies_may_be_left_out(self):
+        objective = DeNS(prob=0.5, keep_labels=True, energy_of_corrupted=False, forces_of_corrupted=False)
+        rows = rows_of(objective.prepare(many(20), EPOCH))
+        assert rows["energy"].mask.nonzero().view(-1).tolist() == list(range(20))
+        assert rows["energy"].count == 20
+        assert not rows["forces"].mask[len(many(20).pos) :].any()
+
+    def test_fields_follow_their_structures(self, prepared):
+        clean = many(20)
+        for index in range(20, prepared.num_graphs):
+            sid, atoms = prepared.sid[index], prepared.batch == index
+            assert torch.equal(prepared.atomic_numbers[atoms], clean.atomic_numbers[clean.batch == sid])
+            assert torch.equal(prepared.cell[index], clean.cell[sid])
+            assert prepared.energy[index] == clean.energy[sid]
+        assert prepared.ptr.diff().tolist() == prepared.natoms.tolist()
+        assert len(prepared.to_data_list()) == prepared.num_graphs
+
+
+def test_dropped_labels_are_those_of_dens_and_nothing_moves():
+    batch = many(20)
+    control, method = (DeNS(prob=0.5, only_drop_labels=drop).prepare(batch, EPOCH) for drop in (True, False))
+    assert torch.equal(control.pos, batch.pos)
+    assert not corruption_of(control).forces.any()
+    assert torch.equal(rows_of(control)["forces"].mask, rows_of(method)["forces"].mask)
+    assert rows_of(control)["forces"].count == rows_of(method)["forces"].count
+    assert not rows_of(control)[NOISE].mask.any()
 
 
 def test_ablation_without_energy_of_corrupted_structures():
@@ -219,7 +297,7 @@ class TestEligibility:
 
 
 def test_coefficient_decays_linearly_to_its_floor():
-    objective = DeNS(coefficient=10, decay=Decay(0.2))
+    objective = DeNS(coefficient=10, decay_to=0.2)
     assert [objective.coefficients(p)[NOISE] for p in (0.0, 0.5, 1.0, 1.5)] == pytest.approx([10, 6, 2, 2])
 
 
@@ -242,6 +320,8 @@ def test_coefficient_decays_linearly_to_its_floor():
         ({"coefficient": -1}, "coefficient"),
         ({"denominators": "both"}, "denominators must be"),
         ({"decay_to": 2}, "decay_to"),
+        ({"encode_scale": 0}, "encode_scale must be finite and above 0, got 0; 1 encodes eV/Å"),
+        ({"keep_labels": True, "only_drop_labels": True}, "exclude each other"),
         ({"eligibility": {"max_force": 0}}, "eligibility.max_force"),
         ({"eligibility": {"max_forse": 1}}, "did you mean 'max_force'"),
         ({"encode_forces": "no"}, "true or false"),
@@ -257,16 +337,13 @@ def test_settings_from_yaml():
     objective = DeNS.from_settings(
         {"prob": "1e-1", "sigma": {"low": 0.01, "high": 0.5}, "corrupt_ratio": None, "decay_to": 0}, free_only=False
     )
-    assert objective == DeNS(
-        prob=0.1, sigma=SigmaLadder(0.01, 0.5), corrupt_ratio=None, decay=Decay(0.0), free_only=False
-    )
+    assert objective == DeNS(prob=0.1, sigma=SigmaLadder(0.01, 0.5), corrupt_ratio=None, decay_to=0.0, free_only=False)
 
 
-def test_refuses_data_without_forces():
-    batch = random_batch()
-    del batch.forces
-    with pytest.raises(ValueError, match="the training set has none; map their name"):
-        DeNS().check(batch)
+def test_needs_forces_to_encode_and_stress_to_compare():
+    assert set(DeNS(labels=(ENERGY,)).needs) == {"forces"}
+    assert set(DeNS(encode_forces=False).needs) == set()
+    assert set(DeNS(encode_forces=False, eligibility=Eligibility(max_stress=0.1)).needs) == {"stress"}
 
 
 def test_metrics_are_in_physical_units():
@@ -276,5 +353,5 @@ def test_metrics_are_in_physical_units():
     metrics = objective.metrics(outputs, prepared)
     assert metrics["noise_mae"].mean() == pytest.approx(0.2, rel=1e-4)
     assert metrics["energy_corrupted_mae"].mean() == pytest.approx(0.5)
-    assert metrics["forces_uncorrupted_mae"].abs().max() == 0
-    assert metrics["forces_clean_mae"].numel() == metrics["energy_clean_mae"].numel() == 0
+    assert metrics["forces_uncorrupted_mae"].total() == 0
+    assert metrics["forces_clean_mae"].number() == metrics["energy_clean_mae"].number() == 0

@@ -49,7 +49,7 @@ def loss_of(model, batch, objective):
             )
             for name, weight in (("energy", 2.0), ("forces", 10.0), (NOISE, 5.0))
         ]
-    )
+    ).value
 
 
 def vector_error(prediction, target, _):

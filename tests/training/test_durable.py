@@ -20,7 +20,7 @@ from rank_runs import RUN_NAME, Ranks, assert_same_run, final_state, run_to_the_
 from samples import write_lmdb
 
 from dens_plugin.testing import random_structure
-from dens_plugin.training import saving
+from dens_plugin.training import loop, saving
 from dens_plugin.training.history import FILE_NAME, read_history
 
 KILLS = 20
@@ -40,15 +40,15 @@ class StopError(Exception):
 
 
 def stop_at(trainer, step):
-    """Let a trainer break down in its backward pass of a step."""
-    backward = trainer._backward
+    """Let a trainer break down between the forward and the backward pass of a step."""
+    loss_of = trainer.loss
 
-    def failing(loss):
+    def failing(outputs, batch):
         if trainer.step == step:
             raise StopError
-        backward(loss)
+        return loss_of(outputs, batch)
 
-    trainer._backward = failing
+    trainer.loss = failing
 
 
 def resumed(config, build, step):
@@ -289,7 +289,7 @@ class TestBadSteps:
 
 def accumulate_synchronised(trainer):
     """Let every batch be summed over ranks, as DDP does by itself."""
-    trainer._gradients_local = contextlib.nullcontext
+    loop._gradients_local = lambda _model: contextlib.nullcontext()
 
 
 def test_ranks_sum_accumulated_gradients_once(config, tmp_path):

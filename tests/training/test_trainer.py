@@ -17,6 +17,7 @@ from dens_plugin.checks.dataset import require_distinct
 from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption, rows_of
 from dens_plugin.testing import random_structure
 from dens_plugin.training.history import FILE_NAME, read_history
+from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.step_random import seed_step
 
 
@@ -237,11 +238,13 @@ def test_accumulated_steps_are_steps_on_the_mean_gradient(config, build):
     trainer.ema = None
     batches = [copy.copy(batch) for _, batch in zip(range(2), trainer.train_loader, strict=False)]
     for trainer.step, batch in enumerate(batches, start=1):
+        seed_step(0, trainer.step, "train")
         (trainer._compute_loss(trainer._forward(batch), batch) / 2).backward()
     expected = {name: value.grad.clone() for name, value in trainer.model.named_parameters()}
     before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    loop = TrainingLoop(trainer)
     for trainer.step, batch in enumerate(batches, start=1):
-        trainer._backward(trainer._compute_loss(trainer._forward(batch), batch))
+        loop.optimise(batch)
         moved = any(not torch.equal(before[name], value) for name, value in trainer.model.named_parameters())
         assert moved == (trainer.step == 2)
     for name, value in trainer.model.named_parameters():
@@ -252,10 +255,9 @@ def test_bf16_trains(config, build):
     config["optim"]["autocast"] = "bf16"
     trainer = build(config)
     batch = next(iter(trainer.train_loader))
-    out = trainer._forward(batch)
-    assert all(value.dtype == torch.float32 for value in out.values())
+    assert all(value.dtype == torch.float32 for value in trainer._forward(batch).values())
     trainer.step = 1
-    trainer._backward(trainer._compute_loss(out, batch))
+    TrainingLoop(trainer).optimise(batch)
     assert all(torch.isfinite(value).all() for value in trainer.model.parameters())
 
 
@@ -384,7 +386,7 @@ class TestBadInput:
         [
             ({"forces": "dens_plugin.NoiseHead"}, "model.heads.forces is a NoiseHead, which predicts `noise`"),
             ({"other": "dens_plugin.ForceHead"}, "model.heads.forces and model.heads.other both predict `forces`"),
-            ({"forces": None}, "`outputs` has `forces`, and the model predicts energy, noise; add a head"),
+            ({"forces": None}, "the config trains on `forces`, and the model predicts energy, noise; add a head"),
         ],
     )
     def test_heads(self, config, build, heads, message):

@@ -1,0 +1,201 @@
+"""The training loop: batches in, optimiser steps out, and at the end of each what others may see of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from fairchem.core.common import distutils
+from torch.nn.parallel import DistributedDataParallel
+
+from dens_plugin.fields import identifiers
+from dens_plugin.training.interruption import Interruption, wait_for_others, workers_let_go
+from dens_plugin.training.ledger import Entry, Ledger
+from dens_plugin.training.optimizer import clip_gradients, divide_shared_gradients, take_step
+from dens_plugin.training.step_random import seed_step
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+    from dens_plugin.objectives.base import Errors
+    from dens_plugin.training.bad_steps import BadSteps
+    from dens_plugin.training.losses import Loss
+
+_STEPS_UNTIL_READ = 10  # on a GPU, which is asked only so often what became of its steps
+
+
+class Trainable(Protocol):
+    """What the loop needs of a trainer; names that fairchem's trainer has are its own."""
+
+    config: dict[str, Any]
+    device: torch.device
+    seed: int
+    step: int
+    epoch: float
+    model: torch.nn.Module
+    train_loader: Any
+    train_sampler: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: Any
+    scaler: Any
+    ema: Any
+    clip_grad_norm: float | None
+    accumulate_steps: int
+    bad_steps: BadSteps
+
+    def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Outputs of a batch that the loader prepared."""
+
+    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> Loss:
+        """The loss that all ranks agree on."""
+
+    def training_errors(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> dict[str, Errors]:
+        """Name -> what is worth watching."""
+
+    def report(self, row: Mapping[str, float]) -> None:
+        """Print and log means of the last steps."""
+
+    def save(self) -> str | None:
+        """Write the newest checkpoint."""
+
+    def save_step(self, *, evaluation_follows: bool = False) -> None:
+        """The same, with a note if an evaluation of this step is still to come."""
+
+    def evaluate(self, *, disable_tqdm: bool = True) -> None:
+        """Validate, and keep the best weights."""
+
+
+class TrainingLoop:
+    """A run from the trainer's current step to its last.
+
+    Nothing in a step waits for a GPU: whether a loss or gradient is finite is decided there, and losses, bad steps
+    and signals are read every few steps. On a CPU, which has nothing to wait for, they are read in each.
+
+    Args:
+        trainer: with everything loaded.
+    """
+
+    def __init__(self, trainer: Trainable) -> None:
+        self.trainer = trainer
+        optim = trainer.config["optim"]
+        self.steps_per_epoch = len(trainer.train_loader)
+        self.accumulate = trainer.accumulate_steps
+        self.eval_every = optim.get("eval_every", self.steps_per_epoch)
+        self.checkpoint_every = optim.get("checkpoint_every", self.eval_every)
+        self.ledger = Ledger(trainer.bad_steps, trainer.device)
+        self.read_every = 1 if trainer.device.type == "cpu" else _STEPS_UNTIL_READ
+        self.interruption = Interruption()
+        self._spoilt = torch.zeros((), dtype=torch.bool, device=trainer.device)  # a batch of this step was bad
+
+    def run(self, *, disable_eval_tqdm: bool = False) -> None:
+        """Train; signals that end a job wait for the end of a step.
+
+        Raises:
+            FloatingPointError: after too many bad steps in a row.
+        """
+        trainer = self.trainer
+        with self.interruption, workers_let_go():
+            for epoch in range(trainer.step // self.steps_per_epoch, trainer.config["optim"]["max_epochs"]):
+                for batch in self._batches(epoch):
+                    self.step(batch, disable_eval_tqdm=disable_eval_tqdm)
+                if self.checkpoint_every == -1:
+                    trainer.save()
+        trainer.bad_steps.require_any()
+
+    def _batches(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch that are still to come; trainer and batch agree on the number of the step."""
+        trainer, done = self.trainer, self.trainer.step % self.steps_per_epoch
+        trainer.train_sampler.set_epoch_and_start_iteration(epoch, done)
+        for index, batch in enumerate(trainer.train_loader, start=done + 1):
+            trainer.step = epoch * self.steps_per_epoch + index
+            trainer.epoch = epoch + index / self.steps_per_epoch
+            yield batch
+
+    def step(self, batch: Batch, *, disable_eval_tqdm: bool = False) -> None:
+        """One step, from a batch to what follows from it."""
+        trainer = self.trainer
+        step, learning_rate = trainer.step, trainer.scheduler.get_lr()
+        self.ledger.add(self.optimise(batch))  # batch, outputs, loss, agreement, gradients, optimiser, averages
+        if trainer.scheduler.scheduler_type != "ReduceLROnPlateau":
+            trainer.scheduler.step()
+
+        is_printed = step % trainer.config["cmd"]["print_every"] == 0
+        signal = 0
+        if is_printed or step % self.read_every == 0:
+            self.ledger.settle()
+            signal = _on_any_rank(self.interruption.received, trainer.device) if step % self.accumulate == 0 else 0
+        if is_printed:
+            trainer.report({**self.ledger.means(), "lr": learning_rate, "epoch": trainer.epoch, "step": step})
+
+        is_evaluated = step % self.eval_every == 0
+        is_saved = self.checkpoint_every != -1 and step % self.checkpoint_every == 0
+        if is_saved or signal:
+            trainer.save_step(evaluation_follows=is_evaluated)
+        if signal:
+            self.interruption.hand_over(signal)
+            wait_for_others()
+        if is_evaluated:
+            self.ledger.settle()
+            trainer.evaluate(disable_tqdm=disable_eval_tqdm)
+            if is_saved:
+                trainer.save_step()
+
+    def optimise(self, batch: Batch) -> Entry:
+        """From a batch to gradients and, with the last one of an optimiser step, to new weights and averages."""
+        trainer = self.trainer
+        names = identifiers(batch)
+        is_first = self.accumulate == 1 or trainer.step % self.accumulate == 1
+        is_last = trainer.step % self.accumulate == 0
+        if is_first:
+            trainer.optimizer.zero_grad()
+            self._spoilt = torch.zeros_like(self._spoilt)
+        trainer.model.train()
+        seed_step(trainer.seed, trainer.step, "train")
+
+        with contextlib.nullcontext() if is_last else _gradients_local(trainer.model):
+            with torch.autocast("cuda", enabled=trainer.scaler is not None):
+                outputs = trainer._forward(batch)
+                loss = trainer.loss(outputs, batch)
+            (_scaled(trainer.scaler, loss.value) / self.accumulate).backward()
+        self._spoilt = self._spoilt | loss.bad
+
+        entry = Entry(trainer.step, names, loss.value.detach(), loss.bad, trainer.training_errors(outputs, batch))
+        return self._update(entry) if is_last else entry
+
+    def _update(self, entry: Entry) -> Entry:
+        """Clip, step, average, unless the step is bad: then weights stay as they are."""
+        trainer, scaler = self.trainer, self.trainer.scaler
+        divide_shared_gradients(trainer.model)
+        if scaler is not None:
+            scaler.unscale_(trainer.optimizer)
+        norm = clip_gradients(trainer.model.parameters(), trainer.clip_grad_norm)
+        bad_gradient = ~torch.isfinite(norm) & ~self._spoilt
+        if scaler is not None:  # an overflow is its business: it leaves the step out and makes its scale smaller
+            scaler.step(trainer.optimizer)
+            scaler.update()
+            bad_gradient = torch.zeros_like(bad_gradient)
+        else:
+            take_step(trainer.optimizer, leave_out=self._spoilt | bad_gradient)
+        if trainer.ema is not None:
+            trainer.ema.update()
+        return entry._replace(norm=norm, bad_gradient=bad_gradient, is_taken=~(self._spoilt | bad_gradient))
+
+
+def _gradients_local(model: torch.nn.Module) -> contextlib.AbstractContextManager:
+    """Ranks sum their gradients once, with the last batch of an optimiser step."""
+    return model.no_sync() if isinstance(model, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def _scaled(scaler: Any, loss: torch.Tensor) -> torch.Tensor:
+    return loss if scaler is None else scaler.scale(loss)
+
+
+def _on_any_rank(number: int, device: torch.device) -> int:
+    """The largest of the ranks' numbers."""
+    if not distutils.initialized():
+        return number
+    told = torch.tensor(number, device=device)
+    torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)
+    return int(told)
