@@ -6,9 +6,13 @@ works: a compiled ``pyg-lib`` or ``torch-cluster``, an older SciPy, torch 2.4, a
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import os
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -27,6 +31,12 @@ if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
 
+TRUST = "DENS_TRUST_FILES"  # environment variable: 1 for files that may run code
+
+_FOREIGN = re.compile(r"GLOBAL (\S+)")
+_LONGEST_REASON = 200
+
+
 def prepare_host() -> None:
     """Make fairchem-core 1.10 whole on this machine.
 
@@ -39,21 +49,19 @@ def prepare_host() -> None:
 
 
 def load_checkpoint(
-    path: str | Path, map_location: str | torch.device = "cpu", *, on_demand: bool = False
+    path: str | Path, map_location: str | torch.device = "cpu", *, on_demand: bool = False, trusted: bool = False
 ) -> dict[str, Any]:
     """Read a checkpoint written by fairchem, by the authors' code or by this package.
-
-    Such files hold configuration objects next to the tensors, which torch 2.6 and later refuse unless asked; load only
-    files that you trust, as with any pickle.
 
     Args:
         path: the file.
         map_location: where tensors go.
         on_demand: read weights only when they are used, where the file's format allows it.
+        trusted: whether the file may run code of its own, as any pickle can: see `read_tensors`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no checkpoint or was cut short.
+        ValueError: if the file is no checkpoint, was cut short, or holds objects that need trust.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,30 +71,75 @@ def load_checkpoint(
         raise ValueError(
             f"the checkpoint '{path}' is damaged or was cut short ({problem}); take another, such as the one before it"
         )
-    try:
-        mmap = on_demand and zipfile.is_zipfile(path)
-        checkpoint = torch.load(path, map_location=map_location, weights_only=False, mmap=mmap)
-    except Exception as error:  # torch raises a different type for each way in which a file can be broken
-        raise ValueError(
-            f"'{path}' cannot be read as a checkpoint ({error}); it may have been cut short: take an older one"
-        ) from error
+    mmap = on_demand and zipfile.is_zipfile(path)
+    checkpoint = read_tensors(path, map_location, mmap=mmap, trusted=trusted)
     if not isinstance(checkpoint, dict):
         raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not the dictionary of a checkpoint")
     return checkpoint
 
 
-def damage(path: Path) -> str | None:
+def read_tensors(
+    path: str | Path, map_location: str | torch.device = "cpu", *, mmap: bool = False, trusted: bool = False
+) -> Any:
+    """Read a ``.pt`` file of tensors, NumPy's numbers, fairchem's normalisers and plain settings.
+
+    A pickle may run any code when it is read. Whatever else a file holds is refused, unless the caller or the
+    environment variable ``DENS_TRUST_FILES=1`` says that its source is trusted.
+
+    Raises:
+        ValueError: if the file cannot be read, or needs trust.
+    """
+    may_run_code = trusted or os.environ.get(TRUST) == "1"
+    try:
+        with _harmless_types_known():
+            return torch.load(path, map_location=map_location, mmap=mmap, weights_only=not may_run_code)
+    except Exception as error:  # torch raises a different type for each way in which a file can be broken
+        foreign = _FOREIGN.search(str(error))
+        if foreign is not None:
+            raise ValueError(
+                f"'{path}' holds more than weights and settings ({foreign[1]}), and reading that can run code: if you "
+                f"trust where the file comes from, set the environment variable {TRUST}=1 (docs/trust.md)"
+            ) from error
+        what = " ".join(str(error).split())[-_LONGEST_REASON:]
+        raise ValueError(
+            f"'{path}' cannot be read as a checkpoint ({what}); it may have been cut short: take an older one"
+        ) from error
+
+
+@contextmanager
+def _harmless_types_known() -> Iterator[None]:
+    """Within the context, torch takes NumPy's numbers and arrays and fairchem's two transforms for plain data."""
+    normalizer = importlib.import_module("fairchem.core.modules.normalization.normalizer").Normalizer
+    references = importlib.import_module("fairchem.core.modules.normalization.element_references").LinearReferences
+    rebuild, scalar = np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]
+    dtypes = [type(np.dtype(code)) for code in ("f4", "f8", "i4", "i8", "?", "U1")]
+    before = torch.serialization.get_safe_globals()
+    harmless = [normalizer, references, rebuild, scalar, np.ndarray, np.dtype, codecs.encode, set, *dtypes]
+    torch.serialization.add_safe_globals(harmless)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def damage(path: Path, *, own: bool = False) -> str | None:
     """What is wrong with a checkpoint file, by the checksums (CRC-32) that it holds of its parts; None if nothing.
 
-    Files in torch's format of before 2020 hold none.
+    Args:
+        path: the file.
+        own: whether this package wrote it; else it may be in torch's format of before 2020, which holds no checksums.
     """
-    if not zipfile.is_zipfile(path) and path.read_bytes()[:2] != b"PK":
+    if not (own or zipfile.is_zipfile(path) or path.read_bytes()[:2] == b"PK"):
         return None
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
+            names = archive.namelist()
     except (OSError, zipfile.BadZipFile, EOFError) as error:
         return str(error) or type(error).__name__
+    if own and broken is None and not any(name.endswith("data.pkl") for name in names):
+        return "it is an archive of something else"
     return None if broken is None else f"the checksum of its part '{broken}' is wrong"
 
 

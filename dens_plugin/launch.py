@@ -22,6 +22,7 @@ from dens_plugin.checks.schema import ignored_options
 from dens_plugin.log_lines import set_up_logging
 from dens_plugin.relaxation.run import require_relaxable
 from dens_plugin.training.rank import run_rank
+from dens_plugin.training.saving import whole_or_before
 from dens_plugin.training.steps import LOADER_WORKERS
 
 _TELLING = (ValueError, OSError, ImportError, FloatingPointError)  # errors of input rather than of a neighbour's end
@@ -51,6 +52,7 @@ def launch(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     require_login(config)
     if args.checkpoint is not None:
         # A broken file is better met here than after everything else.
+        args.checkpoint = str(whole_or_before(args.checkpoint))
         checkpoint = compat.load_checkpoint(args.checkpoint, on_demand=True)
         if args.mode == "train" and is_finished(checkpoint, config["optim"]):
             logging.warning(f"The run of '{args.checkpoint}' is finished: {FINISHED}")

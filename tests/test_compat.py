@@ -3,10 +3,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from dens_plugin import compat
+from dens_plugin.checks.trust import require_plain_files
 
 
 def run(code):
@@ -91,3 +93,54 @@ class TestRadiusGraph:
 def test_missing_checkpoint(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint at"):
         compat.load_checkpoint(tmp_path / "none.pt")
+
+
+class Foreign:
+    """An object of somebody else's, in a file of weights."""
+
+
+class Runs:
+    """A pickle that runs code when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+class TestReadingFiles:
+    def test_plain_ones_hold_what_checkpoints_hold(self, tmp_path):
+        plain = {"config": {"a": [1, "b", None, (2.0,)]}, "metric": np.float64(3), "mean": np.zeros(2), "w": torch.ones(2)}
+        torch.save(plain, tmp_path / "plain.pt")
+        before = torch.serialization.get_safe_globals()
+        found = compat.load_checkpoint(tmp_path / "plain.pt")
+        assert found["metric"] == 3
+        assert found["config"] == plain["config"]
+        assert torch.serialization.get_safe_globals() == before
+
+    def test_code_is_not_run(self, tmp_path, monkeypatch):
+        torch.save({"state_dict": {}, "x": Runs(tmp_path / "ran")}, tmp_path / "evil.pt")
+        for read in (compat.load_checkpoint, compat.read_tensors):
+            with pytest.raises(ValueError, match=r"evil.pt' holds more than weights and settings \(.*open\).*DENS_TRUST"):
+                read(tmp_path / "evil.pt")
+        assert not (tmp_path / "ran").exists()
+        with pytest.raises(ValueError, match=r"model.finetune_config.starting_checkpoint: .*evil.pt' holds more than"):
+            require_plain_files({"model": {"finetune_config": {"starting_checkpoint": str(tmp_path / "evil.pt")}}})
+        with pytest.raises(ValueError, match=r"dataset.train.transforms.normalizer.file: .*DENS_TRUST_FILES=1"):
+            require_plain_files({"dataset": {"train": {"transforms": {"normalizer": {"file": str(tmp_path / "evil.pt")}}}}})
+        assert not (tmp_path / "ran").exists()
+
+    def test_others_are_read_where_they_are_trusted(self, tmp_path, monkeypatch):
+        torch.save({"state_dict": {}, "x": Foreign()}, tmp_path / "foreign.pt")
+        with pytest.raises(ValueError, match=r"\(.*Foreign\), and reading that can run code"):
+            compat.load_checkpoint(tmp_path / "foreign.pt")
+        assert isinstance(compat.load_checkpoint(tmp_path / "foreign.pt", trusted=True)["x"], Foreign)
+        monkeypatch.setenv(compat.TRUST, "1")
+        assert isinstance(compat.load_checkpoint(tmp_path / "foreign.pt")["x"], Foreign)
+
+    @pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"garbage"])
+    def test_files_that_are_none(self, tmp_path, content):
+        (tmp_path / "x.pt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"x.pt' cannot be read as a checkpoint"):
+            compat.load_checkpoint(tmp_path / "x.pt")

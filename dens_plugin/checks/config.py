@@ -20,6 +20,7 @@ from dens_plugin.checks.names import require_known_names
 from dens_plugin.checks.objective import objective_from_config
 from dens_plugin.checks.optim import require_numbers, require_optim
 from dens_plugin.checks.schema import require_known_keys
+from dens_plugin.checks.trust import require_plain_files
 from dens_plugin.data.oc22_references import require_references
 from dens_plugin.settings import mapping
 
@@ -57,6 +58,7 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
     require_distinct(datasets)
     if is_ours:
         require_references(datasets)
+    require_plain_files(config)
     if (config.get("task") or {}).get("warm_start"):
         compat.load_checkpoint(config["task"]["warm_start"], on_demand=True)
 

@@ -31,15 +31,22 @@ class DeNSCalculator(OCPCalculator):
     Energies are those of the files that the training data came from: `PhysicalEnergies` adds what was subtracted.
 
     Args:
+        loaded: the checkpoint.
         **kwargs: as fairchem's.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, loaded: dict[str, Any], **kwargs: Any) -> None:
+        self._loaded = loaded
         super().__init__(**kwargs)
+        del self._loaded
         known = self.config.get(ORIGIN)
         self._origin = None if known is None else Origin(**known)
         self._physical = PhysicalEnergies.of(self.config, self.trainer.normalizers, self.trainer.elementrefs)
         self._warned: set[str] = set()
+
+    def load_checkpoint(self, checkpoint_path: str, checkpoint: dict | None = None) -> None:
+        """fairchem's, with what was read already."""
+        super().load_checkpoint(checkpoint_path, self._loaded if checkpoint is None else checkpoint)
 
     def calculate(self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]) -> None:
         """Energy and forces of a structure.
@@ -109,7 +116,7 @@ class DeNSCalculator(OCPCalculator):
 
 
 def load_calculator(
-    path: str | Path, *, device: str | None = None, cpu: bool | None = None, seed: int = 0
+    path: str | Path, *, device: str | None = None, cpu: bool | None = None, seed: int = 0, trusted: bool = False
 ) -> OCPCalculator:
     """The ASE calculator of a checkpoint: energy in eV, forces in eV/Å.
 
@@ -121,6 +128,7 @@ def load_calculator(
         device: ``cpu``, ``cuda`` or ``cuda:1``; by default a GPU where there is one.
         cpu: the same in older scripts: True for ``cpu``, False for ``cuda``.
         seed: of the random edge frames, on which predictions depend in their last digits.
+        trusted: whether the file may run code of its own, as a pickle can; checkpoints of this package never need it.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -129,12 +137,14 @@ def load_calculator(
     chosen = _device(device, cpu=cpu)
     gpus = [] if chosen.type == "cpu" else [chosen.index or 0]
     prepare_host()
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(path, trusted=trusted)
     if "model" not in (checkpoint.get("config") or {}):
         raise ValueError(f"'{path}' holds weights without a config; convert it with `dens convert` first")
     config = {**_inference_config(checkpoint["config"]), "local_rank": chosen.index or 0}
     with lent_process(gpus), _host_quiet():
-        calculator = DeNSCalculator(config_yml=config, checkpoint_path=str(path), cpu=not gpus, seed=seed)
+        calculator = DeNSCalculator(
+            checkpoint, config_yml=config, checkpoint_path=str(path), cpu=not gpus, seed=seed
+        )
     calculator.trainer.config["cmd"]["seed"] = seed  # which every prediction starts from
     _use_average(calculator.trainer.model, checkpoint.get("ema"))
     return calculator

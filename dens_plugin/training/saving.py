@@ -49,7 +49,7 @@ def newest_whole(folder: str | Path) -> Path | None:
     candidates = sorted(Path(folder).glob("checkpoint*.pt"), key=_age)
     candidates = [path for path in candidates if _age(path) >= 0]
     for path in candidates:
-        problem = damage(path) if path.stat().st_size else "empty"
+        problem = damage(path, own=True) if path.stat().st_size else "empty"
         if problem is None:
             return path
         logging.warning(f"The checkpoint '{path}' is damaged ({problem}); looking for the one before it.")
@@ -58,6 +58,18 @@ def newest_whole(folder: str | Path) -> Path | None:
             f"none of the {len(candidates)} checkpoints in '{folder}' is whole; move them away to start afresh"
         )
     return None
+
+
+def whole_or_before(path: str | Path) -> Path:
+    """The file itself; for the newest checkpoint of a run, if that is damaged, the newest whole one before it.
+
+    Raises:
+        ValueError: if none of several is whole.
+    """
+    path = Path(path)
+    has_older = path.name == NEWEST and predecessor(path, 1).exists()
+    found = newest_whole(path.parent) if has_older else None
+    return path if found is None else found
 
 
 def keep_checkpoints(optim: dict[str, Any]) -> int:

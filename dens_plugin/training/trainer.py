@@ -30,6 +30,7 @@ from dens_plugin.checks.preflight import (
     require_outputs,
     require_scales,
 )
+from dens_plugin.checks.trust import require_plain_files
 from dens_plugin.data.molecules.manifest import with_origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import with_element_references
@@ -74,6 +75,7 @@ class DeNSTrainer(DurableTrainer):
 
     def load(self, inference_only: bool) -> None:
         """Read the objective, then everything else."""
+        require_plain_files(self.config)
         self.objective = S2EF(labels=labels_of(self.config)) if inference_only else objective_from_config(self.config)
         self.config["model"] = without_switches(self.config["model"])
         self._predict_fixed_atoms = switch(
