@@ -111,7 +111,12 @@ class Runs:
 
 class TestReadingFiles:
     def test_plain_ones_hold_what_checkpoints_hold(self, tmp_path):
-        plain = {"config": {"a": [1, "b", None, (2.0,)]}, "metric": np.float64(3), "mean": np.zeros(2), "w": torch.ones(2)}
+        plain = {
+            "config": {"a": [1, "b", None, (2.0,)]},
+            "metric": np.float64(3),
+            "mean": np.zeros(2),
+            "w": torch.ones(2),
+        }
         torch.save(plain, tmp_path / "plain.pt")
         before = torch.serialization.get_safe_globals()
         found = compat.load_checkpoint(tmp_path / "plain.pt")
@@ -122,13 +127,17 @@ class TestReadingFiles:
     def test_code_is_not_run(self, tmp_path, monkeypatch):
         torch.save({"state_dict": {}, "x": Runs(tmp_path / "ran")}, tmp_path / "evil.pt")
         for read in (compat.load_checkpoint, compat.read_tensors):
-            with pytest.raises(ValueError, match=r"evil.pt' holds more than weights and settings \(.*open\).*DENS_TRUST"):
+            with pytest.raises(
+                ValueError, match=r"evil.pt' holds more than weights and settings \(.*open\).*DENS_TRUST"
+            ):
                 read(tmp_path / "evil.pt")
         assert not (tmp_path / "ran").exists()
         with pytest.raises(ValueError, match=r"model.finetune_config.starting_checkpoint: .*evil.pt' holds more than"):
             require_plain_files({"model": {"finetune_config": {"starting_checkpoint": str(tmp_path / "evil.pt")}}})
         with pytest.raises(ValueError, match=r"dataset.train.transforms.normalizer.file: .*DENS_TRUST_FILES=1"):
-            require_plain_files({"dataset": {"train": {"transforms": {"normalizer": {"file": str(tmp_path / "evil.pt")}}}}})
+            require_plain_files(
+                {"dataset": {"train": {"transforms": {"normalizer": {"file": str(tmp_path / "evil.pt")}}}}}
+            )
         assert not (tmp_path / "ran").exists()
 
     def test_others_are_read_where_they_are_trusted(self, tmp_path, monkeypatch):

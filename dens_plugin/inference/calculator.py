@@ -142,9 +142,7 @@ def load_calculator(
         raise ValueError(f"'{path}' holds weights without a config; convert it with `dens convert` first")
     config = {**_inference_config(checkpoint["config"]), "local_rank": chosen.index or 0}
     with lent_process(gpus), _host_quiet():
-        calculator = DeNSCalculator(
-            checkpoint, config_yml=config, checkpoint_path=str(path), cpu=not gpus, seed=seed
-        )
+        calculator = DeNSCalculator(checkpoint, config_yml=config, checkpoint_path=str(path), cpu=not gpus, seed=seed)
     calculator.trainer.config["cmd"]["seed"] = seed  # which every prediction starts from
     _use_average(calculator.trainer.model, checkpoint.get("ema"))
     return calculator
