@@ -34,6 +34,13 @@ def suggestion(word: str, options: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'?" if near else f"allowed are {', '.join(options)}"
 
 
+def require_one_of(value: Any, options: Iterable[str], where: str) -> None:
+    """Raise ValueError for a value that is none of some words, with the nearest of them."""
+    options = list(options)
+    if not isinstance(value, str) or value not in options:
+        raise ValueError(f"unknown {where} '{value}'; {suggestion(str(value), options)}")
+
+
 def mapping(value: Any, where: str) -> dict[str, Any]:
     """A copy of a block of settings; raises ValueError where something else stands there."""
     if not isinstance(value, Mapping):

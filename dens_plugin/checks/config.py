@@ -26,6 +26,7 @@ from dens_plugin.settings import mapping
 
 _NEEDED = ("dataset", "model", "optim")
 _SPLITS = ("train", "val", "test")
+_NEEDED_SPLITS = {"train": "train", "validate": "val", "predict": "test"}
 
 
 def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -> None:
@@ -52,8 +53,13 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
         objective_from_config(config)
     require_known_model(config["model"])
     datasets = dict(_datasets(config["dataset"]))
+    needed = _NEEDED_SPLITS.get(config.get("mode", ""))
+    if needed and not datasets.get(needed, {}).get("src"):
+        raise ValueError(
+            f"mode '{config['mode']}' needs structures: set dataset.{needed}.src, e.g. --dataset.{needed}.src=DATA"
+        )
     for split, dataset in datasets.items():
-        require_normalizers(dataset.get("transforms"), f"dataset.{split}.transforms")
+        require_normalizers(dataset.get("transforms", {}), f"dataset.{split}.transforms")
         require_files(dataset, split)
     require_distinct(datasets)
     if is_ours:

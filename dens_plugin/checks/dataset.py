@@ -23,8 +23,7 @@ def require_files(dataset: Mapping[str, Any], split: str) -> None:
         FileNotFoundError: naming the path and the config key.
         ValueError: naming a truncated file.
     """
-    sources = dataset.get("src") or []
-    for source in [sources] if isinstance(sources, str) else sources:
+    for source in _sources(dataset, split):
         if not Path(source).exists():
             raise FileNotFoundError(f"dataset.{split}.src: there is no '{source}'; set it to a data set's path")
         if dataset.get("format", "lmdb") in _LMDB_FORMATS:
@@ -37,8 +36,7 @@ def require_distinct(datasets: Mapping[str, Mapping[str, Any]]) -> None:
     for split, dataset in datasets.items():
         if dataset.get("format", "lmdb") not in _LMDB_FORMATS:
             continue
-        sources = dataset.get("src") or []
-        for source in [sources] if isinstance(sources, str) else sources:
+        for source in _sources(dataset, split):
             path = Path(source).resolve()
             if path in seen:
                 raise ValueError(
@@ -50,18 +48,31 @@ def require_distinct(datasets: Mapping[str, Mapping[str, Any]]) -> None:
 
 def require_normalizers(transforms: Any, where: str) -> None:
     """Raise ValueError for a ``normalizer`` among the ``transforms`` of a data set that cannot be meant."""
-    block = mapping(mapping(transforms or {}, where).get("normalizer") or {}, f"{where}.normalizer")
+    block = mapping(mapping(transforms, where).get("normalizer") or {}, f"{where}.normalizer")
     for target in block.keys() - set(_FOR_ALL_TARGETS):
         key = f"{where}.normalizer.{target}"
         values = mapping(block[target], key)
         reject_unknown(values, _NORMALIZER_KEYS, key)
-        numbers = sorted(values.keys() - {"file"})
-        if values.get("file") is not None and any(values[name] is not None for name in numbers):
+        numbers = sorted(name for name in values.keys() - {"file"} if values[name] is not None)
+        if values.get("file") is None and not ("mean" in numbers and {"rmsd", "stdev"} & set(numbers)):
+            raise ValueError(f"{key} needs `mean` and `stdev`, or a `file`; `dens data check` prints them")
+        if values.get("file") is not None and numbers:
             raise ValueError(
                 f"{key} has both a file and {', '.join(numbers)}, perhaps of an included config, and fairchem would "
                 "take the file alone: set one of them to null"
             )
         for name in numbers:
-            if values[name] is None:
-                continue
-            finite(values[name], f"{key}.{name}", least=-math.inf)
+            found = finite(values[name], f"{key}.{name}", least=-math.inf)
+            if name != "mean" and found <= 0:
+                raise ValueError(f"{key}.{name} must be above 0, got {found}; `dens data check` prints a normaliser")
+
+
+def _sources(dataset: Mapping[str, Any], split: str) -> list[str]:
+    sources = dataset.get("src", [])
+    found = [sources] if isinstance(sources, (str, Path)) else sources
+    if not isinstance(found, (list, tuple)) or not all(isinstance(source, (str, Path)) for source in found):
+        raise ValueError(
+            f"dataset.{split}.src must be a path or a list of paths, got {sources!r}; for no such data set set "
+            f"dataset.{split} to null (--dataset.{split}=None)"
+        )
+    return [str(source) for source in found]

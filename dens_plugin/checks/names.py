@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from fairchem.core.common.registry import registry
 from fairchem.core.modules import evaluator
 from torch.optim import lr_scheduler
 
-from dens_plugin.settings import mapping, number, suggestion
+from dens_plugin.checks.optim import finite
+from dens_plugin.settings import mapping, require_one_of, suggestion
 
 _LEVELS = ("system", "atom")
 _REDUCTIONS = ("mean", "sum")
+_SWITCHES = {"train_on_free_atoms", "eval_on_free_atoms"}
 _EXAMPLE = "a list with a block for each output, as `- energy: {fn: mae, coefficient: 2}`"
 
 
@@ -35,9 +38,9 @@ def require_known_names(config: Mapping[str, Any]) -> None:
         if isinstance(dataset, Mapping) and "format" in dataset:
             _look_up("dataset", dataset["format"], f"dataset.{split}.format")
     _require_classes(mapping(config["optim"], "optim"))
-    outputs = _require_outputs(config.get("outputs") or {})
-    _require_losses(config.get("loss_functions") or [], outputs)
-    _require_metrics(mapping(config.get("evaluation_metrics") or {}, "evaluation_metrics"), outputs)
+    outputs = _require_outputs(config.get("outputs", {}))
+    _require_losses(config.get("loss_functions", []), outputs)
+    _require_metrics(mapping(config.get("evaluation_metrics", {}), "evaluation_metrics"), outputs)
 
 
 def require_name(name: Any, where: str) -> None:
@@ -71,10 +74,16 @@ def _look_up(kind: str, name: Any, key: str) -> None:
 
 
 def _require_classes(optim: Mapping[str, Any]) -> None:
-    for key, module, extra in (("optimizer", torch.optim, ()), ("scheduler", lr_scheduler, ("Null",))):
-        offered = {*extra, *(name for name, value in vars(module).items() if isinstance(value, type))}
-        if optim.get(key) is not None and optim[key] not in offered:
-            raise ValueError(f"unknown optim.{key} '{optim[key]}'; {suggestion(str(optim[key]), offered)}")
+    optimizers = _subclasses(torch.optim, torch.optim.Optimizer)
+    schedulers = {*_subclasses(lr_scheduler, lr_scheduler.LRScheduler), "Null"}
+    for key, offered in (("optimizer", optimizers), ("scheduler", schedulers)):
+        if optim.get(key) is not None:
+            require_one_of(optim[key], offered, f"optim.{key}")
+
+
+def _subclasses(module: ModuleType, base: type) -> set[str]:
+    classes = inspect.getmembers(module, inspect.isclass)
+    return {name for name, value in classes if issubclass(value, base) and value is not base and name[0] != "_"}
 
 
 def _require_outputs(block: Any) -> set[str]:
@@ -84,9 +93,15 @@ def _require_outputs(block: Any) -> set[str]:
         output = mapping(settings, f"outputs.{name}")
         parts = mapping(output.get("decomposition") or {}, f"outputs.{name}.decomposition")
         for part, where in ((output, f"outputs.{name}"), *((parts[key], f"outputs.{name}.{key}") for key in parts)):
-            level = mapping(part, where).get("level", "system")
-            if level not in _LEVELS:
-                raise ValueError(f"unknown {where}.level '{level}'; {suggestion(str(level), _LEVELS)}")
+            stated = mapping(part, where)
+            if part is output and "level" not in output:
+                raise ValueError(f"{where} lacks `level`, which is system or atom")
+            require_one_of(stated.get("level", "system"), _LEVELS, f"{where}.level")
+            for key in _SWITCHES & stated.keys():
+                if not isinstance(stated[key], bool):
+                    raise ValueError(
+                        f"{where}.{key} must be true or false (on the command line True or False), got {stated[key]!r}"
+                    )
         names |= {str(name), *map(str, parts)}
     return names
 
@@ -103,16 +118,15 @@ def _require_losses(losses: Any, outputs: set[str]) -> None:
                 if settings.get(key) is None:
                     raise ValueError(f"{where} lacks `{key}`, as in `- energy: {{fn: mae, coefficient: 2}}`")
             _look_up("loss", settings["fn"], f"{where}.fn")
-            number(settings["coefficient"], f"{where}.coefficient")
-            if settings.get("reduction", "mean") not in _REDUCTIONS:
-                raise ValueError(
-                    f"unknown {where}.reduction '{settings['reduction']}'; "
-                    f"{suggestion(str(settings['reduction']), _REDUCTIONS)}"
-                )
+            finite(settings["coefficient"], f"{where}.coefficient")
+            require_one_of(settings.get("reduction") or "mean", _REDUCTIONS, f"{where}.reduction")
 
 
 def _require_metrics(settings: Mapping[str, Any], outputs: set[str]) -> None:
-    metrics = mapping(settings.get("metrics") or {}, "evaluation_metrics.metrics")
+    primary = settings.get("primary_metric", "forces_mae")
+    if not isinstance(primary, str):
+        raise ValueError(f"evaluation_metrics.primary_metric must be a name, as forces_mae, got {_shown(primary)}")
+    metrics = mapping(settings.get("metrics", {}), "evaluation_metrics.metrics")
     known = _metrics()
     for target, names in metrics.items():
         where = f"evaluation_metrics.metrics.{target}"
@@ -120,8 +134,7 @@ def _require_metrics(settings: Mapping[str, Any], outputs: set[str]) -> None:
         if not isinstance(names, list):
             raise ValueError(f"{where} must be a list of metrics, as [mae], got {_shown(names)}")
         for name in names:
-            if name not in known:
-                raise ValueError(f"unknown metric '{name}' in {where}; {suggestion(str(name), known)}")
+            require_one_of(name, known, f"metric of {where}")
 
 
 def _require_target(name: Any, outputs: Iterable[str], where: str) -> None:

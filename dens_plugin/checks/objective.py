@@ -31,7 +31,7 @@ def objective_from_config(config: Mapping[str, Any]) -> Objective:
     Raises:
         ValueError: for no objective, two of them, an unknown one or an impossible setting, naming the key.
     """
-    task, optim = config.get("task") or {}, without_nulls(config.get("optim") or {})
+    task, optim = mapping(config.get("task") or {}, "task"), without_nulls(config.get("optim") or {})
     ours, authors = "objective" in task, "use_denoising_pos" in optim
     if ours and authors:
         raise ValueError("both task.objective and optim.use_denoising_pos are set; keep one of them")
@@ -58,7 +58,7 @@ def objective_class(name: Any) -> type[Objective]:
         except (ImportError, AttributeError) as error:
             raise ValueError(f"task.objective.name '{name}' cannot be imported: {error}") from error
     known = _shipped()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown objective '{name}' in task.objective.name; {suggestion(str(name), known)}")
     return known[name]
 

@@ -15,7 +15,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from dens_plugin.checks.schema import OPTIM
-from dens_plugin.settings import mapping, number, reject_unknown, suggestion
+from dens_plugin.settings import mapping, number, reject_unknown, require_one_of
 
 _NEEDED = ("num_workers", "lr_initial", "max_epochs", "scheduler", "scheduler_params")
 _WHOLE = ("batch_size", "eval_batch_size", "max_epochs")
@@ -74,8 +74,9 @@ def require_numbers(optim: Mapping[str, Any]) -> None:
         is_never = key == "checkpoint_every" and value == -1
         if value is not None and not is_never and not (_is_whole(value) and value >= least):
             raise ValueError(f"optim.{key} must be a whole number of at least {least}, got {value!r}")
-    if optim.get("ema_decay") and not 0 < number(optim["ema_decay"], "optim.ema_decay") < 1:
-        raise ValueError(f"optim.ema_decay must be between 0 and 1, got {optim['ema_decay']!r}")
+    decay = optim.get("ema_decay")
+    if decay is not None and decay is not False and not 0 <= number(decay, "optim.ema_decay") < 1:
+        raise ValueError(f"optim.ema_decay must be between 0 and 1, got {decay!r}")
 
 
 def _is_whole(value: Any) -> bool:
@@ -101,8 +102,7 @@ def _tried_optimizer(optim: Mapping[str, Any]) -> torch.optim.Optimizer:
 def _require_schedule(options: Mapping[str, Any]) -> None:
     """Look at the options of fairchem's own learning-rate functions."""
     kind, where = options.get("lambda_type"), "optim.scheduler_params"
-    if kind not in _SCHEDULES:
-        raise ValueError(f"unknown {where}.lambda_type '{kind}'; {suggestion(str(kind), _SCHEDULES)}")
+    require_one_of(kind, _SCHEDULES, f"{where}.lambda_type")
     names = _SCHEDULES[kind]
     reject_unknown(options, (*names, "lambda_type", "lr_lambda", *_OF_FAIRCHEM), where)
     for name in names:

@@ -46,7 +46,7 @@ def _registered():
         ),
         (
             {"evaluation_metrics": {"metrics": {"energy": ["maee"]}}},
-            "unknown metric 'maee' in evaluation_metrics.metrics.energy; did you mean 'mae'?",
+            "unknown metric of evaluation_metrics.metrics.energy 'maee'; did you mean 'mae'?",
         ),
         (
             {"evaluation_metrics": {"metrics": {"energy": "mae"}}},

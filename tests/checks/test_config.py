@@ -1,0 +1,81 @@
+"""A whole config with one value that cannot be meant: one line, whatever stands there, and no traceback."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+import dens_plugin.training.trainer  # noqa: F401
+from dens_plugin.checks.config import require_sound
+
+STRANGE = (None, [], {}, "text", -1, [None], {"a": 1}, float("nan"))
+
+
+def paths(block, path=()):
+    """Every setting of a config but those of its model, of which there are many alike."""
+    items = block.items() if isinstance(block, dict) else enumerate(block) if isinstance(block, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        if (*path, key) != ("model",):
+            yield from paths(value, (*path, key))
+
+
+def changed(config, path, value):
+    config = copy.deepcopy(config)
+    block = config
+    for key in path[:-1]:
+        block = block[key]
+    block[path[-1]] = value
+    return config
+
+
+def refusal(config):
+    """What is said of a config; empty where it passes."""
+    try:
+        require_sound(config)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+    return ""
+
+
+def test_every_setting_as_something_strange(config):
+    assert not refusal(config)
+    told = [refusal(changed(config, path, value)) for path in paths(config) for value in STRANGE]
+    assert sum(map(bool, told)) > 400
+    assert not [text for text in told if "\n" in text]
+
+
+@pytest.mark.parametrize(
+    ("mode", "split"), [("train", "train"), ("validate", "val"), ("predict", "test")], ids=lambda text: text
+)
+def test_a_mode_needs_its_structures(config, mode, split):
+    config = copy.deepcopy(config)
+    config["dataset"][split] = None
+    with pytest.raises(ValueError, match=rf"mode '{mode}' needs structures: set dataset.{split}.src"):
+        require_sound(config | {"mode": mode})
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("dataset.val.src", None, r"dataset.val.src must be a path .*--dataset.val=None"),
+        ("dataset.train.src", 3, r"dataset.train.src must be a path or a list of paths, got 3"),
+        ("dataset.train.transforms", None, r"dataset.train.transforms must be a block"),
+        ("dataset.train.transforms.normalizer.energy.stdev", 0, r"normalizer.energy.stdev must be above 0"),
+        ("dataset.train.transforms.normalizer.energy.mean", None, r"normalizer.energy needs `mean` and `stdev`, or a"),
+        ("outputs.forces.train_on_free_atoms", "false", r"must be true or false .*got 'false'"),
+        ("outputs.energy.level", None, r"unknown outputs.energy.level 'None'; allowed are atom, system"),
+        ("outputs.energy", {}, r"outputs.energy lacks `level`"),
+        ("evaluation_metrics", None, r"evaluation_metrics must be a block"),
+        ("evaluation_metrics.primary_metric", ["forces_mae"], r"primary_metric must be a name, as forces_mae"),
+        ("loss_functions", None, r"loss_functions must be a list"),
+        ("optim.scheduler", ["StepLR"], r"unknown optim.scheduler '\['StepLR'\]'"),
+        ("optim.optimizer", "Adamm", r"unknown optim.optimizer 'Adamm'; did you mean 'Adam'\?"),
+        ("task", 3, r"task must be a block"),
+        ("task.objective.name", ["dens"], r"unknown objective"),
+    ],
+)
+def test_what_it_says(config, path, value, message):
+    with pytest.raises(ValueError, match=message):
+        require_sound(changed(config, path.split("."), value))
