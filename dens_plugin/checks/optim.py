@@ -101,7 +101,7 @@ def _tried_optimizer(optim: Mapping[str, Any]) -> torch.optim.Optimizer:
 
 def _require_schedule(options: Mapping[str, Any]) -> None:
     """Look at the options of fairchem's own learning-rate functions."""
-    kind, where = options.get("lambda_type"), "optim.scheduler_params"
+    kind, where = str(options.get("lambda_type")), "optim.scheduler_params"
     require_one_of(kind, _SCHEDULES, f"{where}.lambda_type")
     names = _SCHEDULES[kind]
     reject_unknown(options, (*names, "lambda_type", "lr_lambda", *_OF_FAIRCHEM), where)
