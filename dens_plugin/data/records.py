@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 LABELS = ("energy", "forces", "stress")
 
 _REMEDY = "`dens data check` lists all such structures: remove them, or convert them anew"
+_KEPT = 4096  # structures of a data set that stays in memory once it was read
 _LEAST_VOLUME = 1e-6  # Å³
 _TOLD = 3  # structures that overlap, by each process
 _SHORTEST = 1.1  # Å, of a lattice vector
@@ -67,17 +68,25 @@ class CheckedDataset(Dataset):
         self._limits = limits
         self._labels = tuple(labels)
         self._first_with_pbc: dict[bool, str] = {}
+        self._kept: dict[int, Data] | None = {} if len(dataset) <= _KEPT else None
         self._overlaps_to_tell = _TOLD if warns_of_overlaps else 0
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Data:
-        """A structure, as the data set has it.
+        """A structure, as the data set has it; small sets are read and looked at once.
 
         Raises:
             ValueError: if its record is damaged, its arrays do not belong together, or the model cannot take it.
         """
+        if self._kept is None:
+            return self._read(index)
+        if index not in self._kept:
+            self._kept[index] = self._read(index)
+        return self._kept[index]
+
+    def _read(self, index: int) -> Data:
         with self._told(index):
             structure = self._dataset[index]
             problem = self._problem(structure) or self._pbc_of_some(structure, index)

@@ -11,6 +11,7 @@ import torch
 from fairchem.core.datasets import LmdbDataset
 from fairchem.core.datasets.base_dataset import create_dataset
 from samples import write_lmdb
+from torch.utils.data import Dataset
 
 from dens_plugin.data.records import LABELS, CheckedDataset, Limits, require_structures
 from dens_plugin.testing import random_structure
@@ -124,3 +125,24 @@ def test_zero_vectors_along_open_directions_are_fine(tmp_path, pbc):
 def test_no_structures(tmp_path):
     with pytest.raises(ValueError, match="the set holds no structures"):
         require_structures([], "the set")
+
+
+def test_small_sets_are_read_once():
+    """Every step would otherwise spend as long on reading eight molecules as on a light network."""
+
+    class Counting(Dataset):
+        def __init__(self, size):
+            self.size, self.reads = size, 0
+
+        def __len__(self):
+            return self.size
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return random_structure(4)
+
+    small, large = Counting(10), Counting(100_000)
+    for dataset in (small, large):
+        checked = CheckedDataset(dataset, LIMITS)
+        assert [len(checked[3].pos) for _ in range(2)] == [4, 4]
+    assert (small.reads, large.reads) == (1, 2)

@@ -43,7 +43,7 @@ class Message(nn.Module):
         super().__init__()
         self.form = form
         self.x_proj = perceptron(channels, channels, 3 * channels, form)
-        self.rbf_proj = linear(num_bases, 3 * channels)
+        self.rbf_proj = linear(num_bases, 3 * channels, form)
         if form == "open_catalyst":
             self.x_layernorm = nn.LayerNorm(channels)
             shrink = torch.tensor([1.0, 1 / math.sqrt(3 * channels), 1 / math.sqrt(channels)])
@@ -85,7 +85,7 @@ class Update(nn.Module):
     def __init__(self, channels: int, form: Form) -> None:
         super().__init__()
         self.form = form
-        self.vec_proj = linear(channels, 2 * channels, bias=False)
+        self.vec_proj = linear(channels, 2 * channels, form, bias=False)
         self.xvec_proj = perceptron(2 * channels, channels, 3 * channels, form)
         if form == "open_catalyst":
             self.register_buffer("scale", torch.ones(()))
@@ -136,8 +136,8 @@ class GatedBlock(nn.Module):
     def __init__(self, channels: int, outputs: int, form: Form) -> None:
         super().__init__()
         self.outputs = outputs
-        self.vec1_proj = linear(channels, channels, bias=False)
-        self.vec2_proj = linear(channels, outputs, bias=False)
+        self.vec1_proj = linear(channels, channels, form, bias=False)
+        self.vec2_proj = linear(channels, outputs, form, bias=False)
         self.update_net = perceptron(2 * channels, channels, 2 * outputs, form)
         self.act = activation(form)
 
@@ -150,7 +150,7 @@ class GatedBlock(nn.Module):
 
 def perceptron(inputs: int, hidden: int, outputs: int, form: Form) -> nn.Sequential:
     """Two linear layers around an activation."""
-    return nn.Sequential(linear(inputs, hidden), activation(form), linear(hidden, outputs))
+    return nn.Sequential(linear(inputs, hidden, form), activation(form), linear(hidden, outputs, form))
 
 
 def activation(form: Form) -> nn.Module:
@@ -158,10 +158,14 @@ def activation(form: Form) -> nn.Module:
     return nn.SiLU() if form == "paper" else ScaledSiLU()
 
 
-def linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
-    """A linear layer with Xavier's uniform weights and no bias at first."""
+def linear(inputs: int, outputs: int, form: Form, *, bias: bool = True) -> nn.Linear:
+    """A linear layer with torch's first weights, or with larger ones (Xavier's) and no bias at first.
+
+    Features grow with a power of the encoded forces in every layer: what keeps their size otherwise starts too large.
+    """
     layer = nn.Linear(inputs, outputs, bias=bias)
-    nn.init.xavier_uniform_(layer.weight)
-    if bias:
-        nn.init.zeros_(layer.bias)
+    if form == "open_catalyst":
+        nn.init.xavier_uniform_(layer.weight)
+        if bias:
+            nn.init.zeros_(layer.bias)
     return layer
