@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,6 +33,7 @@ MOLECULE_SIGMAS = (0.01, 0.03, 0.05, 0.07)  # Å
 _SLAB_VIEW = "-75x,-15y,4z"  # from the side and slightly from above, the surface on top
 _PANEL = 1.75  # width in inches
 _RADIUS = 0.8  # of a covalent radius
+_VACUUM = 6.0  # Å without atoms along a cell's vector: it has no neighbours beyond
 _CANDIDATES = 200  # structures looked at for different compositions
 
 
@@ -112,6 +114,8 @@ def _corrupted(data: Data, sigmas: Sequence[float], seed: int) -> Iterator[np.nd
 def _draw(panel: Axes, original: Structure, moved: np.ndarray) -> None:
     """Atoms at ``moved`` (N, 3) Å in front of the lighter ones at their original places, in the structure's view."""
     turn = _view(original)
+    for edge in _cell_edges(original):
+        panel.plot(*(edge @ turn)[:, :2].T, color="0.6", lw=0.6, zorder=0)
     places = moved @ turn
     if not np.array_equal(moved, original.positions):
         _discs(panel, original, original.positions @ turn, style=_GHOST, order=1)
@@ -140,6 +144,22 @@ def _discs(panel: Axes, structure: Structure, places: np.ndarray, *, style: _Sty
         panel.add_patch(disc)
 
 
+def _cell_edges(structure: Structure) -> Iterator[np.ndarray]:
+    """(2, 3) ends in Å of the cell's edges along its periodic vectors; a vector with vacuum along it is left out."""
+    cell = structure.cell
+    if not structure.pbc.any() or abs(np.linalg.det(cell)) < 1e-6:
+        return
+    fractions = structure.positions @ np.linalg.inv(cell)
+    gaps = (1 - np.ptp(fractions, axis=0)) * np.linalg.norm(cell, axis=1)
+    drawn = [axis for axis in range(3) if structure.pbc[axis] and gaps[axis] < _VACUUM]
+    corner = sum((fractions[:, axis].min() * cell[axis] for axis in range(3) if axis not in drawn), start=np.zeros(3))
+    for axis in drawn:
+        others = [other for other in drawn if other != axis]
+        for steps in itertools.product((0, 1), repeat=len(others)):
+            start = corner + sum((step * cell[other] for step, other in zip(steps, others, strict=True)), np.zeros(3))
+            yield np.stack([start, start + cell[axis]])
+
+
 def _view(structure: Structure) -> np.ndarray:
     """(3, 3), what positions are multiplied by: slabs from the side, molecules with their longest axes in the plane."""
     if structure.pbc.any():
@@ -150,7 +170,8 @@ def _view(structure: Structure) -> np.ndarray:
 
 def _box(structure: Structure) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper corner of the picture in Å, (2,) each."""
-    places = (structure.positions @ _view(structure))[:, :2]
+    points = np.concatenate([structure.positions, *_cell_edges(structure)])
+    places = (points @ _view(structure))[:, :2]
     margin = 0.6 + _RADIUS * covalent_radii[structure.numbers].max()
     return places.min(axis=0) - margin, places.max(axis=0) + margin
 

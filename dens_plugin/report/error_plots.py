@@ -9,14 +9,15 @@ import matplotlib
 import numpy as np
 from ase.data import chemical_symbols
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dens_plugin.figure_style import STYLE
 from dens_plugin.report.plots import Line, add_legend, lines_of
 from dens_plugin.report.predictions import Predictions
-from dens_plugin.report.runs import Run
-from dens_plugin.report.tables import MILLI
+from dens_plugin.report.runs import MILLI, Run
 
 _PANELS_PER_ROW = 4
 _BARS_PER_ROW = 60
@@ -26,7 +27,7 @@ _SHOWN = 99.8  # % of the force components inside a parity plot's limits
 
 @matplotlib.rc_context(STYLE)
 def parity(runs: Sequence[Run], predictions: Mapping[str, Predictions], quantity: str) -> Figure | None:
-    """Predictions against labels, a panel per run with its MAE; None without predictions.
+    """Predictions against labels, a panel per run with its MAE and RMSE; None without predictions.
 
     Args:
         runs: in the order of the panels; those without predictions are left out.
@@ -46,6 +47,7 @@ def parity(runs: Sequence[Run], predictions: Mapping[str, Predictions], quantity
         draw(panel, predictions[run.label], limits=limits, colour=lines[run.group].colour)
         panel.set_title(f"{_wrapped(run.label)}\n{panel.get_title()}")
     name, unit = {"energy": ("energy", "eV"), "forces": ("force component", "eV/Å")}[quantity]
+    _add_colour_bar(figure, panels, f"{name}s in a hexagon" if quantity == "forces" else "structures in a hexagon")
     for panel in panels[:, 0]:
         panel.set_ylabel(f"Predicted {name} ({unit})")
     for at, panel in enumerate(panels.flat):
@@ -73,7 +75,7 @@ def element_errors(runs: Sequence[Run], predictions: Mapping[str, Predictions]) 
         panel.set(xlim=(-0.6, columns - 0.4))
     panels[-1].set_xlabel("Element, with its number of free atoms")
     figure.supylabel("Forces MAE (meV/Å)", fontsize=9)
-    add_legend(figure, panels[0])
+    add_legend(figure, panels[0], shown)
     return figure
 
 
@@ -111,13 +113,32 @@ def _shared_limits(predictions: Sequence[Predictions], quantity: str) -> tuple[f
 
 
 def _energy_panel(panel: Axes, data: Predictions, *, limits: tuple[float, float], colour: str) -> None:
-    panel.set_title(f"MAE {MILLI * data.energy_mae:,.0f} meV")
+    panel.set_title(_title(data.energy_mae, _rmse(data.energy, data.energy_label), "meV", digits=0))
     _parity_panel(panel, data.energy_label, data.energy, limits=limits, colour=colour)
 
 
 def _forces_panel(panel: Axes, data: Predictions, *, limits: tuple[float, float], colour: str) -> None:
-    panel.set_title(f"MAE {MILLI * data.forces_mae:,.1f} meV/Å")
+    panel.set_title(_title(data.forces_mae, _rmse(data.forces, data.forces_label), "meV/Å", digits=1))
     _parity_panel(panel, data.forces_label.ravel(), data.forces.ravel(), limits=limits, colour=colour)
+
+
+def _title(mae: float, rmse: float, unit: str, *, digits: int) -> str:
+    return f"MAE {MILLI * mae:,.{digits}f}, RMSE {MILLI * rmse:,.{digits}f} {unit}"
+
+
+def _rmse(predicted: np.ndarray, label: np.ndarray) -> float:
+    return float(np.sqrt(np.square(predicted - label).mean()))
+
+
+def _add_colour_bar(figure: Figure, panels: np.ndarray, label: str) -> None:
+    """One scale of colours for all panels whose points are counted, and a bar that says what it means."""
+    counted = [one for panel in panels.flat for one in panel.collections if isinstance(one, PolyCollection)]
+    if not counted:
+        return
+    most = max(float(np.max(one.get_array())) for one in counted)
+    for one in counted:
+        one.set_norm(LogNorm(1, max(most, 2)))
+    figure.colorbar(counted[0], ax=panels, label=label, shrink=0.8, pad=0.02)
 
 
 def _parity_panel(

@@ -18,6 +18,7 @@ figure { margin: 1.5em 0; } figcaption { color: #555; font-size: 0.92em; margin-
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: 0.88em; }
 th, td { padding: 0.3em 0.7em; text-align: right; border-bottom: 1px solid #ddd; font-variant-numeric: tabular-nums; }
 th { border-bottom: 2px solid #888; vertical-align: bottom; } th:first-child, td:first-child { text-align: left; }
+.verdict { font-size: 1.1em; margin: 0.6em 0; }
 .notes { background: #fff8e6; padding: 0.6em 1.5em; }
 """
 
@@ -36,13 +37,16 @@ class Picture(NamedTuple):
     caption: str
 
 
-def html_page(tables: Sequence[Table], pictures: Sequence[Picture], notes: Sequence[str]) -> str:
-    """The page: notes, tables, pictures."""
-    listed = f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>\n' if notes else ""
-    body = [listed, *map(_table, tables), *map(_figure, pictures)]
+def html_page(
+    verdict: Sequence[str], tables: Sequence[Table], pictures: Sequence[Picture], notes: Sequence[str]
+) -> str:
+    """The page: who won, in words, then tables, notes and pictures."""
+    words = [f'<p class="verdict">{escape(sentence)}</p>\n' for sentence in verdict]
+    remarks = f'<ul class="notes">{"".join(f"<li>{escape(note)}</li>" for note in notes)}</ul>\n' if notes else ""
+    body = [*words, *map(_table, tables), remarks, *map(_figure, pictures)]
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>DeNS report</title>'
-        f"<style>{_CSS}</style></head>\n<body><h1>Training with and without DeNS</h1>\n{''.join(body)}</body></html>\n"
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>Report</title>'
+        f"<style>{_CSS}</style></head>\n<body><h1>Training report</h1>\n{''.join(body)}</body></html>\n"
     )
 
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dens_plugin.data.molecules.manifest import origin_of
-from dens_plugin.report.runs import Run, only_run
+from dens_plugin.report.runs import MILLI, Run, only_run
 from dens_plugin.report.splits import PaperRow
-from dens_plugin.report.tables import MILLI, Table
+from dens_plugin.report.tables import Table
 from dens_plugin.settings import suggestion
 from dens_plugin.training.history import SOURCE, WEIGHTS
 

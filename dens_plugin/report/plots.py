@@ -1,11 +1,12 @@
 """Learning curves, and how runs look in every figure of a report.
 
-With DeNS is blue or green and solid, without is orange or yellow and dashed (Okabe and Ito's colours, which
-colour-blind readers can tell apart); seeds of one configuration share a colour.
+Baselines are orange or yellow and dashed, methods with outputs of their own have other colours and are solid (Okabe
+and Ito's colours, which colour-blind readers can tell apart); seeds of one configuration share a colour.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,14 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from dens_plugin.figure_style import STYLE
-from dens_plugin.report.runs import Run
-from dens_plugin.report.tables import MILLI, grouped
+from dens_plugin.report.runs import MILLI, Run, grouped, seeds_of
 
-_COLOURS = {
-    "dens": ("#0072B2", "#009E73", "#56B4E9"),
-    "s2ef": ("#D55E00", "#E69F00", "#F0C000"),
-    "": ("#CC79A7", "#000000", "#7F7F7F"),  # any other objective
-}
+_BASELINES = ("#D55E00", "#E69F00", "#F0C000")
+_METHODS = ("#0072B2", "#009E73", "#56B4E9", "#CC79A7", "#000000", "#7F7F7F")
 _METRICS = (("forces_mae", "Validation forces MAE (meV/Å)"), ("energy_mae", "Validation energy MAE (meV)"))
 
 
@@ -42,14 +39,11 @@ class Line(NamedTuple):
 
 def lines_of(runs: Sequence[Run]) -> dict[str, Line]:
     """Group -> colour and line style, the same in every figure."""
-    used = dict.fromkeys(_COLOURS, 0)
-    lines = {}
-    for group, members in grouped(runs).items():
-        family = members[0].objective if members[0].objective in _COLOURS else ""
-        colours = _COLOURS[family]
-        lines[group] = Line(colours[used[family] % len(colours)], "--" if family == "s2ef" else "-")
-        used[family] += 1
-    return lines
+    baselines, methods = itertools.cycle(_BASELINES), itertools.cycle(_METHODS)
+    return {
+        group: Line(next(baselines), "--") if members[0].method.is_baseline else Line(next(methods), "-")
+        for group, members in grouped(runs).items()
+    }
 
 
 @matplotlib.rc_context(STYLE)
@@ -73,7 +67,7 @@ def learning_curves(runs: Sequence[Run]) -> Figure | None:
         _from_zero(panel)
     panels[1, 0].set_xlabel("Optimiser step")
     panels[1, 1].set_xlabel("Wall-clock time (min)")
-    add_legend(figure, panels[0, 0])
+    add_legend(figure, panels[0, 0], runs)
     return figure
 
 
@@ -102,7 +96,7 @@ def training_curves(runs: Sequence[Run]) -> Figure | None:
         panel.grid(visible=True)
         _from_zero(panel)
         _scale_errors(panel)
-    add_legend(figure, panels[0])
+    add_legend(figure, panels[0], runs)
     return figure
 
 
@@ -126,13 +120,24 @@ def _look(run: Run, lines: Mapping[str, Line]) -> dict[str, Any]:
     return {"color": line.colour, "ls": line.style, "label": run.group}
 
 
-def add_legend(figure: Figure, panel: Axes) -> None:
+def add_legend(figure: Figure, panel: Axes, runs: Sequence[Run]) -> None:
     """One entry per configuration, with its number of seeds, above the panels."""
     handles, labels = panel.get_legend_handles_labels()
     first = {label: handle for handle, label in reversed(list(zip(handles, labels, strict=True)))}
     names = list(dict.fromkeys(labels))
-    texts = [f"{name} ({labels.count(name)} seeds)" if labels.count(name) > 1 else name for name in names]
+    groups = grouped(runs)
+    texts = [f"{name}{_seeds_in_words(groups.get(name, []))}" for name in names]
     figure.legend([first[name] for name in names], texts, loc="outside upper center", ncols=min(len(names), 3))
+
+
+def _seeds_in_words(runs: Sequence[Run]) -> str:
+    """``(3 seeds)``, ``(5 runs of one seed)``, or nothing for a single run."""
+    if len(runs) < 2:
+        return ""
+    seeds = len(seeds_of(runs))
+    if seeds == len(runs):
+        return f" ({seeds} seeds)"
+    return f" ({len(runs)} runs of {'one seed' if seeds == 1 else f'{seeds} seeds'})"
 
 
 def _scale_errors(panel: Axes) -> None:
@@ -142,6 +147,7 @@ def _scale_errors(panel: Axes) -> None:
     decades = math.log10(values.max() / values.min()) if len(values) else 0.0
     if decades > 0.6:
         panel.set_yscale("log")
+        panel.set_ylabel(f"{panel.get_ylabel()}, log scale")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 1.3 else (1, 1.5, 2, 3, 5, 7)))
         panel.yaxis.set_minor_locator(NullLocator())
     else:

@@ -23,10 +23,12 @@ from dens_plugin.report.corruptions import corrupted_structures
 from dens_plugin.report.page import Picture, html_page
 from dens_plugin.report.paper_tables import molecule_table, read_molecule_errors
 from dens_plugin.report.predictions import PredictionCache, Predictions, dataset_of
+from dens_plugin.report.readiness import warning
 from dens_plugin.report.relatives import relatives_table
-from dens_plugin.report.runs import Run, find_runs
+from dens_plugin.report.runs import Run, find_runs, grouped
 from dens_plugin.report.splits import PAPER, SplitErrors, missing_metrics, read_split_errors, split_table
 from dens_plugin.report.tables import Table, gain_table, group_table, repeated_seeds, run_table
+from dens_plugin.report.verdict import verdicts
 
 _SPLITS = ("val", "test")
 _MAX_STRUCTURES = 2000
@@ -39,12 +41,14 @@ class Report(NamedTuple):
     """What was written.
 
     Attributes:
+        verdict: sentences above the tables: who won, and whether that can be judged.
         page: ``report.html``.
         tables: also in ``table.txt``.
         pictures: the PNG files, with titles and captions.
         notes: what is missing and why.
     """
 
+    verdict: list[str]
     page: Path
     tables: list[Table]
     pictures: list[Picture]
@@ -124,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         columns=[paths_by_split(arguments, "--columns", form=_OF_COLUMNS) for arguments in args.columns],
         paper=args.paper,
     )
-    print(_text(report.tables, report.notes))
+    print(_text(report))
     print(f"Report: {report.page}")
 
 
@@ -167,7 +171,8 @@ def write_report(
     _require_beside(paper, splits=splits, molecules=molecules, columns=columns)
     out = Path(out)
     require_folder(out, "--out")
-    runs, models = find_runs(paths), [read_split_errors(folders) for folders in splits]
+    found = find_runs(paths)
+    runs, models = [run for run in found if run.is_training], [read_split_errors(folders) for folders in splits]
     paper_rows = [split_table(models, paper=paper if paper in PAPER else None)] if models else []
     if molecules:
         errors = [read_molecule_errors(folders) for folders in molecules]
@@ -175,7 +180,7 @@ def write_report(
     if paper in relatives.PAPER:
         paper_rows.append(relatives_table(columns, paper))
     out.mkdir(parents=True, exist_ok=True)
-    notes = [*_notes(runs), *_split_notes(models)]
+    notes = [*_notes(runs), *_validation_notes(found), *_split_notes(models)]
     predictions = _predictions(runs, out, split=split, max_structures=max_structures) if with_predictions else {}
     drawings = [*_curves(runs), *_parity_and_elements(runs, predictions, split)]
     if with_predictions:
@@ -183,10 +188,13 @@ def write_report(
     pictures = [picture for picture in (_saved(drawing, out) for drawing in drawings) if picture is not None]
     made = [make(runs, predictions, split=split) for make in (run_table, group_table, gain_table) if runs]
     tables = [*(table for table in made if table is not None), *paper_rows]
-    page = out / "report.html"
-    page.write_text(html_page(tables, pictures, notes), encoding="utf-8")
-    (out / "table.txt").write_text(_text(tables, notes) + "\n", encoding="utf-8")
-    return Report(page, tables, pictures, notes)
+    verdict = [*verdicts(runs, predictions, split=split if predictions else "val")]
+    if len(grouped(runs)) > 1:
+        verdict += filter(None, [warning(runs)])
+    report = Report(verdict, out / "report.html", tables, pictures, notes)
+    report.page.write_text(html_page(verdict, tables, pictures, notes), encoding="utf-8")
+    (out / "table.txt").write_text(_text(report) + "\n", encoding="utf-8")
+    return report
 
 
 def _require_beside(paper: str | None, **given: Sequence[Mapping[str, str | Path]]) -> None:
@@ -215,6 +223,15 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
     yield from repeated_seeds(runs)
 
 
+def _validation_notes(runs: Sequence[Run]) -> Iterator[str]:
+    """The errors of folders that hold a validation and no training."""
+    for each in runs:
+        if not each.is_training:
+            row = max(each.history, key=lambda row: row["step"])
+            told = ", ".join(f"{key} {row[key]:.4g}" for key in ("forces_mae", "energy_mae") if key in row)
+            yield f"{each.label} is a validation, not a training: {told or 'no errors'}."
+
+
 def _split_notes(models: Sequence[SplitErrors]) -> Iterator[str]:
     """Which columns of the table over sub-splits are not full, and how to fill them."""
     missing = missing_metrics(models)
@@ -240,15 +257,14 @@ def _curves(runs: Sequence[Run]) -> Iterator[_Drawing]:
         "learning_curves",
         plots.learning_curves(runs),
         "Learning curves",
-        "Mean absolute errors on the validation set, with averaged weights where the run keeps them. One line per run; "
-        "solid with DeNS, dashed without. Time includes validation and interruptions.",
+        "Mean absolute errors on the validation set, with averaged weights where the run keeps them. One line per run, "
+        "dashed for baselines. Time includes validation and interruptions.",
     )
     yield _Drawing(
         "training_curves",
         plots.training_curves(runs),
         "Errors on training batches",
-        "Running medians. With DeNS, forces are those of the atoms left alone, in clean and in corrupted structures "
-        "together, and the noise is that of the corrupted atoms.",
+        "Running medians, over the atoms that count: forces where a method asks for them, noise where it adds some.",
     )
 
 
@@ -263,7 +279,7 @@ def _parity_and_elements(runs: Sequence[Run], predictions: Mapping[str, Predicti
         "parity_forces",
         error_plots.parity(runs, predictions, "forces"),
         f"Forces, {name} set",
-        f"{data}; brighter is more components, on a logarithmic scale; the 0.2 % beyond the axes count in the MAE.",
+        f"{data}; brighter is more components, on one logarithmic scale. The 0.2% beyond the axes count in the errors.",
     )
     yield _Drawing(
         "element_errors", error_plots.element_errors(runs, predictions), "Errors by element", f"{data}; a bar per run."
@@ -279,7 +295,8 @@ def _structures(runs: Sequence[Run], seed: int) -> _Drawing:
         figure,
         "Corrupted structures",
         "Structures of the training set and the same with Gaussian noise of standard deviation σ on all free atoms; a "
-        "row scales one draw. Lighter discs behind are the original positions; pale atoms are fixed and never move.",
+        "row scales one draw. Lighter discs behind are the original positions; pale atoms are fixed and never move. "
+        "Thin lines are the periodic vectors of the cell.",
     )
 
 
@@ -291,5 +308,5 @@ def _saved(drawing: _Drawing, out: Path) -> Picture | None:
     return Picture(path, drawing.title, drawing.caption)
 
 
-def _text(tables: Sequence[Table], notes: Sequence[str]) -> str:
-    return "\n\n".join([*(table.markdown() for table in tables), *notes])
+def _text(report: Report) -> str:
+    return "\n\n".join([*report.verdict, *(table.markdown() for table in report.tables), *report.notes])

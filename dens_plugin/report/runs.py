@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dens_plugin.checks.method import Method, method_of
 from dens_plugin.compat import load_checkpoint
 from dens_plugin.training.history import FILE_NAME, read_history
 
+MILLI = 1000.0  # meV in an eV
 _CHECKPOINTS = ("best_checkpoint.pt", "checkpoint.pt")  # in the order of preference
 _TIMESTAMP = re.compile(r"^\d{4}(-\d\d){5}(-\d{3})?-?")
 _SEED = re.compile(r"[-_ ]?seed[-_ ]?(\d+)", re.IGNORECASE)
@@ -38,13 +40,19 @@ class Run(NamedTuple):
     group: str
 
     @property
+    def method(self) -> Method:
+        """How it was trained."""
+        return method_of(self.config, self.history)
+
+    @property
     def objective(self) -> str:
-        """Name of the objective; without a config, told by the metrics that only DeNS has."""
-        task, optim = self.config.get("task") or {}, self.config.get("optim") or {}
-        if "objective" in task:
-            return str(task["objective"]["name"])
-        denoises = any("noise_mae" in row for row in self.history)
-        return "dens" if optim.get("use_denoising_pos", denoises) else "s2ef"
+        """Short name of its objective."""
+        return self.method.name
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it has training steps; without, it is a validation of another run's checkpoint."""
+        return any(row["split"] == "train" for row in self.history)
 
     @property
     def seed(self) -> int | None:
@@ -93,6 +101,22 @@ def find_runs(paths: Sequence[str | Path]) -> list[Run]:
         for folder, label, config, group in zip(folders, labels, configs, groups, strict=True)
     ]
     return sorted(runs, key=lambda run: (groups.index(run.group), run.label))
+
+
+def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """Group -> its runs, in the order given."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return groups
+
+
+def seeds_of(runs: Iterable[Run]) -> dict[int | str, list[Run]]:
+    """Seed -> its runs, one in general; a run whose seed nobody knows has one of its own."""
+    seeds: dict[int | str, list[Run]] = {}
+    for run in runs:
+        seeds.setdefault(run.label if run.seed is None else run.seed, []).append(run)
+    return seeds
 
 
 def only_run(folder: str | Path, option: str) -> Run:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dens_plugin.leaderboard.layout import OC20_SPLITS, OC22_SPLITS
-from dens_plugin.report.runs import Run, only_run
-from dens_plugin.report.tables import MILLI, NONE, Table
+from dens_plugin.report.runs import MILLI, Run, only_run
+from dens_plugin.report.tables import NONE, Table
 from dens_plugin.settings import suggestion
 
 AVERAGE = "average"

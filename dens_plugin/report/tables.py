@@ -1,4 +1,4 @@
-"""The numbers of a report: a row per run, the mean over seeds, and what DeNS gains; meV and meV/Å throughout."""
+"""The numbers of a report: a row per run, the mean over seeds, the gain over a baseline; meV and meV/Å throughout."""
 
 from __future__ import annotations
 
@@ -7,23 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dens_plugin.report.predictions import Predictions
-from dens_plugin.report.runs import Run
+from dens_plugin.report.runs import MILLI, Run, grouped, seeds_of
 
-MILLI = 1000.0
+FEW_EPOCHS = 5  # runs with fewer are marked
 NONE = "–"  # in a cell whose value is not known
-_HEADER = (
-    "Run",
-    "Objective",
-    "Seed",
-    "Parameters",
-    "Steps",
-    "Minutes",
-    "Final forces MAE (meV/Å)",
-    "Best forces MAE (meV/Å)",
-    "Final energy MAE (meV)",
-    "Energy MAE at best (meV)",
-)
-_TEST_HEADER = ("Test forces MAE (meV/Å)", "Test energy MAE (meV)")
+_HEADER = ("Run", "Objective", "Seed", "Parameters", "Steps", "Epochs", "Min", "F end", "F best", "E end", "E best")
+_TEST_HEADER = ("F test", "E test")
+_ERRORS_FROM = _HEADER.index("F end")
+_LEGEND = "mean absolute errors: F forces in meV/Å, E energy in meV; best: the validation with the lowest F"
+FEW_MARK = "*"  # beside the epochs of a run that had only a few
 
 
 class Table(NamedTuple):
@@ -86,102 +78,115 @@ def errors_of(run: Run, test: Predictions | None = None) -> Errors:
 
 
 def run_table(runs: Sequence[Run], predictions: Mapping[str, Predictions], *, split: str) -> Table:
-    """One row per run.
+    """One row per run, and where all are seeds of one configuration one more with their mean.
 
     Args:
         runs: in the order of the rows.
         predictions: by label; runs without a checkpoint have none.
         split: of the predictions; ``test`` adds two columns.
     """
-    header = _HEADER + _TEST_HEADER if split == "test" else _HEADER
-    rows = []
-    for run in runs:
-        predicted = predictions.get(run.label)
-        errors = errors_of(run, predicted if split == "test" else None)
-        last = max(run.history, key=lambda row: row["step"])
-        rows.append(
-            (
-                run.label,
-                run.objective,
-                NONE if run.seed is None else str(run.seed),
-                NONE if predicted is None else f"{int(predicted.parameters):,}",
-                f"{last['step']:,}",
-                f"{run.minutes(last['time']):.1f}",
-                *map(_number, errors[: len(header) - 6]),
-            )
-        )
-    return Table("Runs (validation errors unless said otherwise)", header, rows)
+    header = _header(split)
+    rows = [_row(run, predictions.get(run.label), split) for run in runs]
+    if len(grouped(runs)) == 1 and len(seeds_of(runs)) > 1:
+        cells = _averaged(errors_by_seed(runs, predictions, split), len(header) - _ERRORS_FROM)
+        rows.append(("mean ± standard deviation", *[""] * (_ERRORS_FROM - 1), *cells))
+    few = f"; {FEW_MARK} only a few epochs" if any(FEW_MARK in row[_HEADER.index("Epochs")] for row in rows) else ""
+    return Table(f"Runs ({_LEGEND}{few})", header, rows)
 
 
-def group_table(runs: Sequence[Run], predictions: Mapping[str, Predictions], *, split: str) -> Table:
-    """One row per configuration: mean ± sample standard deviation over its seeds; arguments as for `run_table`."""
-    names = (_HEADER + _TEST_HEADER if split == "test" else _HEADER)[6:]
+def group_table(runs: Sequence[Run], predictions: Mapping[str, Predictions], *, split: str) -> Table | None:
+    """One row per configuration: mean ± sample standard deviation over its seeds; arguments as for `run_table`.
+
+    None where that says no more than the table of runs: one configuration, or one run of each.
+    """
+    groups = grouped(runs)
+    if len(groups) == 1 or all(len(members) == 1 for members in groups.values()):
+        return None
+    names = _header(split)[_ERRORS_FROM:]
     rows = []
-    for group, members in grouped(runs).items():
-        errors = _all_errors(members, predictions, split)
-        cells = (_mean_and_deviation(column) for column in list(zip(*errors, strict=True))[: len(names)])
-        rows.append((group, members[0].objective, str(len(_seeds(members))), *cells))
+    for group, members in groups.items():
+        cells = _averaged(errors_by_seed(members, predictions, split), len(names))
+        rows.append((group, members[0].objective, str(len(seeds_of(members))), *cells))
     return Table(
         "Configurations (mean ± standard deviation over seeds)", ("Configuration", "Objective", "Seeds", *names), rows
     )
 
 
+def _header(split: str) -> tuple[str, ...]:
+    return _HEADER + _TEST_HEADER if split == "test" else _HEADER
+
+
+def _row(run: Run, predicted: Predictions | None, split: str) -> tuple[str, ...]:
+    errors = errors_of(run, predicted if split == "test" else None)
+    last = max(run.history, key=lambda row: row["step"])
+    epochs = epochs_of(run)
+    return (
+        run.label,
+        run.objective,
+        NONE if run.seed is None else str(run.seed),
+        NONE if predicted is None else f"{int(predicted.parameters):,}",
+        f"{last['step']:,}",
+        NONE if epochs is None else f"{epochs:.3g}{FEW_MARK if has_few_epochs(run) else ''}",
+        f"{run.minutes(last['time']):.1f}",
+        *map(_number, errors[: len(_header(split)) - _ERRORS_FROM]),
+    )
+
+
+def _averaged(errors: Sequence[Errors], columns: int) -> list[str]:
+    return [_mean_and_deviation(column) for column in list(zip(*errors, strict=True))[:columns]]
+
+
+def epochs_of(run: Run) -> float | None:
+    """Passes over the training data; None where the history does not say."""
+    return max((row["epoch"] for row in run.history if "epoch" in row), default=None)
+
+
+def has_few_epochs(run: Run) -> bool:
+    """Whether a run had so few passes over its data that its errors say little of its method."""
+    epochs = epochs_of(run)
+    return epochs is not None and epochs < FEW_EPOCHS
+
+
 def repeated_seeds(runs: Iterable[Run]) -> Iterator[str]:
     """Which configurations have a seed several times: such runs are one and count as one."""
     for group, members in grouped(runs).items():
-        for labels in _seeds(members).values():
+        for labels in seeds_of(members).values():
             if len(labels) > 1:
                 names = ", ".join(run.label for run in labels)
                 yield f"{group}: {names} have one seed; their mean counts as one run, and tells nothing of the spread."
 
 
 def gain_table(runs: Sequence[Run], predictions: Mapping[str, Predictions], *, split: str) -> Table | None:
-    """How much lower the mean errors of each DeNS configuration are than those of each S2EF one on the same data.
+    """How much lower the mean errors of each method are than those of each baseline on the same data.
 
     Returns:
-        A table of 100 (s2ef - dens) / s2ef in %, or None where nothing can be compared.
+        A table of 100 (baseline - method) / baseline in %, or None where nothing can be compared.
     """
-    names = (_HEADER + _TEST_HEADER if split == "test" else _HEADER)[6:]
+    names = _header(split)[_ERRORS_FROM:]
     groups = grouped(runs)
     rows = []
     for name, ours in groups.items():
         for other, theirs in groups.items():
-            if _comparable(ours, theirs):
-                means = (_means(_all_errors(members, predictions, split)) for members in (ours, theirs))
+            if comparable(ours, theirs):
+                means = (_means(errors_by_seed(members, predictions, split)) for members in (ours, theirs))
                 gains = [_gain(*pair) for pair in zip(*means, strict=True)]
                 rows.append((name, other, *gains[: len(names)]))
-    header = ("With DeNS", "Without", *(name.split(" (")[0] for name in names))
-    return Table("Gain of DeNS (% lower error; negative where it is higher)", header, rows) if rows else None
+    header = ("Method", "Baseline", *names)
+    return Table("Gain over the baseline (% lower error; negative where it is higher)", header, rows) if rows else None
 
 
-def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Group -> its runs, in the order given."""
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        groups.setdefault(run.group, []).append(run)
-    return groups
-
-
-def _comparable(ours: Sequence[Run], theirs: Sequence[Run]) -> bool:
-    """Whether these are DeNS and S2EF, and not known to have other data."""
+def comparable(ours: Sequence[Run], theirs: Sequence[Run]) -> bool:
+    """Whether these are a method and a baseline, which predicts nothing of its own, on data not known to differ."""
     data = {run.data for run in (*ours, *theirs) if run.config}
-    return (ours[0].objective, theirs[0].objective) == ("dens", "s2ef") and len(data) <= 1
+    return not ours[0].method.is_baseline and theirs[0].method.is_baseline and len(data) <= 1
 
 
-def _all_errors(runs: Sequence[Run], predictions: Mapping[str, Predictions], split: str) -> list[Errors]:
+def errors_by_seed(runs: Sequence[Run], predictions: Mapping[str, Predictions], split: str) -> list[Errors]:
     """Of each seed, the mean over its runs."""
     return [
         _means([errors_of(run, predictions.get(run.label) if split == "test" else None) for run in members])
-        for members in _seeds(runs).values()
+        for members in seeds_of(runs).values()
     ]
-
-
-def _seeds(runs: Iterable[Run]) -> dict[int | str, list[Run]]:
-    """Seed -> its runs, one in general; a run whose seed nobody knows has one of its own."""
-    seeds: dict[int | str, list[Run]] = {}
-    for run in runs:
-        seeds.setdefault(run.label if run.seed is None else run.seed, []).append(run)
-    return seeds
 
 
 def _means(errors: Sequence[Errors]) -> Errors:

@@ -12,6 +12,7 @@ def write_run(root, name, errors, *, denoises=False):
     rows = []
     for number, (forces, energy) in enumerate(errors, start=1):
         row = {"step": 100 * number, "time": 1e9 + 600.0 * number, "forces_mae": forces, "energy_mae": energy}
+        row["epoch"] = number
         rows += [{"split": "train", **row, **({"noise_mae": 0.05} if denoises else {})}, {"split": "val", **row}]
     (folder / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

@@ -2,6 +2,7 @@ import argparse
 import gc
 import re
 
+import ase.build
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,8 @@ from matplotlib.image import imread
 from report_samples import write_run
 from samples import base_config, trainer_arguments, write_lmdb
 
-from dens_plugin.report import corruptions, predictions, report
+from dens_plugin.data.structures import from_atoms
+from dens_plugin.report import corruptions, error_plots, plots, predictions, report
 from dens_plugin.report.runs import find_runs
 from dens_plugin.testing import random_structure
 from dens_plugin.training.trainer import DeNSTrainer
@@ -118,6 +120,7 @@ def test_a_run_without_checkpoint_has_curves_only_and_the_report_says_so(tmp_pat
     write_run(tmp_path, "toy", ERRORS)
     made = report.write_report([tmp_path], tmp_path / "out")
     assert {picture.path.stem for picture in made.pictures} == {"learning_curves", "training_curves"}
+    assert made.verdict == []
     assert made.notes == ["toy: no checkpoint yet, so its curves only."]
     assert made.notes[0] in made.page.read_text()
 
@@ -127,6 +130,27 @@ def test_runs_of_different_length_are_noted(tmp_path):
     write_run(tmp_path, "long", ERRORS)
     made = report.write_report([tmp_path], tmp_path / "out", with_predictions=False)
     assert any("different steps (200 to 300)" in note for note in made.notes)
+
+
+def test_the_report_begins_with_who_won(tmp_path, capsys):
+    write_run(tmp_path, "toy_dens_seed0", ERRORS, denoises=True)
+    write_run(tmp_path, "toy_s2ef_seed0", [(forces + 0.01, energy) for forces, energy in ERRORS])
+    report.run(parsed(tmp_path, "--out", tmp_path / "out", "--no-predictions"))
+    first, second = capsys.readouterr().out.split("\n\n")[:2]
+    assert first.startswith("toy_dens won against toy_s2ef: its forces are 50% better (10.0 against 20.0 meV/Å")
+    assert second.startswith("Not ready to be judged: errors still fall")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.index("won against") < page.index("<table>")
+
+
+def test_a_validation_is_no_run(tmp_path):
+    write_run(tmp_path, "toy", ERRORS, denoises=True)
+    folder = write_run(tmp_path, "validated", ERRORS[:1])
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    (folder / "history.jsonl").write_text(lines[1] + "\n")  # without the step of training
+    made = report.write_report([tmp_path], tmp_path / "out", with_predictions=False)
+    assert [row[0] for table in made.tables for row in table.rows] == ["toy"]
+    assert "validated is a validation, not a training: forces_mae 0.04, energy_mae 1." in made.notes
 
 
 def test_missing_data(trained):
@@ -148,6 +172,42 @@ def test_out_that_is_a_file(tmp_path):
     (tmp_path / "report").write_text("mine")
     with pytest.raises(ValueError, match=r"report' is a file; give --out a folder"):
         report.write_report([tmp_path], tmp_path / "report")
+
+
+def test_cell_of_a_slab_is_drawn_without_the_vector_along_its_vacuum():
+    slab = ase.build.fcc111("Cu", (2, 2, 3), vacuum=8)
+    slab.pbc = True
+    edges = np.stack(list(corruptions._cell_edges(from_atoms(slab))))
+    assert len(edges) == 4
+    assert np.allclose(edges[:, :, 2], slab.positions[:, 2].min())
+    molecule = from_atoms(ase.build.molecule("H2O"))
+    assert not list(corruptions._cell_edges(molecule))
+    crystal = from_atoms(ase.build.bulk("Cu", cubic=True))
+    assert len(list(corruptions._cell_edges(crystal))) == 12
+
+
+def test_parity_has_one_scale_of_colours_and_a_bar(trained):
+    (run,) = find_runs([trained])
+    generator = np.random.default_rng(0)
+    label = generator.normal(size=(400, 3))
+    made = predictions.Predictions(
+        energy=label[:5, 0],
+        energy_label=label[:5, 0],
+        forces=label + 0.1,
+        forces_label=label,
+        numbers=np.ones(400),
+        available=np.asarray(5),
+        parameters=np.asarray(1),
+    )
+    figure = error_plots.parity([run], {run.label: made}, "forces")
+    assert "MAE 100.0, RMSE 100.0 meV/Å" in figure.axes[0].get_title()
+    assert figure.axes[1].get_ylabel() == "force components in a hexagon"
+
+
+def test_a_logarithmic_axis_says_so(tmp_path):
+    write_run(tmp_path, "toy", [(1.0, 1.0), (0.01, 0.9)])
+    panels = plots.learning_curves(find_runs([tmp_path])).axes
+    assert [panel.get_ylabel().endswith("log scale") for panel in (panels[0], panels[2])] == [True, False]
 
 
 def test_one_draw_is_scaled_and_fixed_atoms_stay():

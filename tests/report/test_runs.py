@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from report_samples import write_run
@@ -40,11 +42,27 @@ def test_seeds_share_a_group_and_configs_do_not(tmp_path):
 
 
 def test_objective_and_seed_come_from_the_config_else_from_history_and_label(tmp_path):
-    save(write_run(tmp_path, "mine_seed3", ERRORS), seed=5, objective="ndem")
+    save(write_run(tmp_path, "mine_seed3", ERRORS), seed=5, objective="dens")
     write_run(tmp_path, "other_seed3", ERRORS, denoises=True)
     write_run(tmp_path, "plain", ERRORS)
     runs = {run.label: (run.objective, run.seed) for run in find_runs([tmp_path])}
-    assert runs == {"mine_seed3": ("ndem", 5), "other_seed3": ("dens", 3), "plain": ("s2ef", None)}
+    assert runs == {"mine_seed3": ("dens", 5), "other_seed3": ("–", 3), "plain": ("–", None)}
+
+
+def test_a_baseline_predicts_nothing_of_its_own(tmp_path):
+    save(write_run(tmp_path, "a", ERRORS), seed=0, objective="dens")
+    save(write_run(tmp_path, "b", ERRORS), seed=0, objective="s2ef")
+    write_run(tmp_path, "c", ERRORS, denoises=True)  # no config: told by the errors that it prints
+    write_run(tmp_path, "d", ERRORS)
+    methods = {run.label: run.method for run in find_runs([tmp_path])}
+    assert {label: method.outputs for label, method in methods.items()} == {
+        "a": ("noise",),
+        "b": (),
+        "c": ("noise",),
+        "d": (),
+    }
+    assert methods["a"].noise == pytest.approx(0.1 * (2 / math.pi) ** 0.5)
+    assert [label for label, method in methods.items() if method.is_baseline] == ["b", "d"]
 
 
 def test_time_starts_at_step_0(tmp_path):

@@ -17,12 +17,12 @@ def seeds(tmp_path):
 
 def test_a_row_has_the_final_errors_and_those_of_the_best_validation(seeds):
     row = run_table(seeds, {}, split="val").rows[0]
-    assert row == ("toy_dens_seed0", "dens", "0", "–", "300", "30.0", "24.0", "20.0", "500.0", "600.0")
+    assert row == ("toy_dens_seed0", "–", "0", "–", "300", "3*", "30.0", "24.0", "20.0", "500.0", "600.0")
 
 
 def test_seeds_are_averaged(seeds):
     rows = group_table(seeds, {}, split="val").rows
-    assert rows[0] == ("toy_dens", "dens", "2", "26.0 ± 2.8", "24.0 ± 5.7", "550.0 ± 70.7", "600.0 ± 0.0")
+    assert rows[0] == ("toy_dens", "–", "2", "26.0 ± 2.8", "24.0 ± 5.7", "550.0 ± 70.7", "600.0 ± 0.0")
     assert [row[0] for row in rows] == ["toy_dens", "toy_s2ef"]
 
 
@@ -30,30 +30,36 @@ def test_runs_of_one_seed_count_as_one(tmp_path):
     for name, error in (("toy-seed0", 0.02), ("toy seed0", 0.04), ("toy_seed1", 0.05)):
         write_run(tmp_path, name, [(error, 1.0)])
     runs = find_runs([tmp_path])
-    (row,) = group_table(runs, {}, split="val").rows
-    assert row[:4] == ("toy", "s2ef", "2", "40.0 ± 14.1")  # of 30, the mean of seed 0, and 50
+    mean = run_table(runs, {}, split="val").rows[-1]
+    assert mean[0] == "mean ± standard deviation"
+    assert mean[7] == "40.0 ± 14.1"  # of 30, the mean of seed 0, and 50
+    assert group_table(runs, {}, split="val") is None
     (note,) = repeated_seeds(runs)
     assert "toy seed0, toy-seed0 have one seed" in note
 
 
-def test_gain_is_the_lowered_share_of_the_error_without_dens(seeds):
+def test_gain_is_the_lowered_share_of_the_baselines_error(seeds):
     (row,) = gain_table(seeds, {}, split="val").rows
     assert row[:3] == ("toy_dens", "toy_s2ef", "+50.0")  # 26 instead of 52
     assert row[4] == "-10.0"  # 550 instead of 500
 
 
 def test_no_gain_without_both(seeds):
-    assert gain_table([run for run in seeds if run.objective == "dens"], {}, split="val") is None
+    assert gain_table([run for run in seeds if not run.method.is_baseline], {}, split="val") is None
 
 
 def test_no_gain_across_data_sets(seeds):
-    def trained_on(run, path):
-        return run._replace(config={"dataset": {"src": path}, "task": {"objective": {"name": run.objective}}})
+    def trained_on(run, path, name):
+        config = {"dataset": {"src": path}, "task": {"objective": {"name": name}}, "optim": {}, "cmd": {"seed": 0}}
+        return run._replace(config=config)
 
-    one, other = (next(run for run in seeds if run.objective == name) for name in ("dens", "s2ef"))
-    one, other = ({"cmd": {"seed": 0}, **run.config} for run in (trained_on(one, "a"), trained_on(other, "b")))
-    runs = [seeds[0]._replace(config=one), seeds[2]._replace(config=other)]
-    assert gain_table(runs, {}, split="val") is None
+    ours = trained_on(seeds[0], "a", "dens")
+    assert gain_table([ours, trained_on(seeds[2], "a", "s2ef")], {}, split="val") is not None
+    assert gain_table([ours, trained_on(seeds[2], "b", "s2ef")], {}, split="val") is None
+
+
+def test_one_run_of_each_configuration_needs_no_second_table(seeds):
+    assert group_table([seeds[0], seeds[2]], {}, split="val") is None
 
 
 def test_markdown_has_as_many_cells_in_every_line(seeds):
