@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import ClassVar
 
 import lmdb
 import numpy as np
@@ -131,6 +132,8 @@ def test_small_sets_are_read_once():
     """Every step would otherwise spend as long on reading eight molecules as on a light network."""
 
     class Counting(Dataset):
+        config: ClassVar = {"src": "memory"}
+
         def __init__(self, size):
             self.size, self.reads = size, 0
 
