@@ -24,6 +24,19 @@ _SIZE = re.compile(
 )
 
 
+# A default's type: what may stand there, and what to say where something else does.
+_KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a number", (int, float)),
+    float: ("a number", (int, float)),
+    str: ("a word", (str,)),
+}
+_HINTS: dict[tuple[type, type], str] = {
+    (bool, str): "; the command line takes True and False",
+    (float, str): "; YAML takes 1e-1 for text, and 1.0e-1 for a number",
+}
+
+
 def require_known_model(model: Any) -> None:
     """Raise ValueError for a model, backbone, head or hyper-parameter that does not exist.
 
@@ -62,7 +75,9 @@ def _model_class(name: Any, where: str) -> type:
 
 def _require_accepted(cls: type, settings: Mapping[str, Any], where: str) -> None:
     accepted = _accepted(cls)
-    for key in settings:
+    for key, value in settings.items():
+        if key in accepted:
+            _require_kind(value, accepted[key], f"{where}.{key}")
         others = [] if key in accepted else _models_with(key, like=cls)
         if others:
             raise ValueError(
@@ -72,11 +87,25 @@ def _require_accepted(cls: type, settings: Mapping[str, Any], where: str) -> Non
     reject_unknown(settings, accepted, where)
 
 
-def _accepted(cls: type) -> set[str]:
-    """Names of the constructor's arguments, its base classes' where it passes the rest on to them."""
+def _require_kind(value: Any, parameter: inspect.Parameter, where: str) -> None:
+    """Raise ValueError for a setting of another kind than its default: fairchem's constructors take what comes."""
+    kind, stated = type(parameter.default), str(parameter.annotation)
+    if kind not in _KINDS or (value is None and "None" in stated):
+        return
+    word, allowed = _KINDS[kind]
+    may_be = " or null" if "None" in stated else ""
+    if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{where} must be {word}{may_be}, got {value!r}{_HINTS.get((kind, type(value)), '')}")
+
+
+def _accepted(cls: type) -> dict[str, inspect.Parameter]:
+    """The constructor's arguments by name, its base classes' where it passes the rest on to them."""
     owners = [*cls.__mro__, *getattr(cls, "backbone_class", object).__mro__]
     constructors = [owner.__init__ for owner in owners if "__init__" in vars(owner)]
-    return {name for constructor in constructors for name in _arguments(constructor)}
+    found: dict[str, inspect.Parameter] = {}
+    for constructor in constructors:
+        found = {**_arguments(constructor), **found}
+    return found
 
 
 def _models_with(key: str, *, like: type) -> list[str]:
@@ -103,10 +132,10 @@ def _require_sizes(settings: Mapping[str, Any], where: str) -> None:
             raise ValueError(f"{where}.{key} must be at least 0 and below 1, got {settings[key]!r}")
 
 
-def _arguments(constructor: Any) -> list[str]:
+def _arguments(constructor: Any) -> dict[str, inspect.Parameter]:
     try:
-        parameters = inspect.signature(constructor).parameters.values()
+        parameters = inspect.signature(constructor).parameters
     except ValueError:  # a constructor in C
-        return []
+        return {}
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [parameter.name for parameter in parameters if parameter.kind in named and parameter.name != "self"]
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind in named and name != "self"}

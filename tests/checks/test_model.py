@@ -62,3 +62,20 @@ def test_a_key_of_no_model():
     backbone = {"model": "dens_plugin.ESCNDeNS", "num_layer": 2}
     with pytest.raises(ValueError, match=r"unknown key 'num_layer' in model\.backbone; did you mean 'num_layers'"):
         require_known_model({"name": "hydra", "backbone": backbone})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("otf_graph", "false", r"must be true or false, got 'false'; the command line takes True and False"),
+        ("norm_type", 3, r"must be a word, got 3"),
+        ("num_layers", [2], r"must be a number, got \[2\]"),
+        ("alpha_drop", "1e-1", r"must be a number, got '1e-1'; YAML takes 1e-1 for text, and 1.0e-1 for a number"),
+        ("use_pbc", None, r"must be true or false, got None"),
+    ],
+)
+def test_a_setting_of_another_kind(key, value, message):
+    setup_imports()
+    backbone = {"model": "dens_plugin.EquiformerV2DeNS", key: value}
+    with pytest.raises(ValueError, match=rf"model.backbone.{key} {message}"):
+        require_known_model({"name": "hydra", "backbone": backbone})
