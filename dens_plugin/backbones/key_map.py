@@ -12,7 +12,7 @@ EquiformerV2:
 | others | ``backbone.`` | ``backbone.`` | ``backbone.`` |
 
 eSCN has the same names, and no DeNS of fairchem's; fairchem's flat networks have those of the first column. PaiNN's
-names are in `painn.keys`.
+names are in `painn.keys`, those of denoise pre-training's EGNN in `egnn.keys`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Mapping
 
 import torch
 
+from dens_plugin.backbones.egnn import keys as egnn
 from dens_plugin.backbones.painn import keys as painn
 
 _ENERGY, _FORCES, _NOISE = (
@@ -49,6 +50,8 @@ def to_plugin_keys(state: Mapping[str, torch.Tensor]) -> State:
     """
     if painn.is_fairchems(state):
         return painn.to_plugin_keys(state)
+    if egnn.is_authors(state):
+        return egnn.to_plugin_keys(state)
     renamed = {_renamed(key): value for key, value in state.items()}
     renamed.pop("backbone.force_embedding.expand_index", None)
     bias = renamed.pop(_BIAS, None)

@@ -9,7 +9,10 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from torch import nn
 
+from dens_plugin.backbones.description import Description
+from dens_plugin.backbones.egnn.family import FAMILY
 from dens_plugin.backbones.forward_pass import require_known_elements
+from dens_plugin.backbones.neighbours import found_graph, search_of
 from dens_plugin.backbones.sizes import require_sizes
 from dens_plugin.fields import corruption_of
 from dens_plugin.nn.egnn.edges import Edges
@@ -100,13 +103,24 @@ class EGNN(nn.Module, BackboneInterface, GraphModelMixin):
                 scalars, displacement = state.scalars, state.displacement
             return {"scalars": scalars, "state": state, "edges": edges, "positions": positions}
 
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return Description(
+            FAMILY,
+            cutoff=self.cutoff,
+            periodic=self.use_pbc,
+            elements=self.max_num_elements,
+            search=search_of(self),
+            differentiates=self.is_differentiated,
+        )
+
     def _encoded(self, data: Batch) -> Sequence[EncodedForces | None]:
         """The forces that each layer sees."""
         return [None] * len(self.layers)
 
     def _edges(self, data: Batch, positions: torch.Tensor) -> Edges:
         with torch.no_grad():  # which atoms are neighbours is not differentiated
-            graph = self.generate_graph(data)
+            graph = found_graph(self, data)
         source, target = graph.edge_index
         vectors = positions[target] - positions[source] - graph.offset_distances.to(positions.dtype)
         return Edges.of(source, target, vectors, len(positions))
@@ -128,6 +142,10 @@ class EGNNDeNS(EGNN):
         self.force_terms = nn.ModuleList(
             ForceTerms(self.channels, moves=layer.moves is not None) for layer in self.layers
         )
+
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return super().describe()._replace(encodes_forces=True)
 
     def _encoded(self, data: Batch) -> Sequence[EncodedForces | None]:
         corruption = corruption_of(data)

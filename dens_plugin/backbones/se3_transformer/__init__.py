@@ -1,5 +1,6 @@
 """SE(3)-Transformer (arXiv:2006.10503) plain and with DeNS; importing it registers its names."""
 
+from dens_plugin.backbones.se3_transformer.family import FAMILY as FAMILY
 from dens_plugin.backbones.se3_transformer.heads import (
     SE3TransformerEnergyHead,
     SE3TransformerGradientHead,

@@ -9,7 +9,10 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from torch import nn
 
+from dens_plugin.backbones.description import Description
 from dens_plugin.backbones.forward_pass import require_known_elements
+from dens_plugin.backbones.neighbours import found_graph, search_of
+from dens_plugin.backbones.se3_transformer.family import FAMILY
 from dens_plugin.backbones.sizes import require_sizes
 from dens_plugin.fields import corruption_of
 from dens_plugin.nn.equiformer.embedding import DegreeForceEncoding
@@ -103,13 +106,24 @@ class SE3Transformer(nn.Module, BackboneInterface, GraphModelMixin):
             scalars = self.last(features, edges)[0].squeeze(1)
             return {"features": features, "scalars": scalars, "edges": edges, "positions": positions}
 
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return Description(
+            FAMILY,
+            cutoff=self.cutoff,
+            periodic=self.use_pbc,
+            elements=self.max_num_elements,
+            search=search_of(self),
+            differentiates=self.is_differentiated,
+        )
+
     def _encoded(self, data: Batch, features: Features) -> Features:
         """The first layer's features, and what is known of forces."""
         return features
 
     def _edges(self, data: Batch, positions: torch.Tensor) -> Edges:
         with torch.no_grad():  # which atoms are neighbours is not differentiated
-            graph = self.generate_graph(data)
+            graph = found_graph(self, data)
         source, target = graph.edge_index
         vectors = positions[source] - positions[target] + graph.offset_distances.to(positions.dtype)
         return self.geometry(source, target, vectors, len(positions))
@@ -130,6 +144,10 @@ class SE3TransformerDeNS(SE3Transformer):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.force_embedding = DegreeForceEncoding(self.channels)
+
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return super().describe()._replace(encodes_forces=True)
 
     def _encoded(self, data: Batch, features: Features) -> Features:
         corruption = corruption_of(data)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dens_plugin.nn.features import Features
-from dens_plugin.nn.se3_transformer.convolution import Convolution, linear_weights
+from dens_plugin.nn.se3_transformer.convolution import Convolution, Turned, linear_weights, through_kernels
 from dens_plugin.nn.se3_transformer.edges import Edges
 
 _SMALLEST_SQUARED = 1e-24  # of a norm, below which a feature has no direction
@@ -44,13 +44,14 @@ class Attention(nn.Module):
 
     def forward(self, features: Sequence[torch.Tensor], edges: Edges) -> Features:
         """[(N, 2l + 1, channels)] from [(N, 2l + 1, inputs)]; zeros for atoms without edges."""
-        shares = edges.softmax(self._logits(features, edges) * self.scale)  # (E, heads)
-        values = self.value(features, edges)
+        turned = through_kernels(features, edges, self.value.outputs)  # of values and keys alike
+        shares = edges.softmax(self._logits(features, turned, edges) * self.scale)  # (E, heads)
+        values = self.value(turned, edges)
         return [edges.sum(self._by_head(value, shares)) for _, value in sorted(values.items())]
 
-    def _logits(self, features: Sequence[torch.Tensor], edges: Edges) -> torch.Tensor:
+    def _logits(self, features: Sequence[torch.Tensor], turned: Turned, edges: Edges) -> torch.Tensor:
         logits = edges.distance.new_zeros(len(edges.target), self.heads)
-        for degree, key in self.key(features, edges).items():
+        for degree, key in self.key(turned, edges).items():
             query = (features[degree] @ self.query[degree]).index_select(0, edges.target)
             logits = logits + (query * key).sum(dim=1).unflatten(1, (self.heads, -1)).sum(dim=-1)
         return logits

@@ -11,6 +11,20 @@ from dens_plugin.nn.features import Features
 from dens_plugin.nn.se3_transformer.edges import Edges, widths
 from dens_plugin.nn.se3_transformer.radial import RadialFunctions
 
+Turned = dict[tuple[int, int], torch.Tensor]  # input and output degree -> (E, 2l + 1, J inputs)
+
+
+def through_kernels(features: Sequence[torch.Tensor], edges: Edges, outputs: Sequence[int]) -> Turned:
+    """Features of the neighbours, turned by each kernel to an output degree that has channels."""
+    turned = {}
+    for degree, feature in enumerate(features):
+        neighbour = feature.index_select(0, edges.source)  # (E, 2k + 1, inputs)
+        for wanted in (output for output, count in enumerate(outputs) if count):
+            kernel = edges.kernels[degree][wanted]  # (E, 2l + 1, J, 2k + 1)
+            product = kernel.flatten(1, 2) @ neighbour  # (E, (2l + 1) J, inputs)
+            turned[degree, wanted] = product.unflatten(1, kernel.shape[1:3]).flatten(2)
+    return turned
+
 
 class Convolution(nn.Module):
     r"""Features of the neighbours, one message an edge (Equation 6).
@@ -28,17 +42,13 @@ class Convolution(nn.Module):
         self.inputs, self.outputs = list(inputs), list(outputs)
         self.radial = RadialFunctions(widths(inputs, outputs))
 
-    def forward(self, features: Sequence[torch.Tensor], edges: Edges) -> dict[int, torch.Tensor]:
-        """{degree: (E, 2l + 1, outputs)} of the degrees that are wanted."""
+    def forward(self, turned: Turned, edges: Edges) -> dict[int, torch.Tensor]:
+        """{degree: (E, 2l + 1, outputs)} of the degrees that are wanted, from what `through_kernels` gives."""
         weights = iter(self.radial(edges.distance))
         messages: dict[int, torch.Tensor] = {}
-        for degree, feature in enumerate(features):
-            neighbour = feature.index_select(0, edges.source)  # (E, 2k + 1, inputs)
+        for degree in range(len(self.inputs)):
             for wanted in (output for output, count in enumerate(self.outputs) if count):
-                kernel = edges.kernels[degree][wanted]  # (E, 2l + 1, J, 2k + 1)
-                turned = kernel.flatten(1, 2) @ neighbour  # (E, (2l + 1) J, inputs)
-                weight = next(weights)  # (E, J inputs, outputs)
-                message = turned.view(len(neighbour), 2 * wanted + 1, weight.shape[1]) @ weight
+                message = turned[degree, wanted] @ next(weights)
                 messages[wanted] = messages[wanted] + message if wanted in messages else message
         return messages
 
@@ -61,7 +71,8 @@ class MeanConvolution(nn.Module):
 
     def forward(self, features: Sequence[torch.Tensor], edges: Edges) -> dict[int, torch.Tensor]:
         """{degree: (N, 2l + 1, outputs)} of the degrees that are wanted; an atom without edges has its own alone."""
-        messages = self.convolution(features, edges)
+        turned = through_kernels(features, edges, self.convolution.outputs)
+        messages = self.convolution(turned, edges)
         means = {degree: edges.sum(message) / edges.degree[:, None, None] for degree, message in messages.items()}
         return {
             degree: mean + features[degree] @ self.own[str(degree)] if str(degree) in self.own else mean
