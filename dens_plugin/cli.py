@@ -38,6 +38,7 @@ _OWN = {
     "probe": _Command("dens_plugin.probe.probe", "the largest batch of a config that fits into memory"),
     "report": _Command("dens_plugin.report.report", "learning curves, parity plots and a table of some runs"),
     "convergence": _Command("dens_plugin.report.convergence", "how well relaxations converged, and IS2RE errors"),
+    "evaluate": _Command("dens_plugin.inference.evaluate", "errors and predictions of a checkpoint for a file"),
     "nve": _Command("dens_plugin.inference.dynamics", "a short NVE run and the drift of its energy"),
     "configs": _Command("dens_plugin.commands.configs", "the configs that come with the package"),
     "init": _Command("dens_plugin.commands.init", "write a config for a data set and a model"),

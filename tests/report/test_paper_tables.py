@@ -195,7 +195,7 @@ def test_entries_have_table_9s_values(path):
         if block["name"] == "dens":
             special = name == "toluene"
             assert (objective.prob, objective.sigma.sigma) == ((0.125, 0.025) if special else (0.25, 0.05))
-            assert (objective.coefficient, objective.decay.floor, objective.denominators) == (5, 0, "own")
+            assert (objective.coefficient, objective.decay_to, objective.denominators) == (5, 0, "own")
             assert objective.corrupt_ratio == (None if "all_corrupted" in entry.config.stem else 0.25)
 
 
