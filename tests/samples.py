@@ -46,7 +46,7 @@ def write_lmdb(path, structures):
         for index, structure in enumerate(structures):
             txn.put(str(index).encode(), pickle.dumps(structure))
         txn.put(b"length", pickle.dumps(len(structures)))
-    np.savez(path / "metadata.npz", natoms=np.array([structure.natoms for structure in structures]))
+    np.savez(path / "metadata.npz", natoms=np.array([structure.num_nodes for structure in structures]))
     return path
 
 

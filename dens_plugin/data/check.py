@@ -14,9 +14,11 @@ from fairchem.core.common.utils import load_config
 from tqdm import tqdm
 
 from dens_plugin.data.findings import Finding, Tally, of_metadata, of_whole
-from dens_plugin.data.sources import FORMATS, open_source
+from dens_plugin.data.sources import FORMATS, Source, open_source
 from dens_plugin.data.statistics import ForceSize, Spread, Statistics, collect, summarize
+from dens_plugin.data.structures import USUAL, Keys
 
+_PARTS = ("train", "val", "test")
 _DEFAULT_LIMIT = 5000  # some 10 ms each
 _EXIT_STATUS = (
     "Exit status: 0 if no finding is an error (there may be warnings), 1 if one is, 2 if the data set cannot be read. "
@@ -53,6 +55,7 @@ def check(
     format: str = "auto",
     limit: int | None = None,
     config: Mapping[str, Any] | None = None,
+    keys: Keys = USUAL,
     progress: bool = False,
 ) -> Report:
     """Read a data set, gather its statistics and look for defects.
@@ -62,13 +65,14 @@ def check(
         format: One of :data:`~dens_plugin.data.sources.FORMATS`.
         limit: Look at this many structures at most, evenly spaced.
         config: More of fairchem's ``dataset`` options, e.g. ``pattern`` or ``key_mapping``.
+        keys: What its labels are called.
         progress: Show a progress bar.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
         ValueError: If what is there cannot be read.
     """
-    source = open_source(Path(path), format=format, config=config)
+    source = open_source(Path(path), format=format, config=config, keys=keys)
     indices = _evenly_spaced(source.length, limit)
     tally, summaries = Tally(), {}
     for index in tqdm(indices, desc="reading", unit="structure", disable=not progress):
@@ -76,7 +80,7 @@ def check(
         if tally.add(index, structure):
             summaries[index] = summarize(structure)
     statistics = collect(list(summaries.values()))
-    findings = [*tally.findings(), *of_whole(statistics)]
+    findings = [*tally.findings(), *of_whole(statistics), *_other_names(source, keys)]
     if source.format in ("lmdb", "oc22_lmdb"):
         counted = [(index, int(summary.composition.sum())) for index, summary in summaries.items()]
         findings += of_metadata(source.metadata, counted, length=source.length)
@@ -87,7 +91,9 @@ def check(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command line of ``dens data check``."""
     parser.epilog = _EXIT_STATUS
-    parser.add_argument("path", metavar="PATH", nargs="?", help="data set, a file or a folder")
+    parser.add_argument(
+        "path", metavar="PATH", nargs="?", help="data set, a file or a folder, also one with train, val, test"
+    )
     parser.add_argument("--format", choices=FORMATS, default="auto", help="kind of data set (default: auto)")
     parser.add_argument(
         "--max-structures",
@@ -96,6 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"look at so many, evenly spaced; 0 for all (default: {_DEFAULT_LIMIT})",
     )
+    parser.add_argument("--energy-key", metavar="NAME", help="what the data set calls energies, e.g. REF_energy")
+    parser.add_argument("--forces-key", metavar="NAME", help="what the data set calls forces, e.g. dft_forces")
     parser.add_argument("--config-yml", metavar="YML", help="check the data set of this configuration instead")
     parser.add_argument("--split", default="train", help="which of the configuration's data sets (default: train)")
 
@@ -108,10 +116,38 @@ def run(args: argparse.Namespace) -> None:
     if args.config_yml is not None:
         config = _dataset_config(Path(args.config_yml), args.split)
         path, format = config["src"], config.get("format", "lmdb")
-    report = check(path, format=format, limit=args.max_structures or None, config=config, progress=True)
-    print(report, flush=True)
-    if any(finding.severity == "error" for finding in report.findings):
+    keys = Keys(args.energy_key, args.forces_key)
+    is_faulty = False
+    for part in parts_of(Path(path)):
+        report = check(part, format=format, limit=args.max_structures or None, config=config, keys=keys, progress=True)
+        print(report, flush=True)
+        is_faulty |= any(finding.severity == "error" for finding in report.findings)
+    if is_faulty:
         sys.exit(1)
+
+
+def parts_of(path: Path) -> list[Path]:
+    """The data sets of a folder that ``dens data molecules`` made, or of another one with such parts; else the path."""
+    if not path.is_dir() or any(path.glob("*.lmdb")):
+        return [path]
+    parts = [path / name for name in _PARTS if any((path / name).glob("*.lmdb"))]
+    return parts or [path]
+
+
+def _other_names(source: Source, keys: Keys) -> list[Finding]:
+    """A hint for files that have labels by other names than the usual ones."""
+    known = {"energy", "forces", keys.energy, keys.forces}
+    others = [name for name in source.names if name not in known]
+    lacking = [name for name in ("energy", "forces") if (getattr(keys, name) or name) not in source.names]
+    if not source.names or not lacking or not others:
+        return []
+    return [
+        Finding(
+            "warning",
+            f"the first structure has no {' and no '.join(lacking)}, but {', '.join(others)}: --energy-key and "
+            "--forces-key, here and of `dens data molecules`, say which of them are labels.",
+        )
+    ]
 
 
 def _evenly_spaced(length: int, limit: int | None) -> list[int]:
@@ -177,19 +213,19 @@ def _fit(numbers: Statistics) -> str:
 
 
 def _normalizer(numbers: Statistics) -> list[str]:
-    if np.isnan(numbers.energy.std) or np.isnan(numbers.free_forces.rms):
+    if np.isnan(numbers.energy.std):
         return ["No normaliser: no structure has the labels."]
-    return [
+    lines = [
         "Normaliser, to paste under dataset.train:",
         "transforms:",
         "  normalizer:",
         "    energy:",
         f"      mean: {numbers.energy.mean:.6f}",
         f"      stdev: {numbers.energy.std or 1.0:.6f}",
-        "    forces:",
-        "      mean: 0.0",
-        f"      stdev: {numbers.free_forces.rms or 1.0:.6f}",
     ]
+    if np.isnan(numbers.free_forces.rms):
+        return lines
+    return [*lines, "    forces:", "      mean: 0.0", f"      stdev: {numbers.free_forces.rms or 1.0:.6f}"]
 
 
 def _found(findings: list[Finding]) -> list[str]:

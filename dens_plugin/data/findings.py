@@ -30,6 +30,7 @@ LARGE_ENERGY = 30.0  # eV, rms; referenced energies (adsorption, formation) are 
 EXPLAINED = 0.1  # residual of the linear fit over rms: below it the energy is mostly composition
 MAX_ELEMENTS = 90  # default max_num_elements of fairchem's networks; they assert atomic numbers below it
 
+_LEAST_VOLUME = 1e-6  # Å³
 _PLACES = 3  # structures named in a message
 
 
@@ -48,6 +49,7 @@ class Tally:
         self._places: dict[str, list[str]] = {}
         self._seen: set[tuple[str, str]] = set()
         self._presence = Presence()
+        self._phrases: set[str] = set()
 
     def add(self, index: int, structure: Structure) -> bool:
         """Check one structure.
@@ -60,6 +62,9 @@ class Tally:
             Whether its arrays belong together, so that statistics can take it in.
         """
         self._presence.add(structure, _place(index, structure))
+        for phrase in structure.departures:
+            self._count(phrase, _place(index, structure))
+        self._phrases.update(structure.departures)
         if self._is_repeated(structure):
             self._count(_REPEATED, _place(index, structure))
         if self._is_broken(index, structure):
@@ -78,7 +83,8 @@ class Tally:
         found += [self._finding(name, check) for name, check in _CHECKS.items() if name in self._counts]
         found += [_partial(partial, self._presence.looked_at) for partial in self._presence.partial()]
         if _REPEATED in self._counts:
-            found.append(Finding("warning", self._sentence(_REPEATED, "evaluation will count them twice.")))
+            found.append(Finding("warning", self._sentence(_REPEATED, _TWICE)))
+        found += [Finding("warning", self._sentence(phrase, _OTHERWISE)) for phrase in sorted(self._phrases)]
         return sorted(found, key=lambda finding: finding.severity)
 
     def _is_broken(self, index: int, structure: Structure) -> bool:
@@ -95,7 +101,7 @@ class Tally:
             places.append(place)
 
     def _is_repeated(self, structure: Structure) -> bool:
-        if structure.sid is None or structure.fid is None:
+        if structure.sid is None:
             return False
         name = str(structure.sid), str(structure.fid)
         repeated = name in self._seen
@@ -103,6 +109,9 @@ class Tally:
         return repeated
 
     def _finding(self, name: str, check: _Check) -> Finding:
+        looked_at = self._presence.looked_at
+        if name == _NO_FORCES and self._counts[name] == looked_at and self._counts[_NO_ENERGY] < looked_at:
+            return Finding("warning", "no structure has forces: only energies and other labels can be trained on.")
         return Finding(check.severity, self._sentence(name, check.remedy))
 
     def _sentence(self, name: str, remedy: str) -> str:
@@ -113,7 +122,7 @@ class Tally:
 
 def of_whole(statistics: Statistics) -> list[Finding]:
     """Findings that only the data set as a whole shows."""
-    checks = (_unreferenced, _force_unit, _constant_energy, _heavy_elements)
+    checks = (_unreferenced, _force_unit, _constant_energy, _heavy_elements, _several_periodicities)
     found = (check(statistics) for check in checks)
     return [finding for finding in found if finding is not None]
 
@@ -149,10 +158,15 @@ def _place(index: int, structure: Structure) -> str:
 
 
 def _partial(partial: Partial, looked_at: int) -> Finding:
+    lacking = f"{partial.lacking} of {looked_at} structures without `{partial.field}`, first index {partial.first}; "
+    if partial.field == "pbc":
+        return Finding(
+            "error",
+            lacking + "a batch that has none is periodic in all directions: give it to all structures, or to none.",
+        )
     return Finding(
-        "error",
-        f"{partial.lacking} of {looked_at} structures without `{partial.field}`, first index {partial.first}; "
-        "a batch needs it in all or none, else training fails or ignores it: add zeros, or remove it from all.",
+        "warning",
+        lacking + "taken for zero there (free atoms, tag 0); the plain `fairchem` command needs it in all or none.",
     )
 
 
@@ -178,6 +192,10 @@ def _has_bad_geometry(structure: Structure, nearest: np.ndarray) -> bool:
     return _is_bad(structure.positions) or _is_bad(structure.cell)
 
 
+def _is_flat(structure: Structure) -> bool:
+    return bool(structure.pbc.any()) and abs(np.linalg.det(structure.whole_cell)) < _LEAST_VOLUME
+
+
 def _has_net_force(structure: Structure, nearest: np.ndarray) -> bool:
     if structure.forces is None or structure.fixed.any():
         return False
@@ -194,13 +212,32 @@ def _has_exploding_force(structure: Structure, nearest: np.ndarray) -> bool:
 
 
 _REPEATED = "a sid and fid that came before"
+_TWICE = (
+    "`dens predict` and `dens relax` refuse them, and evaluation counts them twice; two LMDBs may both count from 0: "
+    "number them anew."
+)
+_NO_ENERGY, _NO_FORCES = "no energy", "no forces"
+_OTHERWISE = "`dens` reads it as fairchem's own converters write it, the plain `fairchem` command fails: convert anew."
 
 _CHECKS = {
     "NaN or infinite positions or cell": _Check("error", "remove them.", _has_bad_geometry),
     "a NaN or infinite energy": _Check("error", "remove them.", lambda s, nearest: _is_bad(s.energy)),
     "NaN or infinite forces": _Check("error", "remove them.", lambda s, nearest: _is_bad(s.forces)),
-    "no energy": _Check("error", "only a test set can do without.", lambda s, nearest: s.energy is None),
-    "no forces": _Check("error", "only a test set can do without.", lambda s, nearest: s.forces is None),
+    "a periodic cell without volume": _Check(
+        "error", "give it its cell, or set pbc to false along vectors that are zero.", lambda s, nearest: _is_flat(s)
+    ),
+    "neither pbc nor a cell": _Check(
+        "warning",
+        "fairchem takes them for periodic unless the model has `use_pbc: false`: write pbc for molecules.",
+        lambda s, nearest: "pbc" in s.absent and not s.cell.any(),
+    ),
+    "no sid": _Check(
+        "warning",
+        "`dens predict` and `dens relax` need one to name their results.",
+        lambda s, nearest: s.sid is None,
+    ),
+    _NO_ENERGY: _Check("error", "only a test set can do without.", lambda s, nearest: s.energy is None),
+    _NO_FORCES: _Check("error", "only a test set can do without.", lambda s, nearest: s.forces is None),
     f"atoms less than {OVERLAP} Å apart": _Check(
         "error",
         f"{OVERLAP_REMEDY}.",
@@ -229,7 +266,8 @@ def _unreferenced(statistics: Statistics) -> Finding | None:
         "warning",
         f"energies look like total energies: rms {fit.rms:.1f} eV, of which the composition explains all but "
         f"{fit.residual:.3g} eV. Subtract references per element, for OC20 by `dens data oc20` without "
-        "--no-ref-energy, else with `transforms: {element_references: {fit: {targets: [energy], batch_size: 64}}}`.",
+        "--no-ref-energy, for a file of your own by `dens data molecules`, else with `transforms: {element_references: "
+        "{fit: {targets: [energy], batch_size: 64}}}`.",
     )
 
 
@@ -249,6 +287,18 @@ def _constant_energy(statistics: Statistics) -> Finding | None:
     if statistics.energy.std > 0 or np.isnan(statistics.energy.std) or statistics.atoms.std == 0:
         return None
     return Finding("warning", "all energies are the same although the structures are not: are they labels?")
+
+
+def _several_periodicities(statistics: Statistics) -> Finding | None:
+    if len(statistics.pbc) < 2:
+        return None
+    kinds = ", ".join(f"{name}: {count}" for name, count in statistics.pbc.items())
+    return Finding(
+        "warning",
+        f"structures of several periodicities ({kinds}): `dens` finds the neighbours of each by its own; a model with "
+        "`use_pbc: false` refuses the periodic ones, and the plain `fairchem` command takes that of a batch's first "
+        "structure for all.",
+    )
 
 
 def _heavy_elements(statistics: Statistics) -> Finding | None:

@@ -50,14 +50,15 @@ def lmdb_files(path: str | os.PathLike) -> list[Path]:
 
 
 def require_whole_lmdb(path: str | os.PathLike) -> None:
-    """Check that no LMDB file of a data set is truncated, without reading a record.
+    """Check that no LMDB file of a data set is truncated or says a wrong number of records, without reading one.
 
     Args:
         path: An LMDB file, or a folder that holds some.
 
     Raises:
         FileNotFoundError: If there is no such path or no LMDB file in it.
-        ValueError: If a file is no LMDB, or is smaller than its header promises.
+        ValueError: If a file is no LMDB, is smaller than its header promises, or holds another number of records than
+            it says, of which fairchem would ignore the others.
     """
     for file in lmdb_files(path):
         _require_whole_file(file)
@@ -148,6 +149,37 @@ def _require_whole_file(file: Path) -> None:
             f"{file} is truncated: it has {size} bytes, its header promises {promised}. "
             "Copy it again from its source, or delete it and convert the data anew."
         )
+    said, held = _lengths(file)
+    if said != held:
+        raise ValueError(
+            f"{file} says that it has {said} structures (its key `length`) and holds {held}: "
+            + ("the others would be ignored. " if said < held else "some are missing. ")
+            + "Correct `length`, or convert the data anew."
+        )
+
+
+def _lengths(file: Path) -> tuple[int, int]:
+    """How many structures a file says that it has, and how many it holds; the same for one that does not say."""
+    if file.suffix != ".lmdb":
+        return 0, 0  # ASE's have other keys
+    try:
+        env = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False)
+    except lmdb.Error:
+        return 0, 0  # already open, and looked at by who opened it
+    try:
+        with env, env.begin() as transaction:
+            value = transaction.get(b"length")
+            if value is None:
+                return 0, 0
+            said, held = int(pickle.loads(value)), transaction.stat()["entries"] - 1
+            if said != held:  # perhaps there are further keys that are no structures
+                held = sum(key.isdigit() for key in transaction.cursor().iternext(keys=True, values=False))
+            return said, held
+    except Exception as error:  # a damaged page or pickle raises whatever its bytes happen to ask for
+        raise ValueError(
+            f"{file}: its number of structures (the key `length`) cannot be read ({type(error).__name__}: {error}). "
+            "Copy it again from its source, or delete it and convert the data anew."
+        ) from error
 
 
 def _promised_size(file: Path) -> int:

@@ -6,22 +6,21 @@ volume with a traceback from the middle of a worker or a network, and a NaN labe
 
 from __future__ import annotations
 
-import bisect
 import logging
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from ase.data import chemical_symbols
-from fairchem.core.datasets import LmdbDataset
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from dens_plugin.compat import whole_cell
 from dens_plugin.data.arrays import BREAKS
-from dens_plugin.data.lmdb_file import lmdb_files
+from dens_plugin.data.layout import completed
 from dens_plugin.data.overlap import OVERLAP_REMEDY, overlap_of
+from dens_plugin.data.places import place_of
 from dens_plugin.data.structures import from_data
 from dens_plugin.fields import structure_name
 
@@ -75,7 +74,7 @@ class CheckedDataset(Dataset):
         return len(self._dataset)
 
     def __getitem__(self, index: int) -> Data:
-        """A structure, as the data set has it; small sets are read and looked at once.
+        """A structure, with the fields and types of fairchem's own records; small sets are read and looked at once.
 
         Raises:
             ValueError: if its record is damaged, its arrays do not belong together, or the model cannot take it.
@@ -88,11 +87,11 @@ class CheckedDataset(Dataset):
 
     def _read(self, index: int) -> Data:
         with self._told(index):
-            structure = self._dataset[index]
+            structure = completed(self._dataset[index])
             problem = self._problem(structure) or self._pbc_of_some(structure, index)
         if problem:
             name = structure_name(structure)
-            raise ValueError(f"{_place(self._dataset, index)}{f' ({name})' if name else ''}: {problem}")
+            raise ValueError(f"{place_of(self._dataset, index)}{f' ({name})' if name else ''}: {problem}")
         if self._overlaps_to_tell:
             self._tell_overlap(structure, index)
         return structure
@@ -103,14 +102,14 @@ class CheckedDataset(Dataset):
             self._overlaps_to_tell -= 1
             last = "" if self._overlaps_to_tell else " (others are not told)"
             logging.warning(
-                f"{_place(self._dataset, index)}: {close}: what a model says of that is arbitrary; "
+                f"{place_of(self._dataset, index)}: {close}: what a model says of that is arbitrary; "
                 f"{OVERLAP_REMEDY}{last}."
             )
 
     def raw(self, index: int) -> tuple[Data, str]:
         """A structure without a look at whether it can be used, and its file and index in words."""
         with self._told(index):
-            return self._dataset[index], _place(self._dataset, index)
+            return self._dataset[index], place_of(self._dataset, index)
 
     @contextmanager
     def _told(self, index: int) -> Iterator[None]:
@@ -118,10 +117,15 @@ class CheckedDataset(Dataset):
         try:
             yield
         except (ValueError, OSError) as error:  # the data set's own words; a name is all they may lack
-            raise ValueError(f"{_place(self._dataset, index)}: {error}") from error
+            raise ValueError(f"{place_of(self._dataset, index)}: {error}") from error
+        except NameError as error:  # fairchem evaluates the names of transforms
+            raise ValueError(
+                f"{place_of(self._dataset, index)}: `transforms` names '{error.name}', which fairchem does not have; "
+                "it has normalizer, element_references and decompose_tensor"
+            ) from error
         except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
             raise ValueError(
-                f"{_place(self._dataset, index)} cannot be read ({type(error).__name__}: {error}); the file was cut, "
+                f"{place_of(self._dataset, index)} cannot be read ({type(error).__name__}: {error}); the file was cut, "
                 "damaged or written by another version: copy it again, or convert the data anew"
             ) from error
 
@@ -146,7 +150,7 @@ class CheckedDataset(Dataset):
         """
         has = "pbc" in structure
         if has not in self._first_with_pbc:
-            self._first_with_pbc[has] = _place(self._dataset, index)
+            self._first_with_pbc[has] = place_of(self._dataset, index)
         if len(self._first_with_pbc) < 2:
             return ""
         return (
@@ -207,14 +211,3 @@ def _is_flat(structure: Data) -> bool:
         cell = whole_cell(cell.double().numpy(), torch.as_tensor(structure.pbc).reshape(3).numpy())
     (a, b, c), (d, e, f), (g, h, i) = cell.tolist()
     return abs(a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)) < _LEAST_VOLUME  # 20 times faster
-
-
-def _place(dataset: Any, index: int) -> str:
-    """The file of a structure and its index in it, however the data set was chosen from."""
-    while isinstance(dataset, Subset):
-        index, dataset = int(dataset.indices[index]), dataset.dataset
-    if isinstance(dataset, LmdbDataset) and not dataset.path.is_file():
-        ends = dataset._keylen_cumulative
-        number = bisect.bisect(ends, index)
-        return f"'{lmdb_files(dataset.path)[number]}', structure {index - (ends[number - 1] if number else 0)}"
-    return f"'{dataset.config['src']}', structure {index}"

@@ -9,19 +9,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase.io
+import lmdb
 import numpy as np
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError
 from fairchem.core.datasets import AseDBDataset, LmdbDataset
 from fairchem.core.datasets.oc22_lmdb_dataset import OC22LmdbDataset
 
+from dens_plugin.data.layout import completed, departures
 from dens_plugin.data.lmdb_file import require_whole_lmdb
+from dens_plugin.data.places import place_of
 from dens_plugin.data.release import is_release, read_frames
-from dens_plugin.data.structures import USUAL, Keys, Structure, from_atoms, from_data
+from dens_plugin.data.structures import OPTIONAL_NAMES, USUAL, Keys, Structure, from_atoms, from_data
 
 _OLD_NAMES = ("single_point_lmdb", "trajectory_lmdb")  # fairchem still takes them for lmdb
 FORMATS = ("auto", "lmdb", "oc22_lmdb", "ase_db", "ase_read", "ase_read_multi", *_OLD_NAMES)
 
+_UNREADABLE = (
+    *(pickle.UnpicklingError, TypeError, EOFError, AttributeError, ModuleNotFoundError, KeyError, IndexError),
+    lmdb.Error,
+)
+_OF_MOLECULES = (".npz", ".h5", ".hdf5", ".sdf", ".bz2")
 _DATABASES = (".db", ".aselmdb")
 _GEOMETRY = ("numbers", "positions", "tags", "move_mask", "sid", "fid")
 
@@ -73,6 +81,11 @@ def open_source(
 
 def _refuse_release(path: Path) -> None:
     if not path.is_dir():
+        if path.suffix in _OF_MOLECULES:
+            raise ValueError(
+                f"{path} is a file of molecules, which fairchem cannot train on: make LMDBs of it with "
+                f"`dens data molecules {path} OUT`, which checks it as well, and check OUT."
+            )
         return
     folders = [path, *sorted(folder for folder in path.iterdir() if folder.is_dir())]
     for folder in folders:
@@ -112,7 +125,7 @@ def _open_lmdb(path: Path, config: dict, keys: Keys, *, dataset_class: type = Lm
         path,
         name,
         len(dataset),
-        lambda index: from_data(_record(dataset, index, path), keys),
+        lambda index: _structure(dataset, index, path, keys),
         _metadata(path),
     )
 
@@ -133,10 +146,15 @@ def _open_database(path: Path, config: dict, keys: Keys) -> Source:
         path,
         "ase_db",
         len(dataset),
-        lambda index: from_atoms(_atoms_of_row(dataset, index), keys),
+        lambda index: _numbered(from_atoms(_atoms_of_row(dataset, index), keys), index),
         _metadata(path),
         names_in(_atoms_of_row(dataset, 0)) if len(dataset) else (),
     )
+
+
+def _numbered(structure: Structure, index: int) -> Structure:
+    """A row with an identifier, as fairchem gives one to those that have none."""
+    return structure._replace(sid=_or(structure.sid, index))
 
 
 def _atoms_of_row(dataset: AseDBDataset, index: int) -> Atoms:
@@ -182,13 +200,23 @@ _OPENERS: dict[str, Callable[[Path, dict, Keys], Source]] = {
 }
 
 
+def _structure(dataset: LmdbDataset, index: int, path: Path, keys: Keys) -> Structure:
+    record = _record(dataset, index, path)
+    try:
+        return from_data(completed(record), keys)._replace(
+            departures=departures(record), absent=tuple(name for name in OPTIONAL_NAMES if name not in record)
+        )
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{place_of(dataset, index)}: {error}") from error
+
+
 def _record(dataset: LmdbDataset, index: int, path: Path) -> Any:
     try:
         return dataset[index]
-    except (pickle.UnpicklingError, TypeError, EOFError, AttributeError, ModuleNotFoundError) as error:
+    except _UNREADABLE as error:
         raise ValueError(
-            f"{path}: structure {index} cannot be read ({type(error).__name__}: {error}). "
-            "The file is incomplete or was written by another version: convert the data anew."
+            f"{place_of(dataset, index)} cannot be read ({type(error).__name__}: {error}). "
+            "The file is incomplete or was written by another version: copy it again, or convert the data anew."
         ) from error
 
 

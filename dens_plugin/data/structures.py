@@ -18,7 +18,7 @@ from dens_plugin.compat import whole_cell
 
 ENERGY_NAMES = ("energy", "y")
 FORCES_NAMES = ("forces", "force")
-_OPTIONAL_NAMES = ("fixed", "tags")
+OPTIONAL_NAMES = ("fixed", "tags", "pbc")
 _MOLECULE_NAMES = ("smiles", "molecule", "name")  # what files call the molecule that a frame is of
 
 
@@ -55,10 +55,11 @@ class Structure(NamedTuple):
         forces: In eV/Å, shape (N, 3); None if there is no label.
         sid: Identifies the system; None if the data set does not say.
         fid: Identifies the frame of the system; None if the data set does not say.
-        absent: Names of the fields that the record lacks and that have their neutral value here, zero.
+        absent: Names of the optional fields that the record lacks.
         charge: Of the whole structure, in elementary charges.
         molecule: What tells frames of one molecule from those of another; None if the data set does not say.
         properties: Further labels of the whole structure, by name.
+        departures: How the record differs from fairchem's own, a phrase each.
     """
 
     numbers: np.ndarray
@@ -75,6 +76,7 @@ class Structure(NamedTuple):
     charge: float = 0.0
     molecule: str | None = None
     properties: Mapping[str, float] = {}
+    departures: tuple[str, ...] = ()
 
     @property
     def whole_cell(self) -> np.ndarray:
@@ -104,7 +106,7 @@ def from_data(data: Data, keys: Keys = USUAL) -> Structure:
         forces=None if forces is None else _array(forces).astype(float),
         sid=_plain(_first(data, ("sid",))),
         fid=_plain(_first(data, ("fid",))),
-        absent=tuple(name for name in _OPTIONAL_NAMES if _first(data, (name,)) is None),
+        absent=tuple(name for name in OPTIONAL_NAMES if _first(data, (name,)) is None),
     )
 
 

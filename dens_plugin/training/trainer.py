@@ -31,6 +31,7 @@ from dens_plugin.checks.preflight import (
     require_scales,
 )
 from dens_plugin.checks.trust import require_plain_files
+from dens_plugin.data.layout import completed
 from dens_plugin.data.molecules.manifest import with_origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import with_element_references
@@ -153,7 +154,7 @@ class DeNSTrainer(DurableTrainer):
         return {label.name: "train on" for label in self.objective.labels} | dict(self.objective.needs)
 
     def _first_structures(self) -> list[Data]:
-        return [self.train_dataset[index] for index in range(min(len(self.train_dataset), _LOOKED_AT))]
+        return [completed(self.train_dataset[index]) for index in range(min(len(self.train_dataset), _LOOKED_AT))]
 
     def _try_first_batch(self, batch: Batch) -> None:
         """Let objective and model look at a batch; what they draw changes nothing."""

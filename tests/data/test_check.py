@@ -1,8 +1,10 @@
 import argparse
+import pickle
 import shutil
 
 import ase.db
 import ase.io
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,9 @@ from torch_geometric.data import Data
 from dens_plugin.data import check as check_module
 from dens_plugin.data.check import check
 from dens_plugin.data.lmdb_file import LmdbWriter, write_metadata
-from dens_plugin.data.structures import from_data
+from dens_plugin.data.molecules.conversion import Options, convert
+from dens_plugin.data.molecules.split import Sizes
+from dens_plugin.data.structures import Keys, from_data
 
 
 def ethanol(index=0, *, energy=1.0, scale=1.0):
@@ -193,7 +197,7 @@ def test_a_data_set_of_nothing_but_broken_arrays(tmp_path):
 @pytest.mark.parametrize("field", ["fixed", "tags"])
 def test_finds_a_field_that_only_some_structures_have(tmp_path, field):
     findings = check(write(tmp_path / "some", three_with(**{field: None}))).findings
-    assert [finding.severity for finding in findings] == ["error"]
+    assert [finding.severity for finding in findings] == ["warning"]
     assert f"1 of 3 structures without `{field}`, first index 1 (sid 0, fid 1)" in findings[0].message
     assert check(write(tmp_path / "none", [changed(ethanol(i), **{field: None}) for i in range(3)])).findings == []
 
@@ -234,6 +238,128 @@ def test_finds_energies_and_forces_in_other_units(tmp_path, kwargs, message):
     findings = check(write(tmp_path / "data", [ethanol(i, **kwargs) for i in range(5)])).findings
     assert {finding.severity for finding in findings} == {"warning"}
     assert any(message in finding.message for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("fields", "severity", "message"),
+    [
+        ({"pos": ethanol().pos.double()}, "warning", "`pos` in float64"),
+        ({"forces": ethanol().forces.numpy()}, "warning", "`forces` of NumPy"),
+        ({"atomic_numbers": ethanol().atomic_numbers.numpy()}, "warning", "`atomic_numbers` of NumPy"),
+        ({"cell": 20 * torch.eye(3)}, "warning", "`cell` (3, 3)"),
+        ({"natoms": None}, "warning", "no `natoms`"),
+        ({"sid": None}, "warning", "no sid"),
+    ],
+)
+def test_finds_records_that_fairchem_would_write_otherwise(tmp_path, fields, severity, message):
+    graphs = three_with(**fields)
+    findings = check(write(tmp_path / "data", graphs, natoms=[9, 9, 9])).findings
+    assert [finding.severity for finding in findings] == [severity]
+    assert f"1 structure with {message}: index 1 (sid " in findings[0].message
+
+
+def test_finds_molecules_that_do_not_say_so(tmp_path):
+    graphs = [changed(ethanol(i), cell=torch.zeros(1, 3, 3)) for i in range(3)]
+    findings = check(write(tmp_path / "data", graphs)).findings
+    assert len(findings) == 1
+    assert findings[0].message.startswith("3 structures with neither pbc nor a cell: index 0 ")
+    assert check(write(tmp_path / "said", [changed(g, pbc=torch.zeros(1, 3).bool()) for g in graphs])).findings == []
+
+
+def test_finds_flat_crystals_and_several_periodicities(tmp_path):
+    crystal, sheet = torch.ones(1, 3, dtype=torch.bool), torch.tensor([[True, True, False]])
+    flat = torch.diag(torch.tensor([20.0, 20.0, 0.0]))[None]
+    graphs = [
+        changed(ethanol(0), pbc=crystal),
+        changed(ethanol(1), pbc=crystal, cell=flat),
+        changed(ethanol(2), pbc=sheet, cell=flat),
+    ]
+    messages = [finding.message for finding in check(write(tmp_path / "data", graphs)).findings]
+    assert messages[0].startswith("1 structure with a periodic cell without volume: index 1 ")
+    assert any("several periodicities (TTT: 2, TTF: 1): `dens` finds the neighbours of each" in m for m in messages)
+    some = check(write(tmp_path / "some", [graphs[0], ethanol(1)])).findings
+    assert ("error", True) in [(f.severity, "1 of 2 structures without `pbc`" in f.message) for f in some]
+
+
+def test_finds_two_files_that_both_count_from_0(tmp_path):
+    """Structures without fid, as of IS2RE and of test sets, are told apart by sid alone."""
+    graphs = [changed(ethanol(i), sid=i, fid=None) for i in range(3)]
+    folder = write(tmp_path / "data", graphs)
+    with LmdbWriter(folder / "data.0001.lmdb") as writer:
+        writer.append(graphs[1])
+    write_metadata(folder, [9] * 4)
+    findings = check(folder).findings
+    assert len(findings) == 1
+    assert "1 structure with a sid and fid that came before: index 3 (sid 1, fid None)" in findings[0].message
+    assert "`dens predict` and `dens relax` refuse them" in findings[0].message
+
+
+@pytest.mark.parametrize(("said", "match"), [(2, "says that it has 2 .* holds 3: the others"), (5, "some are missing")])
+def test_a_length_that_is_wrong(tmp_path, said, match):
+    folder = write(tmp_path / "data", [ethanol(i) for i in range(3)])
+    with lmdb.open(str(folder / "data.0000.lmdb"), subdir=False) as env, env.begin(write=True) as transaction:
+        transaction.put(b"length", pickle.dumps(said))
+        transaction.put(b"note", b"not a structure")
+    with pytest.raises(ValueError, match=match):
+        check(folder)
+
+
+def test_a_corrupt_page_names_its_file(tmp_path):
+    folder = write(tmp_path / "data", [ethanol(i) for i in range(200)])
+    shutil.copy(folder / "data.0000.lmdb", folder / "data.0001.lmdb")
+    write_metadata(folder, [9] * 400)
+    file = folder / "data.0001.lmdb"
+    whole = file.read_bytes()
+    for first, step in ((2, 1), (20, 2)):  # all pages but the two of the header, and some of the leaves
+        content = bytearray(whole)
+        for page in range(first * 4096, len(content), step * 4096):
+            content[page + 10 : page + 12] = b"\xff\xff"  # its flags
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=r"data.0001.lmdb"):
+            check(folder)
+
+
+def test_a_record_without_positions_names_the_field(tmp_path):
+    folder = write(tmp_path / "data", three_with(pos=None))
+    with pytest.raises(ValueError, match=r"structure 1: it has no field `pos`; it has atomic_numbers, cell"):
+        check(folder)
+
+
+def test_energies_alone_are_no_error(tmp_path):
+    report = check(write(tmp_path / "data", [changed(ethanol(i), forces=None) for i in range(3)]))
+    assert [finding.severity for finding in report.findings] == ["warning"]
+    assert "only energies and other labels can be trained on" in report.findings[0].message
+    assert "  normalizer:\n    energy:" in str(report)
+    assert "    forces:" not in str(report)
+
+
+@pytest.mark.parametrize("names", [("REF_energy", "REF_forces"), ("energy", "force"), ("dft_energy", "dft_forces")])
+def test_labels_by_other_names(tmp_path, names):
+    atoms = molecule("CH3CH2OH")
+    atoms.info[names[0]] = 1.0
+    atoms.set_array(names[1], np.zeros((9, 3)))
+    ase.io.write(tmp_path / "a.extxyz", [atoms, atoms], format="extxyz")
+    messages = [finding.message for finding in check(tmp_path / "a.extxyz").findings]
+    assert any(f"{names[1]}: --energy-key and --forces-key" in message for message in messages)
+    report = check(tmp_path / "a.extxyz", keys=Keys(*names))
+    assert report.statistics.energy.mean == 1.0
+    assert report.statistics.free_forces.rms == 0
+    assert not any("--forces-key" in finding.message for finding in report.findings)
+
+
+def test_parts_of_what_was_made_of_molecules(tmp_path, capsys):
+    convert("shipped:uracil", tmp_path / "out", Options(Sizes(20, 5, 5)), progress=False)
+    check_module.run(parse(tmp_path / "out"))
+    output = capsys.readouterr().out
+    assert [f"data set       {tmp_path / 'out' / name} " in output for name in ("train", "val", "test")] == [True] * 3
+    assert "Findings" not in output
+
+
+@pytest.mark.parametrize("name", ["rmd17.npz", "ani.h5", "gdb9.sdf", "dsgdb9nsd.xyz.tar.bz2"])
+def test_raw_molecules_are_sent_to_their_command(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"make LMDBs of it with `dens data molecules \S+{name} OUT`"):
+        check(tmp_path / name)
 
 
 def test_finds_wrong_metadata(tmp_path):

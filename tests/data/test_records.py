@@ -13,6 +13,7 @@ from fairchem.core.datasets import LmdbDataset
 from fairchem.core.datasets.base_dataset import create_dataset
 from samples import write_lmdb
 from torch.utils.data import Dataset
+from torch_geometric.data import Batch
 
 from dens_plugin.data.records import LABELS, CheckedDataset, Limits, require_structures
 from dens_plugin.testing import random_structure
@@ -80,6 +81,43 @@ def test_finds_the_file_behind_a_shuffled_choice(tmp_path):
     with pytest.raises(ValueError, match=r"data.0001.lmdb', structure 1 \(id 1_1, sid 4, fid 0\): `energy` is NaN"):
         checked[index]
     assert sorted(checked[other].sid for other in range(6) if other != index) == [0, 1, 2, 3, 5]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda s: s.update({"pos": s.pos.double()}),
+        lambda s: s.update({"pos": s.pos.double().numpy()}),
+        lambda s: s.update({"cell": s.cell.view(3, 3)}),
+        lambda s: s.update({"forces": s.forces.numpy(), "atomic_numbers": s.atomic_numbers.numpy()}),
+        lambda s: s.__delattr__("natoms"),
+        lambda s: s.__delattr__("fixed"),
+        lambda s: s.__delattr__("tags"),
+    ],
+    ids=["float64", "NumPy positions", "cell", "NumPy", "natoms", "fixed", "tags"],
+)
+def test_records_of_others_become_fairchems(tmp_path, change):
+    """What fits into a batch beside fairchem's own records, with the same content."""
+    checked = CheckedDataset(written(tmp_path / "data", change), LIMITS, LABELS)
+    plain = CheckedDataset(written(tmp_path / "plain", lambda s: None), LIMITS, LABELS)
+    batch, expected = (Batch.from_data_list([data[0], data[2]]) for data in (checked, plain))
+    for name in ("pos", "cell", "natoms", "atomic_numbers", "forces", "energy"):
+        torch.testing.assert_close(batch[name], expected[name], rtol=0, atol=0)
+    assert batch.fixed.shape == expected.fixed.shape
+    assert Batch.from_data_list([checked[2], checked[0]]).natoms.tolist() == [5, 5]
+
+
+def test_a_missing_field_is_not_a_damaged_file(tmp_path):
+    checked = CheckedDataset(written(tmp_path / "data", lambda s: s.__delattr__("atomic_numbers")), LIMITS)
+    with pytest.raises(ValueError, match=r"structure 2: it has no field `atomic_numbers`; it has .*pos"):
+        checked[2]
+
+
+def test_a_typo_in_transforms_is_not_a_damaged_file(tmp_path):
+    folder = write_lmdb(tmp_path / "data", [random_structure(5)])
+    checked = CheckedDataset(LmdbDataset({"src": str(folder), "transforms": {"normaliser": {}}}), LIMITS)
+    with pytest.raises(ValueError, match=r"structure 0: `transforms` names 'normaliser', which fairchem does not have"):
+        checked[0]
 
 
 def test_lets_molecules_and_unlabelled_structures_pass(tmp_path):
