@@ -29,6 +29,7 @@ from dens_plugin.checks.optim import require_optim, without_nulls
 from dens_plugin.data.records import require_structures
 from dens_plugin.settings import with_numbers
 from dens_plugin.training.bad_steps import BadSteps, bad_steps_allowed
+from dens_plugin.training.disk import trouble
 from dens_plugin.training.evaluation import MeanLoss, ShareSampler, is_better, summed
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
 from dens_plugin.training.interruption import workers_let_go
@@ -318,7 +319,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             self.ema.restore()  # fairchem had put the averages in place of the weights
         (path.parent / f".{path.name}.writing").unlink(missing_ok=True)
         self._unsaved = (
-            f"step {self.step} could not be saved to '{path}' ({str(error).splitlines()[0]}); the checkpoint before it "
+            f"step {self.step} could not be saved to '{path}' ({trouble(path, error)}); the checkpoint before it "
             "is untouched: make room or make the folder writable, the run tries again at its next checkpoint"
         )
         logging.error(self._unsaved)

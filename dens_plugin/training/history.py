@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from dens_plugin.training.disk import trouble
 
 FILE_NAME = "history.jsonl"
 WEIGHTS, SOURCE = "weights", "src"  # of a validation that is no part of a training: which weights, and which data
@@ -14,6 +18,8 @@ WEIGHTS, SOURCE = "weights", "src"  # of a validation that is no part of a train
 
 class HistoryLogger:
     """Passes everything to fairchem's logger and keeps validation and printed training metrics in a file.
+
+    What cannot be written is told once of each of the two, and again after it went well: no run ends by its logging.
 
     Args:
         logger: fairchem's.
@@ -25,13 +31,15 @@ class HistoryLogger:
         self._logger = logger
         self._path = path
         self._every = every
+        self._failing: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._logger, name)
 
     def log(self, update_dict: dict[str, Any], step: int, split: str = "") -> None:
         """Log metrics of one step of one split."""
-        self._logger.log(update_dict, step=step, split=split)
+        with self._spared("the run's logger", self._path.parent):
+            self._logger.log(update_dict, step=step, split=split)
         if split != "train" or step % self._every == 0:
             self._append({"split": split, "step": step, "time": time.time(), **_plain(update_dict)})
 
@@ -40,11 +48,20 @@ class HistoryLogger:
         self._append(row)
 
     def _append(self, row: dict[str, Any]) -> None:
+        with self._spared(f"'{self._path}'", self._path.parent), self._path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    @contextmanager
+    def _spared(self, where: str, folder: Path) -> Iterator[None]:
+        """Within the context, an error is told and no more: a full disk is no reason to lose the weights."""
         try:
-            with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:  # a full disk is no reason to lose the weights
-            logging.error(f"A line of '{self._path}' could not be written ({error}).")
+            yield
+        except Exception as error:  # tensorboard raises whatever its thread met, wandb what the network did
+            if where not in self._failing:
+                logging.error(f"Metrics could not be written to {where} ({trouble(folder, error)}); the run goes on.")
+            self._failing.add(where)
+        else:
+            self._failing.discard(where)
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import functools
 import math
 import os
@@ -13,6 +14,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -383,7 +385,7 @@ class TestDisk:
         def failing(state, path, *args, **kwargs):
             if trainer.step in steps:
                 Path(path).write_bytes(b"half")
-                raise RuntimeError("[enforce fail at inline_container.cc] file write failed")
+                raise RuntimeError("[enforce fail at inline_container.cc] . unexpected pos 64 vs 0")
             save(state, path, *args, **kwargs)
 
         monkeypatch.setattr(torch, "save", failing)
@@ -399,10 +401,27 @@ class TestDisk:
         expected = undisturbed(config, build)
         assert_same_run(found, expected)
 
+    def test_a_logger_never_ends_a_run(self, config, build, monkeypatch, caplog):
+        """Neither tensorboard, which raises what its thread met, nor the history, on a disk with no byte left."""
+        trainer = build(config)
+
+        def failing(*_args, **_kwargs):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(trainer.logger._logger, "log", failing)
+        trainer.logger._path = Path("/dev/full")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=0))
+        trainer.train(disable_eval_tqdm=True)
+        assert trainer.step == 12
+        assert (trainer._folder / "checkpoint.pt").exists()
+        for where in ("the run's logger", "'/dev/full'"):
+            told = f"could not be written to {where} (No space left on device; 0 bytes free on its disk); the run goes"
+            assert caplog.text.count(told) == 1
+
     def test_full_at_the_end_is_an_error(self, config, build, monkeypatch):
         trainer = build(config)
         self.break_saving(trainer, monkeypatch, {12})
-        with pytest.raises(OSError, match=r"step 12 could not be saved to '.*checkpoint.pt'.*make room"):
+        with pytest.raises(OSError, match=r"step 12 could not be saved to '.*checkpoint.pt' \(the file.*B free.*make room"):
             trainer.train(disable_eval_tqdm=True)
         assert torch.load(trainer._folder / "checkpoint.pt", weights_only=False)["step"] == 10
 
