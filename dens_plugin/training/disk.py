@@ -9,7 +9,7 @@ _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 
 
 def trouble(path: Path, error: BaseException) -> str:
-    """An error of writing in words, with how much of the disk is free: torch calls a full disk an unexpected position."""
+    """An error of writing in words, with how much is free: torch calls a full disk an unexpected position."""
     try:
         free = shutil.disk_usage(path if path.is_dir() else path.parent).free
     except OSError:

@@ -421,7 +421,9 @@ class TestDisk:
     def test_full_at_the_end_is_an_error(self, config, build, monkeypatch):
         trainer = build(config)
         self.break_saving(trainer, monkeypatch, {12})
-        with pytest.raises(OSError, match=r"step 12 could not be saved to '.*checkpoint.pt' \(the file.*B free.*make room"):
+        with pytest.raises(
+            OSError, match=r"step 12 could not be saved to '.*checkpoint.pt' \(the file.*B free.*make room"
+        ):
             trainer.train(disable_eval_tqdm=True)
         assert torch.load(trainer._folder / "checkpoint.pt", weights_only=False)["step"] == 10
 
