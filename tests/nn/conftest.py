@@ -1,13 +1,26 @@
 from __future__ import annotations
 
+import kernel_twins
 import pytest
 import torch
 
+from dens_plugin.nn.equiformer_v2 import fused, whole_convolution
+from dens_plugin.nn.escn import message_sum
 from dens_plugin.nn.so2 import activation, grid_mlp, rotated_edges
+
+KERNELS = {"aggregate", "join", "rotate_to_edges", "s2_activation", "spread"}
 
 
 @pytest.fixture
-def exact(monkeypatch):
+def twins_of_kernels(monkeypatch):
+    """Triton's kernels in plain torch, which has double precision."""
+    for module in (fused, whole_convolution, message_sum):
+        for name in vars(kernel_twins).keys() & vars(module).keys() & KERNELS:
+            monkeypatch.setattr(module, name, getattr(kernel_twins, name))
+
+
+@pytest.fixture
+def exact(monkeypatch, twins_of_kernels):
     """Double precision, and so little at a time that there are several pieces of edges and parts of grids."""
     monkeypatch.setattr(rotated_edges, "_CPU_EDGES", 3)
     monkeypatch.setattr(activation, "_GRID_BYTES", 700)

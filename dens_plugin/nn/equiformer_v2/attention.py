@@ -14,9 +14,9 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from dens_plugin.nn.backends.choice import Machine, machine_for
 from dens_plugin.nn.backends.cpu.team import uses_loops
 from dens_plugin.nn.backends.triton import softmax_by_target as kernels
-from dens_plugin.nn.backends.triton.availability import uses_triton
 from dens_plugin.nn.equiformer_v2.convolution import Gradient, Weights, write_product
 from dens_plugin.nn.equiformer_v2.fused import fused_weighted_sum
 from dens_plugin.nn.so2 import by_loops
@@ -28,10 +28,12 @@ from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 def softmax_by_target(logits: torch.Tensor, edges: RotatedEdges) -> torch.Tensor:
     """(E, H) softmax of (E, H) over the edges of every target."""
+    if machine_for(logits) is Machine.TRITON:
+        return kernels.softmax_by_target(logits, edges.offsets)
     degrees = {piece.degree for piece in edges.pieces}
     degree = degrees.pop() if len(degrees) == 1 else None
     if degree is None or degree * len(edges.targets) != len(logits):  # pieces leave out targets without an edge
-        return kernels.softmax_by_target(logits, edges.offsets)
+        return _softmax_by_scattering(logits, edges)
     return logits.view(-1, degree, logits.shape[1]).softmax(1).view_as(logits)
 
 
@@ -50,7 +52,7 @@ def weighted_sum(
         (M, (lmax + 1)^2, H V), float32 or better.
     """
     weights = weights.to(activated.dtype)
-    if uses_triton(activated):
+    if machine_for(activated) is Machine.TRITON:
         return fused_weighted_sum(activated, attention, weights, edges)
     if not torch.is_grad_enabled():
         return _sum(activated, attention, weights, edges)
@@ -128,6 +130,17 @@ class _WeightedSum(torch.autograd.Function):
             )
             gradient.write(grad_values.flatten(1), activated[of_piece], grad_activated[of_piece])
         return None, grad_activated, grad_attention, *gradient.of_weights()
+
+
+def _softmax_by_scattering(logits: torch.Tensor, edges: RotatedEdges) -> torch.Tensor:
+    """For targets with different numbers of edges."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    lowest = wide.new_full((len(edges.targets), logits.shape[1]), -torch.inf)
+    index = edges.row[:, None].expand(-1, logits.shape[1])
+    largest = lowest.scatter_reduce(0, index, wide.detach(), "amax")  # (M, H)
+    terms = (wide - largest[edges.row]).exp()
+    sums = torch.zeros_like(lowest).index_add(0, edges.row, terms)
+    return (terms / sums[edges.row]).to(logits.dtype)
 
 
 def _collect_weighed(

@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from dens_plugin.nn.equiformer_v2.whole_convolution import is_reduced, matrices_of, whole_convolution
 from dens_plugin.nn.so2.layout import Layout
-from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
 class _Complex:
@@ -48,10 +47,12 @@ class Weights:
         bias: (X + (lmax + 1) C',) of the order 0, of which X outputs come before the features.
         orders: (X + (lmax + 1) C', (lmax + 1) C) of the order 0, then for every m > 0, which has n degrees,
             (2 n C', n C): W_m above V_m.
+        matrices: of the orders m > 0 for a `whole_convolution`, if they were made before.
     """
 
     bias: torch.Tensor
     orders: Sequence[torch.Tensor]
+    matrices: tuple[torch.Tensor, ...] | None = None
 
     @property
     def width(self) -> int:
@@ -62,6 +63,11 @@ class Weights:
     def factors(self) -> tuple[_Complex, ...]:
         """(n C, n C') of every order m > 0, to multiply with from the right; their sums are made once."""
         return tuple(_Complex(*order.t().chunk(2, dim=1)) for order in self.orders[1:])
+
+    def whole(self, features: torch.Tensor, layout: Layout, num_scalars: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+        """The convolution of all edges at once, as `whole_convolution`."""
+        matrices = tuple(map(matrices_of, self.orders[1:])) if self.matrices is None else self.matrices
+        return whole_convolution(features, self.bias, self.orders[0], matrices, layout, num_scalars)
 
     def to(self, dtype: torch.dtype) -> Weights:
         """In another precision."""
@@ -75,21 +81,6 @@ class _Columns(NamedTuple):
 
     inputs: slice
     outputs: slice
-
-
-def convolution(features: torch.Tensor, weights: Weights, layout: Layout) -> torch.Tensor:
-    """The convolution of all edges at once, with its gradients.
-
-    Args:
-        features: (E, S, C).
-        weights: of the convolution.
-        layout: of the S coefficients.
-
-    Returns:
-        (E, X + S C').
-    """
-    out: torch.Tensor = _Convolution.apply(features, layout, weights.bias, *weights.orders)
-    return out
 
 
 def write_product(of_orders: Iterable[torch.Tensor], weights: Weights, layout: Layout, out: torch.Tensor) -> None:
@@ -176,7 +167,7 @@ def _halves(both: torch.Tensor) -> _Complex:
 
 def _multiply(x: _Complex, weight: _Complex, *, out: _Complex) -> None:
     """``out`` = x @ weight in complex numbers."""
-    if _is_reduced(x.real.dtype):
+    if is_reduced(x.real.dtype):
         torch.sub(x.real @ weight.real, x.imaginary @ weight.imaginary, out=out.real)
         torch.mm(x.real, weight.imaginary, out=out.imaginary).addmm_(x.imaginary, weight.real)
         return
@@ -204,7 +195,7 @@ class _ComplexSum:
     """Sum of grad^T @ conj(x) in complex numbers, its three or four real products summed apart."""
 
     def __init__(self, real: torch.Tensor) -> None:
-        self._is_reduced = _is_reduced(real.dtype)
+        self._is_reduced = is_reduced(real.dtype)
         self._products = [_Sum(real) for _ in range(4 if self._is_reduced else 3)]
 
     def add(self, grad: _Complex, x: _Complex) -> None:
@@ -224,30 +215,3 @@ class _ComplexSum:
         torch.add(p, q, out=out[: len(p)])
         torch.sub(others[0], others[1] if self._is_reduced else p.sub_(q), out=out[len(p) :])
         return out
-
-
-def _is_reduced(dtype: torch.dtype) -> bool:
-    return dtype in (torch.bfloat16, torch.float16)
-
-
-@backward_as_forward
-class _Convolution(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, features: torch.Tensor, layout: Layout, bias: torch.Tensor, *orders: torch.Tensor
-    ) -> torch.Tensor:
-        weights = Weights(bias, orders)
-        out = features.new_empty(len(features), weights.width)
-        write_product(layout.orders_of(features), weights, layout, out)
-        ctx.save_for_backward(features, bias, *orders)
-        ctx.layout = layout
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        features, bias, *orders = ctx.saved_tensors
-        gradient = Gradient(Weights(bias, orders), ctx.layout)
-        out = features.new_empty(features.shape)
-        gradient.write(grad, features, out)
-        return out, None, *gradient.of_weights()

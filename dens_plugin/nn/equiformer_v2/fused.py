@@ -10,21 +10,24 @@ import torch
 
 from dens_plugin.nn.backends.triton.aggregate import aggregate
 from dens_plugin.nn.backends.triton.rotate_to_edges import rotate_to_edges
-from dens_plugin.nn.equiformer_v2.convolution import Weights, convolution
+from dens_plugin.nn.equiformer_v2.convolution import Weights
 from dens_plugin.nn.equiformer_v2.radial import Radial
 from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 
 
-def fused_messages(nodes: torch.Tensor, radial: Radial | None, weights: Weights, edges: RotatedEdges) -> torch.Tensor:
+def fused_messages(
+    nodes: torch.Tensor, radial: Radial | None, weights: Weights, edges: RotatedEdges, num_scalars: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """As `message.messages`, in the precision of ``nodes``."""
     factors = None if radial is None else radial.factors(slice(None), 2 * nodes.shape[2])
     features = rotate_to_edges(nodes, edges.in_both_orders, edges.rotation, factors)
-    return convolution(features, weights, edges.layout)
+    return weights.whole(features, edges.layout, num_scalars)
 
 
 def fused_weighted_sum(
     activated: torch.Tensor, attention: torch.Tensor, weights: Weights, edges: RotatedEdges
 ) -> torch.Tensor:
     """As `attention.weighted_sum`, of activated features (E, S, C)."""
-    values = convolution(activated, weights, edges.layout).unflatten(1, (len(edges.layout), -1))
-    return aggregate(values, attention, edges.rotation, edges.scale, edges.offsets)
+    _, values = weights.whole(activated, edges.layout)
+    values = values.unflatten(1, (len(edges.layout), -1))
+    return aggregate(values, attention, edges.rotation, edges.scale, edges.offsets, edges.row)

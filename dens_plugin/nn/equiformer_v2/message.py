@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from dens_plugin.nn.backends.choice import Machine, machine_for
 from dens_plugin.nn.backends.cpu.team import uses_loops
-from dens_plugin.nn.backends.triton.availability import uses_triton
 from dens_plugin.nn.equiformer_v2.convolution import Gradient, Weights, write_product
 from dens_plugin.nn.equiformer_v2.fused import fused_messages
 from dens_plugin.nn.equiformer_v2.inputs import Inputs, PlainInputs
@@ -50,8 +50,8 @@ def messages(
     """
     nodes, weights = nodes.to(dtype), weights.to(dtype)
     radial = None if radial is None else radial.to(dtype)
-    if uses_triton(nodes):
-        return _split(fused_messages(nodes, radial, weights, edges), num_scalars)
+    if machine_for(nodes) is Machine.TRITON:
+        return fused_messages(nodes, radial, weights, edges, num_scalars)
     if not torch.is_grad_enabled():
         return _split(_convolved(nodes, radial, weights, edges), num_scalars)
     tensors = nodes, weights.bias, *weights.orders, *(radial or ())

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from dens_plugin.nn.backends.choice import Machine, machine_for
 from dens_plugin.nn.backends.triton.aggregate import aggregate
-from dens_plugin.nn.backends.triton.availability import uses_triton
 from dens_plugin.nn.backends.triton.s2_activation import s2_activation
 from dens_plugin.nn.escn.second_layer import Gradient, SecondLayer
 from dens_plugin.nn.so2.activation import grid_silu, grid_silu_backward
@@ -48,7 +48,7 @@ def message_sum(layer: SecondLayer, grid: Grid, edges: RotatedEdges) -> torch.Te
         (M, (lmax + 1)^2, C), float32 or better.
     """
     layer = layer.to(layer.hidden[0].dtype)
-    if uses_triton(layer.hidden[0]):
+    if machine_for(layer.hidden[0]) is Machine.TRITON:
         return fused_message_sum(layer, grid, edges)
     out: torch.Tensor = _MessageSum.apply(edges, torch.is_grad_enabled(), grid, *layer.tensors)
     return out
@@ -57,9 +57,10 @@ def message_sum(layer: SecondLayer, grid: Grid, edges: RotatedEdges) -> torch.Te
 def fused_message_sum(layer: SecondLayer, grid: Grid, edges: RotatedEdges) -> torch.Tensor:
     """As `message_sum`, by the kernels of `dens_plugin.nn.backends.triton`: as much is kept for the backward pass."""
     matrices = [matrix.dense for matrix in grid]
-    activated = s2_activation(layer.all(), None, *matrices, allow_tf32=torch.backends.cuda.matmul.allow_tf32)
+    allow_tf32 = torch.backends.cuda.matmul.allow_tf32
+    activated = s2_activation(layer.all().flatten(1), *matrices, has_gates=False, allow_tf32=allow_tf32)
     scale = edges.packed.new_ones(len(edges.layout))  # unlike EquiformerV2, eSCN does not make up for orders left out
-    return aggregate(activated, None, edges.rotation, scale, edges.offsets)
+    return aggregate(activated, None, edges.rotation, scale, edges.offsets, edges.row)
 
 
 class _MessageSum(torch.autograd.Function):

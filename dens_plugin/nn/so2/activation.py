@@ -9,9 +9,9 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from dens_plugin.nn.backends.choice import Machine, machine_for
 from dens_plugin.nn.backends.cpu import s2_activation as s2_loops
 from dens_plugin.nn.backends.cpu.team import uses_loops
-from dens_plugin.nn.backends.triton.availability import uses_triton
 from dens_plugin.nn.backends.triton.s2_activation import s2_activation
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.grid_parts import grid_parts
@@ -60,13 +60,11 @@ class GridActivation:
 
     def __call__(self, convolved: torch.Tensor, num_coefficients: int) -> torch.Tensor:
         """As `Activation`'s."""
-        gates, features = _parts(convolved, self.num_gates, num_coefficients)
-        if uses_triton(features):
-            allow_tf32 = torch.backends.cuda.matmul.allow_tf32
-            gates_or_none = gates if self.is_separable else None
-            dense = self.to_grid.dense, self.from_grid.dense
-            return s2_activation(features, gates_or_none, *dense, allow_tf32=allow_tf32)
+        if machine_for(convolved) is Machine.TRITON:
+            matrices, allow_tf32 = (self.to_grid.dense, self.from_grid.dense), torch.backends.cuda.matmul.allow_tf32
+            return s2_activation(convolved, *matrices, has_gates=self.is_separable, allow_tf32=allow_tf32)
         if not self.is_separable:
+            _, features = _parts(convolved, 0, num_coefficients)
             return grid_silu(features, self.to_grid, self.from_grid)
         out: torch.Tensor = _SeparableSiLU.apply(convolved, num_coefficients, self.to_grid, self.from_grid)
         return out

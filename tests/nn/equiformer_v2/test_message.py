@@ -21,7 +21,11 @@ def in_pieces(nodes, radial, weights, edges):
     return torch.cat(messages(nodes, radial, weights, edges, nodes.dtype, num_scalars=2), dim=1)
 
 
-@pytest.mark.parametrize("function", [in_pieces, fused_messages])
+def by_kernels(nodes, radial, weights, edges):
+    return torch.cat(fused_messages(nodes, radial, weights, edges, num_scalars=2), dim=1)
+
+
+@pytest.mark.parametrize("function", [in_pieces, by_kernels])
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @on_all_graphs
 def test_formula(targets, rows, function):

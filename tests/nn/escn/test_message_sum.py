@@ -89,6 +89,7 @@ def test_groups_by_degrees_that_are_known(targets, monkeypatch):
             assert all(torch.equal(a, b) for a, b in zip(group.rows, other.rows, strict=True))
 
 
+@pytest.mark.usefixtures("twins_of_kernels")
 @pytest.mark.parametrize("function", [message_sum, fused_message_sum])
 @on_all_graphs
 def test_message_sum(targets, function):

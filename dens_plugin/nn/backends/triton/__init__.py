@@ -1,4 +1,4 @@
-"""Fused kernels of equivariant attention, each beside its twin in plain torch.
+"""Fused kernels of equivariant networks for a GPU.
 
 | file | function |
 |---|---|
@@ -6,9 +6,11 @@
 | `rotate_to_edges` | gather both ends of an edge, rotate into its frame, multiply by its radial functions |
 | `softmax_by_target` | attention weights over the edges of each atom |
 | `aggregate` | weight, rotate back and sum at the targets, without atomics |
+| `order_planes` | three factors of complex products, and their sums |
+| `degree_norm` | norms of an atom's features |
+| `degree_sums` | sums over a degree's components |
 
-A public function takes Triton's kernels for CUDA tensors where `availability.triton_reason` names no reason against
-them, and the twin (`..._plain`) otherwise: CPU, float64, old GPUs. The kernels (`..._triton`) can be called themselves,
-on a CUDA device or under TRITON_INTERPRET=1. Their sums are in float32 whatever the storage and in a fixed order; their
+Whoever calls them has asked `choice.machine_for`; on a CPU they run in Triton's interpreter (TRITON_INTERPRET=1). Their
+twins in plain torch are beside the tests. Their sums are in float32 whatever the storage and in a fixed order; their
 second derivative raises an error.
 """

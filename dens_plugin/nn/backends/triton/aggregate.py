@@ -20,8 +20,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from dens_plugin.nn.backends.triton.availability import constexpr, jit, launch, tl, uses_triton
-from dens_plugin.nn.backends.triton.edges_by_atom import targets_of
+from dens_plugin.nn.backends.triton.availability import constexpr, jit, launch, tl
 from dens_plugin.nn.backends.triton.packing import coefficient_of, degrees, order_of
 from dens_plugin.nn.backends.triton.rotation import rotate_degree, rotation_constants
 
@@ -32,6 +31,7 @@ def aggregate(
     rotation: torch.Tensor,
     scale: torch.Tensor,
     offsets: torch.Tensor,
+    target: torch.Tensor,
 ) -> torch.Tensor:
     """Rotate weighted messages back and sum them at their targets.
 
@@ -40,7 +40,8 @@ def aggregate(
         weights: (E, H) attention weights; None for a plain sum.
         rotation: (E, S, L) in the order of `packing`; it has no gradient.
         scale: (S,) factors of the coefficients; they have no gradient.
-        offsets: (N+1,) pointers of the targets, `EdgesByAtom.offsets`.
+        offsets: (N+1,) first edge of every target, and E.
+        target: (E,) number of every edge's target.
 
     Returns:
         (N, L, H V) in float32 (float64 for float64), zero at atoms without edges.
@@ -50,40 +51,7 @@ def aggregate(
             shapes do not fit each other.
     """
     _check(values, weights, rotation, scale)
-    if uses_triton(values):
-        return aggregate_triton(values, weights, rotation, scale, offsets)
-    return aggregate_plain(values, weights, rotation, scale, offsets)
-
-
-def aggregate_plain(
-    values: torch.Tensor,
-    weights: torch.Tensor | None,
-    rotation: torch.Tensor,
-    scale: torch.Tensor,
-    offsets: torch.Tensor,
-) -> torch.Tensor:
-    """`aggregate` in plain torch, with every message in the global frame (E, L, H V) in memory."""
-    wide = torch.promote_types(values.dtype, torch.float32)
-    values = values.to(wide)
-    if weights is not None:
-        heads = weights.to(wide).repeat_interleave(values.shape[2] // weights.shape[1], dim=1)  # (E, H V)
-        values = values * heads[:, None]
-    rotation = rotation.detach().to(wide) * scale.detach().to(wide)[:, None]
-    messages = rotation.mT @ values  # (E, L, H V)
-    out = messages.new_zeros(offsets.shape[0] - 1, *messages.shape[1:])
-    return out.index_add(0, targets_of(offsets, values.shape[0]), messages)
-
-
-def aggregate_triton(
-    values: torch.Tensor,
-    weights: torch.Tensor | None,
-    rotation: torch.Tensor,
-    scale: torch.Tensor,
-    offsets: torch.Tensor,
-) -> torch.Tensor:
-    """`aggregate` by the kernels below, on a CUDA device or in Triton's interpreter."""
-    _check(values, weights, rotation, scale)
-    out: torch.Tensor = _Aggregate.apply(values, weights, rotation, scale, offsets)
+    out: torch.Tensor = _Aggregate.apply(values, weights, rotation, scale, offsets, target)
     return out
 
 
@@ -112,11 +80,12 @@ class _Aggregate(torch.autograd.Function):
         rotation: torch.Tensor,
         scale: torch.Tensor,
         offsets: torch.Tensor,
+        target: torch.Tensor,
     ) -> torch.Tensor:
         values, rotation, scale = values.contiguous(), rotation.contiguous(), scale.contiguous()
         weights = None if weights is None else weights.contiguous()
         kept = None if weights is None else values  # without weights, whose gradient they are for, they need not stay
-        ctx.save_for_backward(kept, weights, rotation, scale, offsets)
+        ctx.save_for_backward(kept, weights, rotation, scale, target)
         ctx.dtype = values.dtype
         ctx.constants = _constants(values, weights, rotation)
         atoms, channels = offsets.shape[0] - 1, values.shape[2]
@@ -129,20 +98,20 @@ class _Aggregate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        values, weights, rotation, scale, offsets = ctx.saved_tensors
+        values, weights, rotation, scale, target = ctx.saved_tensors
         grad = grad.contiguous()
         edges, channels = rotation.shape[0], grad.shape[2]
         grad_values = grad.new_empty(*rotation.shape[:2], channels, dtype=ctx.dtype)
         grid = (edges, -(-channels // ctx.constants["block"]))
         if weights is None:
-            arguments = (grad, grad, grad, rotation, scale, targets_of(offsets, edges), grad_values, grad)
+            arguments = (grad, grad, grad, rotation, scale, target, grad_values, grad)
             launch(_backward_kernel, grid, arguments, num_warps=1, **ctx.constants)
-            return grad_values, None, None, None, None
+            return grad_values, None, None, None, None, None
         by_channel = grad.new_empty(edges, channels)  # of a weight's gradient
-        arguments = (grad, values, weights, rotation, scale, targets_of(offsets, edges), grad_values, by_channel)
+        arguments = (grad, values, weights, rotation, scale, target, grad_values, by_channel)
         launch(_backward_kernel, grid, arguments, num_warps=1, **ctx.constants)
         grad_weights = by_channel.unflatten(1, (weights.shape[1], -1)).sum(dim=-1)
-        return grad_values, grad_weights.to(weights.dtype), None, None, None
+        return grad_values, grad_weights.to(weights.dtype), None, None, None, None
 
 
 def _constants(values: torch.Tensor, weights: torch.Tensor | None, rotation: torch.Tensor) -> dict[str, Any]:

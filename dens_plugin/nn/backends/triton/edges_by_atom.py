@@ -8,7 +8,7 @@ import torch
 
 
 class EdgesByAtom(NamedTuple):
-    """EdgesByAtom sorted by target, with a second order by source; made by `edges_of` once per graph.
+    """Edges sorted by target, with a second order by source; made by `edges_of` once per graph.
 
     Attributes:
         source: (E,) atom at which an edge starts.
@@ -42,9 +42,3 @@ def edges_of(source: torch.Tensor, target: torch.Tensor, atoms: int) -> EdgesByA
         by_source,
         torch.searchsorted(sources, starts),
     )
-
-
-def targets_of(offsets: torch.Tensor, edges: int) -> torch.Tensor:
-    """Target atom (E,) of every edge, from the pointers (N+1,) of `EdgesByAtom`."""
-    atoms = torch.arange(offsets.shape[0] - 1, device=offsets.device)
-    return torch.repeat_interleave(atoms, offsets.diff(), output_size=edges)

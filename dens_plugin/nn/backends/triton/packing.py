@@ -9,8 +9,6 @@ from __future__ import annotations
 import functools
 import math
 
-import torch
-
 from dens_plugin.nn.backends.triton.availability import constexpr, jit, tl
 
 
@@ -44,19 +42,6 @@ def radial_shared(rows: int, lmax: int, mmax: int) -> bool:
             f"(one per degree and |m|) for lmax {lmax} and mmax {mmax}"
         )
     return rows == lmax + 1
-
-
-def expand_radial(radial: torch.Tensor, lmax: int, mmax: int) -> torch.Tensor:
-    """Radial functions for every coefficient: (E, R, C) to (E, S, C).
-
-    R is lmax+1, a row per degree, or a row per degree and |m|, m first (m = 0 with l = 0 ... lmax, m = 1 with l = 1 ...
-    lmax, ...), as EquiformerV2's radial network of an SO(2) convolution writes them.
-    """
-    if radial_shared(radial.shape[1], lmax, mmax):
-        orders = [radial[:, m:] for m in range(mmax + 1)]
-    else:
-        orders = list(radial.split([lmax + 1 - m for m in range(mmax + 1)], dim=1))
-    return torch.cat([orders[0], *(order for order in orders[1:] for _ in "+-")], dim=1)
 
 
 def _coefficients(lmax: int, mmax: int) -> int:

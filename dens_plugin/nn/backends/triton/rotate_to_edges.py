@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from dens_plugin.nn.backends.triton.availability import constexpr, jit, launch, tl, uses_triton
+from dens_plugin.nn.backends.triton.availability import constexpr, jit, launch, tl
 from dens_plugin.nn.backends.triton.edges_by_atom import EdgesByAtom
 from dens_plugin.nn.backends.triton.packing import (
     coefficient_of,
     degrees,
-    expand_radial,
     order_of,
     radial_row_of,
     radial_shared,
@@ -51,30 +50,6 @@ def rotate_to_edges(
     Raises:
         ValueError: if S, L and R fit no largest degree and order, or the shapes do not fit each other.
     """
-    _check(nodes, edges, rotation, radial)
-    if uses_triton(nodes):
-        return rotate_to_edges_triton(nodes, edges, rotation, radial)
-    return rotate_to_edges_plain(nodes, edges, rotation, radial)
-
-
-def rotate_to_edges_plain(
-    nodes: torch.Tensor, edges: EdgesByAtom, rotation: torch.Tensor, radial: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`rotate_to_edges` in plain torch, with the zeros of the rotation and the features of both ends in memory."""
-    lmax, mmax = degrees(rotation.shape[1], rotation.shape[2])
-    wide = torch.promote_types(nodes.dtype, torch.float32)
-    ends = nodes.to(wide)
-    ends = torch.cat([ends[edges.source], ends[edges.target]], dim=-1)  # (E, L, 2C)
-    out = rotation.detach().to(wide) @ ends  # (E, S, 2C)
-    if radial is not None:
-        out = out * expand_radial(radial.to(wide), lmax, mmax)
-    return out.to(nodes.dtype)
-
-
-def rotate_to_edges_triton(
-    nodes: torch.Tensor, edges: EdgesByAtom, rotation: torch.Tensor, radial: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`rotate_to_edges` by the kernels below, on a CUDA device or in Triton's interpreter."""
     _check(nodes, edges, rotation, radial)
     out: torch.Tensor = _RotateToEdges.apply(nodes, radial, rotation, *edges)
     return out

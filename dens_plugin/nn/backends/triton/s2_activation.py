@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
-from dens_plugin.nn.backends.triton.availability import constexpr, jit, launch, tl, uses_triton
+from dens_plugin.nn.backends.triton.availability import constexpr, jit, launch, tl
 
 
 class _Tile(NamedTuple):
@@ -37,20 +37,21 @@ _TF32 = _Tile(numbers=2048, points=64, warps=4)
 
 
 def s2_activation(
-    features: torch.Tensor,
-    gates: torch.Tensor | None,
+    convolved: torch.Tensor,
     to_grid: torch.Tensor,
     from_grid: torch.Tensor,
     *,
+    has_gates: bool,
     allow_tf32: bool = False,
 ) -> torch.Tensor:
     """Activate spherical features on a grid; with gates, degree 0 becomes silu(gates) instead (separable activation).
 
     Args:
-        features: (E, S, C) coefficients, S in any order that the two matrices share.
-        gates: (E, C) for degree 0, which must be coefficient 0, or None.
+        convolved: (E, C + S C) gates and coefficients, S in any order that the two matrices share, coefficient 0 being
+            degree 0; or (E, S C) without gates. Its rows may be parts of longer ones.
         to_grid: (G, S), coefficients to points; it has no gradient.
         from_grid: (G, S), points to coefficients; it has no gradient.
+        has_gates: whether there are gates.
         allow_tf32: multiply float32 in TF32. Half-precision features always are: TF32 holds them exactly.
 
     Returns:
@@ -59,97 +60,64 @@ def s2_activation(
     Raises:
         ValueError: if the shapes do not fit each other.
     """
-    _check(features, gates, to_grid, from_grid)
-    if uses_triton(features):
-        return s2_activation_triton(features, gates, to_grid, from_grid, allow_tf32=allow_tf32)
-    return s2_activation_plain(features, gates, to_grid, from_grid)
-
-
-def s2_activation_plain(
-    features: torch.Tensor, gates: torch.Tensor | None, to_grid: torch.Tensor, from_grid: torch.Tensor
-) -> torch.Tensor:
-    """`s2_activation` in plain torch, which keeps the grid (E, G, C) for the backward pass."""
-    wide = torch.promote_types(features.dtype, torch.float32)
-    grid = torch.nn.functional.silu(to_grid.detach().to(wide) @ features.to(wide))  # (E, G, C)
-    out = from_grid.detach().to(wide).T @ grid  # (E, S, C)
-    if gates is not None:
-        out = torch.cat([torch.nn.functional.silu(gates.to(wide))[:, None], out[:, 1:]], dim=1)
-    return out.to(features.dtype)
-
-
-def s2_activation_triton(
-    features: torch.Tensor,
-    gates: torch.Tensor | None,
-    to_grid: torch.Tensor,
-    from_grid: torch.Tensor,
-    *,
-    allow_tf32: bool = False,
-) -> torch.Tensor:
-    """`s2_activation` by the kernels below, on a CUDA device or in Triton's interpreter."""
-    _check(features, gates, to_grid, from_grid)
-    exact = features.dtype == torch.float32 and not allow_tf32
-    out: torch.Tensor = _S2Activation.apply(features, gates, to_grid, from_grid, "ieee" if exact else "tf32")
-    return out
-
-
-def _check(features: torch.Tensor, gates: torch.Tensor | None, to_grid: torch.Tensor, from_grid: torch.Tensor) -> None:
-    edges, coefficients, channels = features.shape
-    if to_grid.shape != from_grid.shape or to_grid.shape[1] != coefficients:
+    if to_grid.shape != from_grid.shape or convolved.shape[1] % (to_grid.shape[1] + has_gates):
         raise ValueError(
-            f"matrices to {tuple(to_grid.shape)} and from the grid {tuple(from_grid.shape)} must both have "
-            f"{coefficients} columns, as many as the features have coefficients"
+            f"matrices to {tuple(to_grid.shape)} and from the grid {tuple(from_grid.shape)} must have the same shape, "
+            f"and its columns must share {convolved.shape[1]} numbers of an edge"
         )
-    if gates is not None and gates.shape != (edges, channels):
-        raise ValueError(f"gates {tuple(gates.shape)} must have shape {(edges, channels)}")
+    exact = convolved.dtype == torch.float32 and not allow_tf32
+    out: torch.Tensor = _S2Activation.apply(convolved, to_grid, from_grid, has_gates, "ieee" if exact else "tf32")
+    return out
 
 
 class _S2Activation(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        features: torch.Tensor,
-        gates: torch.Tensor | None,
+        convolved: torch.Tensor,
         to_grid: torch.Tensor,
         from_grid: torch.Tensor,
+        has_gates: bool,
         precision: str,
     ) -> torch.Tensor:
-        features, to_grid, from_grid = features.contiguous(), to_grid.contiguous(), from_grid.contiguous()
-        gates = None if gates is None else gates.contiguous()
-        ctx.save_for_backward(features, gates, to_grid, from_grid)
-        ctx.precision = precision
-        out = torch.empty_like(features)
-        arguments = (features, features if gates is None else gates, to_grid, from_grid, out)
-        _launch(_forward_kernel, features, to_grid, arguments, has_gates=gates is not None, precision=precision)
+        convolved = convolved if convolved.stride(1) == 1 else convolved.contiguous()
+        to_grid, from_grid = to_grid.contiguous(), from_grid.contiguous()
+        ctx.save_for_backward(convolved, to_grid, from_grid)
+        ctx.constants = {"has_gates": has_gates, "precision": precision}
+        coefficients = to_grid.shape[1]
+        out = convolved.new_empty(len(convolved), coefficients, convolved.shape[1] // (coefficients + has_gates))
+        _launch(_forward_kernel, convolved, (to_grid, from_grid), (out,), **ctx.constants)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        features, gates, to_grid, from_grid = ctx.saved_tensors
-        grad_features = torch.empty_like(features)
-        grad_gates = None if gates is None else torch.empty_like(gates)
-        inputs = (features, features if gates is None else gates, to_grid, from_grid)
-        outputs = (grad.contiguous(), grad_features, grad_features if gates is None else grad_gates)
-        constants = {"has_gates": gates is not None, "precision": ctx.precision}
-        _launch(_backward_kernel, features, to_grid, (*inputs, *outputs), **constants)
-        return grad_features, grad_gates, None, None, None
+        convolved, *matrices = ctx.saved_tensors
+        out = convolved.new_empty(convolved.shape)
+        _launch(_backward_kernel, convolved, tuple(matrices), (grad.contiguous(), out), **ctx.constants)
+        return out, None, None, None, None
 
 
 def _launch(
-    kernel: Any, features: torch.Tensor, to_grid: torch.Tensor, arguments: tuple[Any, ...], **constants: Any
+    kernel: Any,
+    convolved: torch.Tensor,
+    matrices: tuple[torch.Tensor, ...],
+    others: tuple[torch.Tensor, ...],
+    **constants: Any,
 ) -> None:
-    edges, coefficients, channels = features.shape
+    points, coefficients = matrices[0].shape
+    channels = convolved.shape[1] // (coefficients + constants["has_gates"])
     tile = _EXACT if constants["precision"] == "ieee" else _TF32
     rows = max(16, 1 << (coefficients - 1).bit_length())  # a matrix product needs at least 16
     block = max(16, min(128, tile.numbers // rows))
-    total = edges * channels
+    total = len(convolved) * channels
     launch(
         kernel,
         (-(-total // block),),
-        (*arguments, total),
+        (convolved, *matrices, *others, total, convolved.stride(0)),
         coefficients=coefficients,
         channels=channels,
-        points=to_grid.shape[0],
+        points=points,
         rows=rows,
         block=block,
         # twice as many would exceed the shared memory of cards with 99 KiB a block
@@ -161,18 +129,18 @@ def _launch(
 
 
 @jit
-def _columns(total, coefficients: constexpr, channels: constexpr, rows: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
-    """The first column of this program, and where its columns' coefficients lie: offset of the first edge, offsets from
-    there (rows, block), and which of them exist. Columns are numbered edge by edge, so C need not be a power of two.
+def _columns(total, stride, coefficients: constexpr, channels: constexpr, rows: constexpr, block: constexpr):  # type: ignore[no-untyped-def]
+    """Of this program's columns, in rows of so many numbers: the place of the first edge's row, of the others from
+    there (block,), of their coefficients (rows, block), and which exist. Columns are numbered edge by edge, so C need
+    not be a power of two.
     """
     first = tl.program_id(0).to(tl.int64) * block
     edge = first // channels
     column = (first - edge * channels).to(tl.int32) + tl.arange(0, block)
     s = tl.arange(0, rows)
-    start = (column // channels) * (coefficients * channels) + column % channels
-    offsets = s[:, None] * channels + start[None, :]
+    start = (column // channels) * stride + column % channels
     exists = (s[:, None] < coefficients) & (first + tl.arange(0, block) < total)[None, :]
-    return first, edge * (coefficients * channels), offsets, exists
+    return edge * stride, start, s[:, None] * channels + start[None, :], exists
 
 
 @jit
@@ -197,12 +165,12 @@ def _silu_slope(x):  # type: ignore[no-untyped-def]
 
 @jit
 def _forward_kernel(  # type: ignore[no-untyped-def]
-    features,
-    gates,
+    convolved,
     to_grid,
     from_grid,
     out,
     total,  # columns: E * C
+    stride,  # from an edge to the next
     coefficients: constexpr,
     channels: constexpr,
     points: constexpr,
@@ -212,8 +180,13 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
     has_gates: constexpr,
     precision: constexpr,
 ):
-    first, base, offsets, exists = _columns(total, coefficients, channels, rows, block)
-    x = tl.load(features + base + offsets, mask=exists, other=0.0).to(tl.float32)  # (S, columns)
+    base, start, offsets, exists = _columns(total, stride, coefficients, channels, rows, block)
+    features = convolved + base
+    if has_gates:
+        inside = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block) < total
+        gate = tl.load(features + start, mask=inside, other=0.0).to(tl.float32)
+        features += channels
+    x = tl.load(features + offsets, mask=exists, other=0.0).to(tl.float32)  # (S, columns)
     y = tl.zeros((rows, block), tl.float32)
     for g in range(0, points, point_block):
         t = _matrix_block(to_grid, g, coefficients, points, rows, point_block)
@@ -221,22 +194,20 @@ def _forward_kernel(  # type: ignore[no-untyped-def]
         f = _matrix_block(from_grid, g, coefficients, points, rows, point_block)
         y += tl.dot(tl.trans(f), p * _sigmoid(p), input_precision=precision)  # y += F^T silu(p)
     if has_gates:
-        column = first + tl.arange(0, block)
-        gate = tl.load(gates + column, mask=column < total, other=0.0).to(tl.float32)
         y = tl.where(tl.arange(0, rows)[:, None] == 0, (gate * _sigmoid(gate))[None, :], y)
+    base, start, offsets, exists = _columns(total, coefficients * channels, coefficients, channels, rows, block)
     tl.store(out + base + offsets, y.to(out.dtype.element_ty), mask=exists)
 
 
 @jit
 def _backward_kernel(  # type: ignore[no-untyped-def]
-    features,
-    gates,
+    convolved,
     to_grid,
     from_grid,
     grad,
-    grad_features,
-    grad_gates,
+    out,
     total,
+    stride,
     coefficients: constexpr,
     channels: constexpr,
     points: constexpr,
@@ -246,20 +217,19 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
     has_gates: constexpr,
     precision: constexpr,
 ):
-    first, base, offsets, exists = _columns(total, coefficients, channels, rows, block)
-    x = tl.load(features + base + offsets, mask=exists, other=0.0).to(tl.float32)
+    base, start, offsets, exists = _columns(total, coefficients * channels, coefficients, channels, rows, block)
+    others = exists
     if has_gates:  # coefficient 0 of the result is silu(gates): its gradient is theirs
-        column = first + tl.arange(0, block)
-        inside = column < total
-        gate = tl.load(gates + column, mask=inside, other=0.0).to(tl.float32)
-        start = (column // channels) * (coefficients * channels) + column % channels
-        dy_gate = tl.load(grad + start, mask=inside, other=0.0).to(tl.float32)
-        dgate = dy_gate * _silu_slope(gate)
-        tl.store(grad_gates + column, dgate.to(grad_gates.dtype.element_ty), mask=inside)
+        inside = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block) < total
+        dy_gate = tl.load(grad + base + start, mask=inside, other=0.0).to(tl.float32)
         others = exists & (tl.arange(0, rows)[:, None] > 0)
-        dy = tl.load(grad + base + offsets, mask=others, other=0.0).to(tl.float32)
-    else:
-        dy = tl.load(grad + base + offsets, mask=exists, other=0.0).to(tl.float32)
+    dy = tl.load(grad + base + offsets, mask=others, other=0.0).to(tl.float32)
+    base, start, offsets, exists = _columns(total, stride, coefficients, channels, rows, block)
+    features = convolved + base
+    if has_gates:
+        gate = tl.load(features + start, mask=inside, other=0.0).to(tl.float32)
+        features += channels
+    x = tl.load(features + offsets, mask=exists, other=0.0).to(tl.float32)
     dx = tl.zeros((rows, block), tl.float32)
     for g in range(0, points, point_block):
         t = _matrix_block(to_grid, g, coefficients, points, rows, point_block)
@@ -267,4 +237,10 @@ def _backward_kernel(  # type: ignore[no-untyped-def]
         p = tl.dot(t, x, input_precision=precision)  # p = T x
         dp = tl.dot(f, dy, input_precision=precision) * _silu_slope(p)  # dp = (F dy) silu'(p)
         dx += tl.dot(tl.trans(t), dp, input_precision=precision)  # dx += T^T dp
-    tl.store(grad_features + base + offsets, dx.to(grad_features.dtype.element_ty), mask=exists)
+    numbers: constexpr = (coefficients + 1) * channels if has_gates else coefficients * channels
+    base, start, offsets, exists = _columns(total, numbers, coefficients, channels, rows, block)
+    of_features = out + base
+    if has_gates:
+        tl.store(of_features + start, (dy_gate * _silu_slope(gate)).to(out.dtype.element_ty), mask=inside)
+        of_features += channels
+    tl.store(of_features + offsets, dx.to(out.dtype.element_ty), mask=exists)

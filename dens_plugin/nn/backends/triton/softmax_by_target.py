@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from dens_plugin.nn.backends.triton.availability import constexpr, jit, launch, tl, uses_triton
-from dens_plugin.nn.backends.triton.edges_by_atom import targets_of
+from dens_plugin.nn.backends.triton.availability import constexpr, jit, launch, tl
 
 _EDGES = 32  # at once: the 20 neighbours of the paper's models are one block, and a warp reads it whole
 
@@ -30,23 +29,6 @@ def softmax_by_target(logits: torch.Tensor, offsets: torch.Tensor) -> torch.Tens
     Returns:
         (E, H) of the logits' type, computed in float32.
     """
-    return (softmax_by_target_triton if uses_triton(logits) else softmax_by_target_plain)(logits, offsets)
-
-
-def softmax_by_target_plain(logits: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """`softmax_by_target` in plain torch, by scattering."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    target = targets_of(offsets, logits.shape[0])
-    lowest = wide.new_full((offsets.shape[0] - 1, logits.shape[1]), -torch.inf)
-    index = target[:, None].expand(-1, logits.shape[1])
-    largest = lowest.scatter_reduce(0, index, wide.detach(), "amax")  # (N, H)
-    terms = (wide - largest[target]).exp()
-    sums = torch.zeros_like(lowest).index_add(0, target, terms)
-    return (terms / sums[target]).to(logits.dtype)
-
-
-def softmax_by_target_triton(logits: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-    """`softmax_by_target` by the kernels below, on a CUDA device or in Triton's interpreter."""
     out: torch.Tensor = _SoftmaxByTarget.apply(logits, offsets)
     return out
 

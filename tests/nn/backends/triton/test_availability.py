@@ -13,10 +13,11 @@ WITHOUT = """
 import sys
 sys.modules["triton"] = None
 import torch
-from dens_plugin.nn.backends.triton import aggregate, availability, rotate_to_edges, softmax_by_target
-from dens_plugin.nn.backends.triton.s2_activation import s2_activation
+from dens_plugin.nn.backends.triton import aggregate, availability, degree_norm, rotate_to_edges
+from dens_plugin.nn.backends.triton import order_planes, s2_activation, softmax_by_target
+from dens_plugin.nn.backends.choice import Machine, machine_for
 assert availability.triton_reason() == "Triton is not installed", availability.triton_reason()
-assert s2_activation(torch.ones(2, 4, 3), None, torch.ones(5, 4), torch.ones(5, 4)).shape == (2, 4, 3)
+assert machine_for(torch.ones(1)) is not Machine.TRITON
 """
 
 

@@ -13,10 +13,12 @@ from dens_plugin.nn.backends.triton import (
     availability,
     degree_norm,
     degree_sums,
+    order_planes,
     rotate_to_edges,
     s2_activation,
     softmax_by_target,
 )
+from dens_plugin.nn.so2.layout import Layout
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
@@ -70,9 +72,9 @@ def run(function, inputs, *others):
 )
 def test_s2_activation_compiles(launched, stored, coefficients, allow_tf32, capability):
     results = launched(capability)
-    inputs = [torch.zeros(2, coefficients, 64, dtype=STORED[stored]), torch.zeros(2, 64, dtype=STORED[stored])]
+    inputs = [torch.zeros(2, (coefficients + 1) * 64, dtype=STORED[stored])]
     matrices = torch.zeros(324, coefficients), torch.zeros(324, coefficients)
-    run(lambda *of: s2_activation.s2_activation_triton(*of, *matrices, allow_tf32=allow_tf32), inputs)
+    run(lambda of: s2_activation.s2_activation(of, *matrices, has_gates=True, allow_tf32=allow_tf32), inputs)
     assert len(results) == 2
     assert all(of.metadata.shared <= SHARED_MEMORY[capability] * 1024 for of in results)
     uses_matrix_units = ["mma" in of.asm["ptx"] for of in results]
@@ -85,12 +87,12 @@ def test_rotations_compile(launched, stored, rows, capability):
     edges = rotate_to_edges.EdgesByAtom(*(torch.zeros(of, dtype=torch.int64) for of in (1, 1, 3, 1, 3)))
     turn = torch.zeros(1, 7, 9)
     inputs = [torch.zeros(2, 9, 16, dtype=STORED[stored]), torch.zeros(1, rows, 32, dtype=STORED[stored])]
-    run(lambda nodes, radial: rotate_to_edges.rotate_to_edges_triton(nodes, edges, turn, radial), inputs)
+    run(lambda nodes, radial: rotate_to_edges.rotate_to_edges(nodes, edges, turn, radial), inputs)
     values, weights = torch.zeros(1, 7, 16, dtype=STORED[stored]), torch.zeros(1, 4)
     offsets = torch.tensor([0, 1, 1])
-    run(aggregate.aggregate_triton, [values, weights], turn, torch.ones(7), offsets)
-    run(aggregate.aggregate_triton, [values], None, turn, torch.ones(7), offsets)
-    run(softmax_by_target.softmax_by_target_triton, [torch.zeros(1, 4)], offsets)
+    run(aggregate.aggregate, [values, weights], turn, torch.ones(7), offsets, offsets[:1])
+    run(aggregate.aggregate, [values], None, turn, torch.ones(7), offsets, offsets[:1])
+    run(softmax_by_target.softmax_by_target, [torch.zeros(1, 4)], offsets)
     assert len(results) == 9
     assert not any("atom." in of.asm["ptx"] or "red.global" in of.asm["ptx"] for of in results)
 
@@ -110,4 +112,7 @@ def test_norms_compile(launched, capability, is_separate):
 def test_small_sums_compile(launched, stored):
     results = launched(80)
     degree_sums.degree_sums(torch.zeros(9, 3, 4, dtype=stored))
-    assert len(results) == 1
+    layout, features = Layout(6, 2), torch.zeros(2, 29 * 64, dtype=stored)
+    planes = order_planes.spread(features, layout, 64, is_conjugate=False)
+    order_planes.join(planes, layout, 64, features, is_conjugate=True)
+    assert len(results) == 3

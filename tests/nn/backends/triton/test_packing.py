@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 from kernel_samples import order
+from kernel_twins import expand_radial
 
-from dens_plugin.nn.backends.triton.packing import degrees, expand_radial
+from dens_plugin.nn.backends.triton.packing import degrees
 
 
 @pytest.mark.parametrize("lmax", range(9))

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
+import kernel_twins
 import pytest
 import torch
 from kernel_samples import DEVICE, assert_twins, graph, needs_triton, order, random, relative, rotation
 
-from dens_plugin.nn.backends.triton.rotate_to_edges import (
-    rotate_to_edges,
-    rotate_to_edges_plain,
-    rotate_to_edges_triton,
-)
+from dens_plugin.nn.backends.triton.rotate_to_edges import rotate_to_edges
 
 DOUBLE = torch.float64
 
@@ -23,7 +20,7 @@ def radial_index(lmax, mmax, rows):
 
 
 @pytest.mark.parametrize("rows", [4, 9])
-def test_plain_is_the_formula_and_its_gradient(rows):
+def test_twin_is_the_formula_and_its_gradient(rows):
     lmax, mmax, channels = 3, 2, 2
     edges = graph([0, 1, 0], [0, 0, 2], 4)
     nodes = random(4, 16, channels, dtype=DOUBLE).requires_grad_()
@@ -32,15 +29,14 @@ def test_plain_is_the_formula_and_its_gradient(rows):
     source = torch.einsum("esl,elc->esc", turn, nodes[edges.source])
     target = torch.einsum("esl,elc->esc", turn, nodes[edges.target])
     expected = torch.cat([source, target], dim=2) * radial[:, radial_index(lmax, mmax, rows)]
-    torch.testing.assert_close(rotate_to_edges(nodes, edges, turn, radial), expected)
-    assert torch.autograd.gradcheck(lambda *of: rotate_to_edges_plain(of[0], edges, turn, of[1]), (nodes, radial))
+    torch.testing.assert_close(kernel_twins.rotate_to_edges(nodes, edges, turn, radial), expected)
 
 
 def test_identity_gathers():
     edges = graph([1, 0], [0, 1], 2)
     nodes = random(2, 4, 3)
     turn = torch.eye(4, device=DEVICE)[[0, 2, 3, 1]].expand(2, 4, 4)  # degree 1 permuted
-    out = rotate_to_edges(nodes, edges, turn)
+    out = kernel_twins.rotate_to_edges(nodes, edges, turn)
     assert torch.equal(out[0, 0], torch.cat([nodes[1, 0], nodes[0, 0]]))
     assert torch.equal(out[1, 1:, :3], nodes[0, [2, 3, 1]])
 
@@ -75,8 +71,8 @@ def test_triton_is_the_twin(lmax, mmax, rows, channels, source, target, atoms, d
     inputs = [random(atoms, (lmax + 1) ** 2, channels)]
     inputs += [random(len(source), rows, 2 * channels)] if rows else []
     assert_twins(
-        lambda nodes, *radial: rotate_to_edges_triton(nodes, edges, turn, *radial),
-        lambda nodes, *radial: rotate_to_edges_plain(nodes, edges, turn, *radial),
+        lambda nodes, *radial: rotate_to_edges(nodes, edges, turn, *radial),
+        lambda nodes, *radial: kernel_twins.rotate_to_edges(nodes, edges, turn, *radial),
         inputs,
         [],
         dtype,
@@ -88,8 +84,8 @@ def test_triton_at_the_size_of_the_paper():
     edges = graph([0], [0], 1)
     turn = rotation(1, 6, 2)
     assert_twins(
-        lambda nodes, radial: rotate_to_edges_triton(nodes, edges, turn, radial),
-        lambda nodes, radial: rotate_to_edges_plain(nodes, edges, turn, radial),
+        lambda nodes, radial: rotate_to_edges(nodes, edges, turn, radial),
+        lambda nodes, radial: kernel_twins.rotate_to_edges(nodes, edges, turn, radial),
         [random(1, 49, 130), random(1, 18, 260)],  # two blocks of channels, the second nearly empty
         [],
         torch.float32,
@@ -100,8 +96,8 @@ def test_triton_at_the_size_of_the_paper():
 def test_triton_forward_at_the_largest_degree():
     edges = graph([0], [0], 1)
     nodes, turn = random(1, 81, 4), rotation(1, 8, 6)
-    out = rotate_to_edges_triton(nodes, edges, turn)
-    assert relative(out, rotate_to_edges_plain(nodes, edges, turn)) <= 1e-6
+    out = rotate_to_edges(nodes, edges, turn)
+    assert relative(out, kernel_twins.rotate_to_edges(nodes, edges, turn)) <= 1e-6
 
 
 @needs_triton
@@ -109,6 +105,6 @@ def test_triton_keeps_nan_on_its_edges():
     edges = graph([1, 2], [0, 0], 3)
     nodes = random(3, 4, 2)
     nodes[2, 3, 1] = torch.nan
-    out = rotate_to_edges_triton(nodes, edges, rotation(2, 1, 1))
+    out = rotate_to_edges(nodes, edges, rotation(2, 1, 1))
     assert out[1, 1:, 1].isnan().any()
     assert not out[0].isnan().any()

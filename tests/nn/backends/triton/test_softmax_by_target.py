@@ -1,14 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from kernel_samples import DEVICE, assert_twins, graph, needs_triton, random
 
-from dens_plugin.nn.backends.triton.softmax_by_target import (
-    softmax_by_target,
-    softmax_by_target_plain,
-    softmax_by_target_triton,
-)
+from dens_plugin.nn.backends.triton.softmax_by_target import softmax_by_target
 
 
 def degrees_of(*counts):
@@ -16,12 +14,10 @@ def degrees_of(*counts):
     return graph([0] * len(target), target, len(counts)).offsets
 
 
-def test_plain_is_softmax_of_each_target():
-    logits = random(5, 3, dtype=torch.float64).requires_grad_()
-    offsets = degrees_of(2, 0, 3)
-    expected = torch.cat([logits[:2].softmax(dim=0), logits[2:].softmax(dim=0)])
-    torch.testing.assert_close(softmax_by_target(logits, offsets), expected)
-    assert torch.autograd.gradcheck(softmax_by_target_plain, (logits, offsets))
+def by_softmax(logits, offsets):
+    """Target by target."""
+    parts = [logits[start:end].float().softmax(dim=0) for start, end in itertools.pairwise(offsets.tolist())]
+    return torch.cat(parts).to(logits.dtype)
 
 
 @needs_triton
@@ -32,14 +28,14 @@ def test_triton_is_the_twin(counts, heads, dtype):
     offsets = degrees_of(*counts)
     logits = 3 * random(sum(counts), heads)
     if not sum(counts):
-        assert softmax_by_target_triton(logits, offsets).shape == (0, heads)
+        assert softmax_by_target(logits, offsets).shape == (0, heads)
         return
-    assert_twins(softmax_by_target_triton, softmax_by_target_plain, [logits], [offsets], dtype)
+    assert_twins(softmax_by_target, by_softmax, [logits], [offsets], dtype)
 
 
 @needs_triton
 def test_triton_survives_large_logits_and_keeps_nan():
     logits = torch.tensor([[1e4, 0.0], [1e4, torch.nan], [-1e4, 1.0]], device=DEVICE)
-    out = softmax_by_target_triton(logits, degrees_of(2, 1))
+    out = softmax_by_target(logits, degrees_of(2, 1))
     assert out[:, 0].tolist() == [0.5, 0.5, 1.0]
     assert out[:, 1].isnan().tolist() == [True, True, False]

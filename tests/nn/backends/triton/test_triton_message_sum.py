@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernel_samples import DEVICE, assert_twins, needs_triton, random
 
-from dens_plugin.nn.backends.triton import aggregate, s2_activation
+from dens_plugin.nn.backends.choice import Machine
 from dens_plugin.nn.escn import message_sum
 from dens_plugin.nn.escn.first_layer import parts_of
 from dens_plugin.nn.escn.second_layer import SecondLayer
@@ -39,8 +39,8 @@ def test_triton_message_sum(lmax, mmax, targets, dtype, monkeypatch):
     grid = message_sum.Grid(*(GridMatrix(random(POINTS, len(layout), seed=seed)) for seed in (0, 1)))
 
     def summed(by_kernels, tensors):
-        for module in (message_sum, aggregate, s2_activation):
-            monkeypatch.setattr(module, "uses_triton", lambda _: by_kernels)
+        machine = Machine.TRITON if by_kernels else Machine.PLAIN
+        monkeypatch.setattr(message_sum, "machine_for", lambda *_: machine)
         return message_sum.message_sum(SecondLayer.parse(tensors, layout), grid, edges)
 
     assert_twins(

@@ -1,0 +1,75 @@
+"""Triton's kernels in plain torch, to compare them with, and to stand for them on a machine without a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import silu
+
+from dens_plugin.nn.backends.triton.packing import degrees, radial_shared
+
+
+def wide(dtype):
+    return torch.promote_types(dtype, torch.float32)
+
+
+def s2_activation(convolved, to_grid, from_grid, *, has_gates, allow_tf32=False):
+    """With the grid (E, G, C) in memory."""
+    coefficients = to_grid.shape[1]
+    rows = convolved.to(wide(convolved.dtype)).unflatten(1, (coefficients + has_gates, -1))
+    grid = silu(to_grid.detach().to(rows.dtype) @ rows[:, int(has_gates) :])
+    out = from_grid.detach().to(rows.dtype).T @ grid
+    if has_gates:
+        out = torch.cat([silu(rows[:, :1]), out[:, 1:]], dim=1)
+    return out.to(convolved.dtype)
+
+
+def rotate_to_edges(nodes, edges, rotation, radial=None):
+    """With the zeros of the rotation and the features of both ends in memory."""
+    lmax, mmax = degrees(rotation.shape[1], rotation.shape[2])
+    ends = nodes.to(wide(nodes.dtype))
+    ends = torch.cat([ends[edges.source], ends[edges.target]], dim=-1)  # (E, L, 2C)
+    out = rotation.detach().to(ends.dtype) @ ends  # (E, S, 2C)
+    if radial is not None:
+        out = out * expand_radial(radial.to(ends.dtype), lmax, mmax)
+    return out.to(nodes.dtype)
+
+
+def expand_radial(radial, lmax, mmax):
+    """Radial functions for every coefficient: (E, R, C) to (E, S, C)."""
+    if radial_shared(radial.shape[1], lmax, mmax):
+        orders = [radial[:, m:] for m in range(mmax + 1)]
+    else:
+        orders = list(radial.split([lmax + 1 - m for m in range(mmax + 1)], dim=1))
+    return torch.cat([orders[0], *(order for order in orders[1:] for _ in "+-")], dim=1)
+
+
+def aggregate(values, weights, rotation, scale, offsets, target):
+    """With every message in the global frame (E, L, H V) in memory."""
+    values = values.to(wide(values.dtype))
+    if weights is not None:
+        heads = weights.to(values.dtype).repeat_interleave(values.shape[2] // weights.shape[1], dim=1)  # (E, H V)
+        values = values * heads[:, None]
+    rotation = rotation.detach().to(values.dtype) * scale.detach().to(values.dtype)[:, None]
+    messages = rotation.mT @ values  # (E, L, H V)
+    return messages.new_zeros(len(offsets) - 1, *messages.shape[1:]).index_add(0, target, messages)
+
+
+def orders_of(features, layout, channels):
+    """For every order m > 0 the coefficients (E, 2, n C) of +m and of -m, which are the last columns."""
+    sizes = [2 * layout.degrees_of(m) * channels for m in range(1, layout.mmax + 1)]
+    return [part.unflatten(1, (2, -1)) for part in features[:, features.shape[1] - sum(sizes) :].split(sizes, dim=1)]
+
+
+def spread(features, layout, channels, *, is_conjugate):
+    planes = []
+    for part in orders_of(features, layout, channels):
+        plus, minus = part.unbind(1)
+        planes += [plus + minus, *((-plus, minus) if is_conjugate else (minus, plus))]
+    return torch.cat(planes, dim=1)
+
+
+def join(planes, layout, channels, out, *, is_conjugate):
+    sizes = [3 * layout.degrees_of(m) * channels for m in range(1, layout.mmax + 1)]
+    for part, both in zip(planes.split(sizes, dim=1), orders_of(out, layout, channels), strict=True):
+        p, q, r = part.chunk(3, dim=1)
+        both[:, 0], both[:, 1] = (p + r, p + q) if is_conjugate else (p - q, p + r)
