@@ -194,7 +194,7 @@ def _scaled(scaler: Any, loss: torch.Tensor) -> torch.Tensor:
 
 def _on_any_rank(number: int, device: torch.device) -> int:
     """The largest of the ranks' numbers."""
-    if not distutils.initialized():
+    if distutils.get_world_size() == 1:
         return number
     told = torch.tensor(number, device=device)
     torch.distributed.all_reduce(told, op=torch.distributed.ReduceOp.MAX)

@@ -265,7 +265,8 @@ class DeNSTrainer(DurableTrainer):
             if asked is None:
                 outputs = super()._forward(batch)
             else:
-                found = self.model(batch)
+                # DDP of a single rank only copies: buffers before the pass, gradients behind it
+                found = (self.model if distutils.get_world_size() > 1 else self._unwrapped_model)(batch)
                 outputs = {name: found[name].view(len(rows.mask), -1) for name, rows in asked.items()}
         return {name: self._widened(value) for name, value in outputs.items()}
 
