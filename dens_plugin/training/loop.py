@@ -102,6 +102,7 @@ class TrainingLoop:
                     self.step(batch, disable_eval_tqdm=disable_eval_tqdm)
                 if self.checkpoint_every == -1:
                     trainer.save()
+        self.ledger.settle()
         trainer.bad_steps.require_any()
 
     def _batches(self, epoch: int) -> Iterator[Batch]:
