@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import yaml
 
 from dens_plugin.config_files import find_config, packaged_folder
@@ -18,22 +19,27 @@ _SAMPLE = 2000  # structures that scales are computed from, where none are writt
 _SPLITS = {"train": ("train",), "val": ("val", "val_id", "valid", "validation"), "test": ("test", "val_ood")}
 
 
-class Defaults(NamedTuple):
-    """The parts of a config that suit a kind of data.
+class Parts(NamedTuple):
+    """What a config includes, by the package's names.
 
     Attributes:
         base: loss and metrics.
+        model: the network with its heads.
+        backbone: its size.
         objective: what is trained on.
         schedule: epochs, batch and learning rate.
     """
 
     base: str
+    model: str
+    backbone: str
     objective: str
     schedule: str
 
 
-_MOLECULES = Defaults("base_molecules.yml", "dens_md17", "md17_mini")
-_SLABS = Defaults("base.yml", "dens", "mini")
+_MOLECULES = Parts("base_molecules.yml", "", "", "objective/dens_md17.yml", "schedule/md17_mini.yml")
+_SLABS = Parts("base.yml", "", "", "objective/dens.yml", "schedule/mini.yml")
+_SMALL = ("mini", "molecule")  # in the names of backbones that a CPU trains
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", default="equiformer_v2", help=f"one of {', '.join(models())} (default: %(default)s)")
     parser.add_argument("--backbone", help="its size, a config of `dens configs backbone`; a small one where there is")
-    parser.add_argument("--objective", help="a config of `dens configs objective`, s2ef for none; default: DeNS")
+    parser.add_argument(
+        "--objective", help="a config of `dens configs objective`; s2ef trains without denoising (default: DeNS)"
+    )
     parser.add_argument("--schedule", help="a config of `dens configs schedule`")
     parser.add_argument("--out", type=Path, default=Path("config.yml"), help="file to write (default: %(default)s)")
 
@@ -59,19 +67,43 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"'{args.out}' exists; give another --out")
     sources = _sources(args.data)
     defaults = _MOLECULES if (args.data / _NORMALIZERS["energy"]).exists() else _SLABS
-    objective = args.objective or defaults.objective
-    includes = [
-        defaults.base,
-        f"model/{_model_file(args.model, objective)}.yml",
-        f"backbone/{args.backbone or _small_backbone(args.model)}.yml",
-        f"objective/{objective}.yml",
-        f"schedule/{args.schedule or defaults.schedule}.yml",
-    ]
+    includes = list(choose_parts(args, defaults))
     for name in includes:
         find_config(name)
     args.out.write_text(config_text(includes, sources, _scales(args.data, sources["train"])), encoding="utf-8")
     print(f"{args.out} is written. Train with it by\n")
-    print(f"dens train --config-yml {args.out} --identifier {args.out.stem} --run-dir runs")
+    device = "" if torch.cuda.is_available() else " --cpu"
+    print(f"dens train --config-yml {args.out}{device} --identifier {args.out.stem} --run-dir runs")
+
+
+def choose_parts(args: argparse.Namespace, defaults: Parts) -> Parts:
+    """The parts that were asked for, and the rest as in an experiment of the package with this model and kind of data.
+
+    Where there is no such experiment, the defaults of this kind of data.
+    """
+    objective = f"objective/{args.objective}.yml" if args.objective else defaults.objective
+    model = f"model/{_model_file(args.model, Path(objective).stem)}.yml"
+    alike = [each for each in _experiments() if (each.base, each.model) == (defaults.base, model)]
+    small = [each for each in alike if any(word in each.backbone for word in _SMALL)]
+    fallback = defaults._replace(model=model)
+    chosen = next(iter(small or alike), fallback)
+    if not (args.backbone or chosen.backbone):
+        chosen = chosen._replace(backbone=f"backbone/{_small_backbone(args.model)}.yml")
+    asked = {"backbone": args.backbone, "objective": args.objective, "schedule": args.schedule}
+    return chosen._replace(**{kind: f"{kind}/{name}.yml" for kind, name in asked.items() if name})
+
+
+def _experiments() -> Iterator[Parts]:
+    """The parts of the package's experiments that have one of each kind."""
+    folder = packaged_folder()
+    for path in sorted((folder / "experiment").rglob("*.yml")):
+        names = [
+            str((path.parent / name).resolve().relative_to(folder))
+            for name in (yaml.safe_load(path.read_text()) or {}).get("includes", ())
+        ]
+        parts = {name.split("/")[0] if "/" in name else "base": name for name in names}
+        if set(Parts._fields) <= set(parts):
+            yield Parts(*(parts[kind] for kind in Parts._fields))
 
 
 def models() -> list[str]:

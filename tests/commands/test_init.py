@@ -51,6 +51,20 @@ def test_files_of_molecules(workplace):
     assert config["dataset"]["train"]["transforms"]["normalizer"]["energy"]["file"] == "mine/normalizer_energy.npz"
 
 
+def test_parts_are_those_of_an_experiment_with_the_model(workplace):
+    for target in ("energy", "forces"):
+        np.savez(workplace / "mine" / f"normalizer_{target}.npz", mean=0.0, std=1.0)
+    main(["init", "mine", "--model", "painn", "--schedule", "demo"])
+    config = yaml.safe_load((workplace / "config.yml").read_text())
+    assert config["includes"] == [
+        "base_molecules.yml",
+        "model/painn_dens.yml",
+        "backbone/painn_molecule.yml",
+        "objective/dens_molecule.yml",
+        "schedule/demo.yml",
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
