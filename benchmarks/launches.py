@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dens_plugin.backbones.neighbours import with_neighbours
 from dens_plugin.fields import ROWS
-from dens_plugin.training.neighbours import loader_search
+from dens_plugin.training.loading import loader_search
 
 _SUMS = "sums of gradients"  # of a tensor that is used more than once: autograd's own
 _FREE = re.compile(r"(new_)?empty|_unsafe_view|detach|alias|lift|(un)?squeeze_")

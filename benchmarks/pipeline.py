@@ -45,7 +45,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dens_plugin.backbones.neighbours import with_neighbours
 from dens_plugin.compat import damage
 from dens_plugin.objectives.noise import StructureRandom
-from dens_plugin.training.neighbours import loader_search
+from dens_plugin.training.loading import loader_search
 from dens_plugin.training.optimizer import Averages, clip_gradients, with_fused_step
 from dens_plugin.training.saving import NEWEST, commit
 

@@ -21,9 +21,9 @@ from dens_plugin.checks.resumption import FINISHED, is_finished
 from dens_plugin.checks.schema import ignored_options
 from dens_plugin.log_lines import set_up_logging
 from dens_plugin.relaxation.run import require_relaxable
+from dens_plugin.training.options import LOADER_WORKERS
 from dens_plugin.training.rank import run_rank
 from dens_plugin.training.saving import whole_or_before
-from dens_plugin.training.steps import LOADER_WORKERS
 
 _TELLING = (ValueError, OSError, ImportError, FloatingPointError)  # errors of input rather than of a neighbour's end
 # Splits that a mode does not look at, and that need not be opened for it: LMDB opens a file once per process.

@@ -28,18 +28,18 @@ from dens_plugin.checks.identifiers import require_identifiers
 from dens_plugin.checks.optim import require_optim, without_nulls
 from dens_plugin.data.records import require_structures
 from dens_plugin.settings import with_numbers
-from dens_plugin.training.bad_steps import BadSteps, bad_steps_allowed
 from dens_plugin.training.disk import trouble
-from dens_plugin.training.evaluation import MeanLoss, ShareSampler, is_better, summed
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
 from dens_plugin.training.interruption import workers_let_go
+from dens_plugin.training.ledger import BadSteps, bad_steps_allowed
+from dens_plugin.training.loading import EpochOrder
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_fused_step
-from dens_plugin.training.order import EpochOrder
+from dens_plugin.training.options import accumulate_steps, autocast_dtype, suit_schedule
 from dens_plugin.training.resume import RUN, RunRecord, differences, recorded
 from dens_plugin.training.saving import NEWEST, commit, keep_checkpoints, newest_whole
 from dens_plugin.training.step_random import seed_step
-from dens_plugin.training.steps import accumulate_steps, autocast_dtype, suit_schedule
+from dens_plugin.training.validation import MeanLoss, ShareSampler, is_better, summed
 from dens_plugin.training.warm_start import warn_of_other_model
 
 if TYPE_CHECKING:

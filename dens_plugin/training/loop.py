@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
     from dens_plugin.objectives.base import Errors
-    from dens_plugin.training.bad_steps import BadSteps
+    from dens_plugin.training.ledger import BadSteps
     from dens_plugin.training.losses import Loss
 
 _STEPS_UNTIL_READ = 10  # on a GPU, which is asked only so often what became of its steps
@@ -85,7 +85,7 @@ class TrainingLoop:
         self.eval_every = optim.get("eval_every", self.steps_per_epoch)
         self.checkpoint_every = optim.get("checkpoint_every", self.eval_every)
         self.ledger = Ledger(trainer.bad_steps, trainer.device)
-        self.read_every = 1 if trainer.device.type == "cpu" else _STEPS_UNTIL_READ
+        self.read_every = self.accumulate * (1 if trainer.device.type == "cpu" else _STEPS_UNTIL_READ)
         self.interruption = Interruption()
         self._spoilt = torch.zeros((), dtype=torch.bool, device=trainer.device)  # a batch of this step was bad
 

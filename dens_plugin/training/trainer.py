@@ -43,14 +43,19 @@ from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.relaxation.run import relax
 from dens_plugin.settings import switch, with_numbers
 from dens_plugin.training.durable import DurableTrainer
-from dens_plugin.training.evaluation import averaged, summed
 from dens_plugin.training.interruption import leave_to_trainer, workers_let_go
-from dens_plugin.training.loader import AllFreeCollater, FixedEpoch, HasEpoch, PreparingCollater
+from dens_plugin.training.loading import (
+    AllFreeCollater,
+    FixedEpoch,
+    HasEpoch,
+    NeighbourCollater,
+    PreparingCollater,
+    loader_search,
+)
 from dens_plugin.training.losses import Loss, Term, term, total_loss
-from dens_plugin.training.metrics import ObjectiveErrors, with_metrics
-from dens_plugin.training.neighbours import NeighbourCollater, loader_search
+from dens_plugin.training.options import LOADER_WORKERS
 from dens_plugin.training.step_random import seed_step
-from dens_plugin.training.steps import LOADER_WORKERS
+from dens_plugin.training.validation import ObjectiveErrors, averaged, summed, with_metrics
 from dens_plugin.training.warm_start import warm_start
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from two_paths import a_corrupted_batch
 
 from dens_plugin.backbones.neighbours import with_neighbours
 from dens_plugin.fields import ROWS
-from dens_plugin.training.neighbours import loader_search
+from dens_plugin.training.loading import loader_search
 
 
 class Gpu(NamedTuple):

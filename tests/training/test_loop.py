@@ -10,8 +10,7 @@ from rank_runs import assert_same_run, final_state
 
 from dens_plugin.objectives.base import Errors
 from dens_plugin.training import loop
-from dens_plugin.training.bad_steps import BadSteps
-from dens_plugin.training.ledger import Entry, Ledger
+from dens_plugin.training.ledger import BadSteps, Entry, Ledger
 from dens_plugin.training.optimizer import take_step
 
 

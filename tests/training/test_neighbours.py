@@ -24,7 +24,7 @@ from dens_plugin.backbones.neighbours import Neighbours, Search, with_neighbours
 from dens_plugin.fields import ROWS
 from dens_plugin.objectives.dens import DeNS
 from dens_plugin.testing import EPOCH, corrupted_batch, mixed_loss, predict, random_batch, random_structure
-from dens_plugin.training.neighbours import loader_search
+from dens_plugin.training.loading import loader_search
 
 WORKERS = {"num_workers": 2}
 EDGES = {"max_neighbors": 10, "cutoff": 5.0}

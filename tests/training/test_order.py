@@ -1,7 +1,7 @@
 import pytest
 from fairchem.core.common.data_parallel import StatefulDistributedSampler
 
-from dens_plugin.training.order import EpochOrder
+from dens_plugin.training.loading import EpochOrder
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 12, 10_001])
