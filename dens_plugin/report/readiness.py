@@ -23,7 +23,17 @@ def fall(run: Run, metric: str = "forces_mae") -> float | None:
 
 
 def noise_error(run: Run) -> float | None:
-    """The error of the noise on the last training batches, relative to predicting none."""
+    """The error of the noise relative to predicting none: of the last validation, else of the last training batches."""
+    measured = [row for name in run.method.outputs for row in run.rows("val", f"{name}_relative")]
+    if measured:
+        last_step = max(row["step"] for row in measured)
+        return max(
+            row[key]
+            for row in measured
+            if row["step"] == last_step
+            for key in (f"{name}_relative" for name in run.method.outputs)
+            if key in row
+        )
     rows = run.rows("train", "noise_mae")
     if run.method.noise is None or not rows:
         return None

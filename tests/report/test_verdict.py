@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from report_samples import write_run
 
-from dens_plugin.report.readiness import fall, warning
+from dens_plugin.report.readiness import fall, noise_error, warning
 from dens_plugin.report.runs import find_runs
 from dens_plugin.report.verdict import verdicts
 
@@ -84,3 +84,10 @@ class TestReadiness:
         config = {"task": {"objective": {"name": "dens", "sigma": 0.075}}, "optim": {}, "cmd": {"seed": 0}}
         noisy = [run._replace(config={**config, "cmd": {"seed": run.seed}}) for run in runs if "method" in run.label]
         assert "the noise error is above 0.7 of predicting none (method 0.84)" in warning(noisy)
+
+    def test_noise_of_a_validation_counts_before_that_of_batches(self, tmp_path):
+        (run, *_) = write_seeds(tmp_path, [0.2])
+        config = {"task": {"objective": {"name": "dens", "sigma": 0.075}}, "optim": {}, "cmd": {"seed": 0}}
+        rows = [{"split": "val", "step": 600, "time": 1e9, "noise_relative": 0.31}]
+        measured = run._replace(config=config, history=[*run.history, *rows])
+        assert noise_error(measured) == pytest.approx(0.31)
