@@ -19,7 +19,6 @@ import torch
 from fairchem.core.common import distutils, gp_utils
 from fairchem.core.datasets.base_dataset import UnsupportedDatasetError
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
-from fairchem.core.models.equiformer_v2.trainers.lr_scheduler import LRScheduler
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
@@ -36,8 +35,9 @@ from dens_plugin.training.loading import EpochOrder
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_fused_step
 from dens_plugin.training.options import accumulate_steps, autocast_dtype, suit_schedule
-from dens_plugin.training.resume import RUN, RunRecord, differences, recorded
+from dens_plugin.training.resume import RUN, RunRecord, changes_schedule, differences, recorded
 from dens_plugin.training.saving import NEWEST, commit, keep_checkpoints, newest_whole
+from dens_plugin.training.schedule import schedule_at, stated_groups, take_settings
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import MeanLoss, ShareSampler, is_better, summed
 from dens_plugin.training.warm_start import warn_of_other_model
@@ -98,6 +98,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         super().load_extras()
         if self.ema is not None:
             self.ema = Averages(self.model.parameters(), self.ema_decay)
+        self._stated_groups = stated_groups(self.optimizer)
         if self.train_loader is not None:
             self.config[RUN] = self._record()._asdict()
 
@@ -159,7 +160,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             OSError: if the last checkpoint could not be written.
         """
         self._go_on_from_own()
-        self._tell_differences()
+        self._take_over_changes()
         if getattr(self, "primary_metric", None) != self._primary_metric:  # that of a checkpoint
             self.best_val_metric, self.primary_metric = None, self._primary_metric
         if _is_unevaluated(self._loaded_config):
@@ -229,27 +230,40 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             logging.info(f"This run goes on from its own checkpoint {found[0]}.")
             self.load_checkpoint(str(found[0]))
 
-    def _tell_differences(self) -> None:
-        """Say what changed since the checkpoint, and keep the epoch where an epoch's number of steps changed."""
-        if self._loaded_config is None or self.step == 0:
+    def _take_over_changes(self) -> None:
+        """Say what changed since the checkpoint, let it hold, and keep the epoch where its number of steps changed."""
+        saved = self._loaded_config
+        if saved is None or self.step == 0:
             return
-        for text in differences(self._loaded_config, self.config):
+        texts = list(differences(saved, self.config))
+        for text in texts:
             logging.warning(f"Resumed with a change: {text}.")
-        before = recorded(self._loaded_config)
+        before, is_moved = recorded(saved), False
         if before is not None and before.batches_per_epoch != len(self.train_loader):
             step = round(self.epoch * len(self.train_loader))
-            self.step = step - step % self.accumulate_steps
-            self._move_schedule()
-
-    def _move_schedule(self) -> None:
-        """A fresh schedule at the current step."""
-        fresh = LRScheduler(self.optimizer, self.config["optim"])
-        if not isinstance(fresh.scheduler, LambdaLR):
-            logging.warning(f"{fresh.scheduler_type} cannot be moved to another step; it goes on in the old ones.")
-            return
-        fresh.scheduler.last_epoch = self.step - 1
-        fresh.scheduler.step()
-        self.scheduler = fresh
+            self.step, is_moved = step - step % self.accumulate_steps, True
+        take_settings(self.optimizer, self._stated_groups)
+        if self.ema is not None:
+            self.ema.decay = self.ema_decay
+        rate = self.scheduler.get_lr()
+        is_movable = isinstance(getattr(self.scheduler, "scheduler", None), LambdaLR)
+        if changes_schedule(saved, self.config) or (is_moved and is_movable):
+            self.scheduler = schedule_at(
+                self.step,
+                self.optimizer,
+                self._stated_groups,
+                self.config["optim"],
+                saved=saved["optim"],
+                before=self.scheduler,
+            )
+        elif is_moved:
+            name = self.scheduler.scheduler_type
+            logging.warning(f"{name} cannot be moved to another step; it goes on in the old ones.")
+        if texts:
+            logging.warning(
+                f"The settings of now hold from step {self.step + 1} on; the learning rate is "
+                f"{self.scheduler.get_lr():.3g} and was {rate:.3g}."
+            )
 
     def load_checkpoint(
         self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False
@@ -265,6 +279,9 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
                 checkpoint_path = str(newest_whole(self._folder))
             checkpoint = compat.load_checkpoint(checkpoint_path, torch.device("cpu") if self.cpu else self.device)
         warn_of_other_model(self.config["model"], checkpoint)
+        scheduler = ((checkpoint.get("config") or {}).get("optim") or {}).get("scheduler")
+        if scheduler is not None and scheduler != self.config["optim"].get("scheduler"):
+            checkpoint = {**checkpoint, "scheduler": None}  # the state of another kind
         try:
             super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
         except (AssertionError, KeyError, RuntimeError, ValueError) as error:

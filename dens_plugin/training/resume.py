@@ -16,6 +16,8 @@ _MEANINGLESS = (
     "max_bad_steps",
     "keep_checkpoints",
 )
+_SCHEDULE = ("optim.lr", "optim.scheduler", "optim.warmup")  # settings of learning rates
+_ROUNDING = 1.5  # steps, by which a number of epochs may differ that fairchem rounds down to steps
 
 
 class RunRecord(NamedTuple):
@@ -59,10 +61,42 @@ def differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[s
     before, now = recorded(saved), recorded(here)
     if before and now:
         yield from _record_differences(before, now)
+    yield from _epoch_differences(saved, here)
     for part in _PARTS:
         yield from _config_differences(saved.get(part), here.get(part), part)
     objective = (saved.get("task") or {}).get("objective"), (here.get("task") or {}).get("objective")
     yield from _config_differences(*objective, "task.objective")
+
+
+def changes_schedule(saved: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether learning rates are others than those of the run that wrote a checkpoint.
+
+    Args:
+        saved: the checkpoint's config.
+        here: this run's.
+    """
+    return _of_schedule(saved) != _of_schedule(here) or any(True for _ in _epoch_differences(saved, here))
+
+
+def _of_schedule(config: Mapping[str, Any]) -> dict[str, Any]:
+    optim = _flat(config.get("optim"), "optim")
+    return {key: optim[key] for key in optim if key.startswith(_SCHEDULE) and "epochs" not in key}
+
+
+def _epoch_differences(saved: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """Changes of what is counted in epochs; checkpoints keep it in steps, whose number in an epoch may be another."""
+    old, new = ((config.get("optim") or {}) for config in (saved, here))
+    if "max_epochs" in old and old["max_epochs"] != new["max_epochs"]:
+        yield f"optim.max_epochs was {old['max_epochs']} and is {new['max_epochs']}"
+    before, now = recorded(saved), recorded(here)
+    if not (before and now):
+        return
+    steps = before.batches_per_epoch, now.batches_per_epoch
+    schedules = [_flat(optim.get("scheduler_params"), "optim.scheduler_params") for optim in (old, new)]
+    for key in [key for key in schedules[0] if "_epochs" in key and key in schedules[1]]:
+        was, value = (schedule[key] / count for schedule, count in zip(schedules, steps, strict=True))
+        if abs(was - value) > _ROUNDING / min(steps):
+            yield f"{key} was {was:.4g} epochs and is {value:.4g}"
 
 
 def _record_differences(before: RunRecord, now: RunRecord) -> Iterator[str]:
@@ -90,7 +124,7 @@ def _config_differences(saved: Any, here: Any, where: str) -> Iterator[str]:
     old, new = _flat(saved, where), _flat(here, where)
     for key in old:
         name = key.rpartition(".")[2]
-        if key in new and old[key] != new[key] and name not in _MEANINGLESS and not name.endswith("epochs"):
+        if key in new and old[key] != new[key] and name not in _MEANINGLESS and "epochs" not in key:
             yield f"{key} was {old[key]!r} and is {new[key]!r}"
     missing = [key for key in old if key not in new]
     added = [key for key in new if key not in old]

@@ -455,12 +455,61 @@ class TestChanges:
         assert "optim.lr_initial was 0.001 and is 0.0005" in caplog.text
         assert "task.objective lost nothing and gained ['task.objective.sigma']" in caplog.text
 
+    @pytest.mark.parametrize(
+        ("change", "told"),
+        [
+            ({"lr_initial": 1e-5}, "optim.lr_initial was 0.001 and is 1e-05"),
+            ({"scheduler_params": {"lr_min_factor": 0.5}}, "optim.scheduler_params.lr_min_factor was 0.01 and is 0.5"),
+            ({"scheduler_params": {"warmup_epochs": 1.5}}, "optim.scheduler_params.warmup_epochs was 0.5 epochs and is 1.5"),
+            ({"max_epochs": 4}, "optim.max_epochs was 2 and is 4"),
+            ({"optimizer_params": {"weight_decay": 0.2}}, "optim.optimizer_params.weight_decay was 0.001 and is 0.2"),
+            ({"ema_decay": 0.5}, "optim.ema_decay was 0.99 and is 0.5"),
+            ({"scheduler": "StepLR", "scheduler_params": {"step_size": 2, "gamma": 0.5}}, "optim.scheduler was 'LambdaLR'"),
+            ({"scheduler": "ReduceLROnPlateau", "scheduler_params": {"factor": 0.5}}, "is 'ReduceLROnPlateau'"),
+        ],
+        ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+    )
+    def test_of_optim_hold(self, config, build, half, caplog, change, told):
+        """Rate, decay and average from the resumed step on are those of a run that had the new settings all along."""
+        for key, value in change.items():
+            if "scheduler" not in change and isinstance(value, dict):
+                config["optim"][key] |= value
+            else:
+                config["optim"][key] = value
+        resumed, whole = build(config), build(config)
+        resumed.load_checkpoint(half)
+        resumed._take_over_changes()
+        assert told in caplog.text
+        assert "The settings of now hold from step 7 on" in caplog.text
+        whole.step = 0
+        for _ in range(6):
+            whole.optimizer.step()
+            if whole.scheduler.scheduler_type != "ReduceLROnPlateau":
+                whole.scheduler.step()
+        for group, expected in zip(resumed.optimizer.param_groups, whole.optimizer.param_groups, strict=True):
+            assert group["lr"] == pytest.approx(expected["lr"], rel=1e-9)
+            assert group["weight_decay"] == expected["weight_decay"]
+        assert resumed.ema.decay == whole.ema.decay == config["optim"]["ema_decay"]
+
+    def test_of_a_plateau_keep_its_reductions(self, config, build):
+        config["optim"] |= {"scheduler": "ReduceLROnPlateau", "scheduler_params": {"factor": 0.5, "patience": 0}}
+        trainer = build(config)
+        for metric in (1.0, 2.0, 3.0):
+            trainer.scheduler.step(metrics=metric)
+        trainer.step, trainer._loaded_config = 6, copy.deepcopy(trainer.config)
+        assert trainer.scheduler.get_lr() == pytest.approx(0.25e-3)
+        trainer.config["optim"]["lr_initial"] = 1e-2
+        trainer._stated_groups = [{**group, "lr": 1e-2, "initial_lr": 1e-2} for group in trainer._stated_groups]
+        trainer._take_over_changes()
+        assert trainer.scheduler.get_lr() == pytest.approx(0.25e-2)
+        assert trainer.scheduler.scheduler.best == 1.0
+
     def test_of_the_batch_keep_the_epoch_and_its_learning_rate(self, config, build, half, caplog):
         before = torch.load(half, weights_only=False)["optimizer"]["param_groups"][0]["lr"]
         config["optim"] |= {"batch_size": 4, "eval_every": 3, "checkpoint_every": 3}
         trainer = build(config)
         trainer.load_checkpoint(half)
-        trainer._tell_differences()
+        trainer._take_over_changes()
         assert trainer.step == 3  # an epoch has 3 steps now
         assert trainer.scheduler.get_lr() == pytest.approx(before, rel=0.02)
         assert "a step had 2 structures and has 4" in caplog.text
@@ -470,7 +519,7 @@ class TestChanges:
         config["dataset"]["train"]["src"] = str(write_lmdb(tmp_path / "other", structures))
         trainer = build(config)
         trainer.load_checkpoint(half)
-        trainer._tell_differences()
+        trainer._take_over_changes()
         assert "the training set had 12 structures and has 8" in caplog.text
 
 

@@ -1,0 +1,70 @@
+"""Optimiser and schedule of a resumed run by the settings of now, where those of its checkpoint were others."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from fairchem.core.models.equiformer_v2.trainers.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
+
+Group = dict[str, Any]
+_PLATEAU = "ReduceLROnPlateau"
+_OF_PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # what it has seen, as opposed to settings
+_RATES = ("lr", "initial_lr")
+
+
+def stated_groups(optimizer: torch.optim.Optimizer) -> list[Group]:
+    """The settings of a new optimiser's groups, by the config alone."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def take_settings(optimizer: torch.optim.Optimizer, stated: Sequence[Group]) -> None:
+    """Give the groups of an optimiser that loaded a state the settings of the config, but for the learning rate."""
+    for group, own in zip(optimizer.param_groups, stated, strict=True):
+        group.update({name: value for name, value in own.items() if name not in _RATES})
+
+
+def schedule_at(
+    step: int,
+    optimizer: torch.optim.Optimizer,
+    stated: Sequence[Group],
+    optim: Mapping[str, Any],
+    *,
+    saved: Mapping[str, Any],
+    before: LRScheduler,
+) -> LRScheduler:
+    """A new schedule by the config, where the run has got to; the learning rate is that of this step.
+
+    Args:
+        step: that was taken last.
+        optimizer: whose learning rate it sets.
+        stated: of `stated_groups`.
+        optim: the config's block.
+        saved: the same of the checkpoint.
+        before: the schedule of the checkpoint; a plateau's reductions are kept, in proportion.
+    """
+    shrunk = [group["lr"] / float(saved.get("lr_initial", group["lr"])) for group in optimizer.param_groups]
+    for group, own in zip(optimizer.param_groups, stated, strict=True):
+        group["lr"] = group["initial_lr"] = own.get("initial_lr", own["lr"])
+    fresh = LRScheduler(optimizer, dict(optim))
+    if fresh.scheduler_type == "Null":
+        return fresh
+    if fresh.scheduler_type == _PLATEAU:
+        if saved.get("scheduler") == _PLATEAU:
+            for name in _OF_PLATEAU:
+                setattr(fresh.scheduler, name, getattr(before.scheduler, name))
+            for group, share in zip(optimizer.param_groups, shrunk, strict=True):
+                group["lr"] *= share
+        return fresh
+    with warnings.catch_warnings():  # that no optimiser has made a step between those of the schedule
+        warnings.simplefilter("ignore")
+        if isinstance(fresh.scheduler, LambdaLR):
+            fresh.scheduler.last_epoch = step - 1
+            fresh.scheduler.step()
+        else:
+            for _ in range(step):
+                fresh.scheduler.step()
+    return fresh
