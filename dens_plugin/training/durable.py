@@ -32,6 +32,7 @@ from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogg
 from dens_plugin.training.interruption import workers_let_go
 from dens_plugin.training.ledger import BadSteps, bad_steps_allowed
 from dens_plugin.training.loading import EpochOrder
+from dens_plugin.training.lock import locked
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_fused_step
 from dens_plugin.training.options import accumulate_steps, autocast_dtype, suit_schedule
@@ -158,7 +159,12 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         Raises:
             FloatingPointError: after too many bad steps in a row.
             OSError: if the last checkpoint could not be written.
+            ValueError: if another process trains in the run's folder.
         """
+        with locked(self._folder, self.device):
+            self._train(disable_eval_tqdm=disable_eval_tqdm)
+
+    def _train(self, *, disable_eval_tqdm: bool) -> None:
         self._go_on_from_own()
         self._take_over_changes()
         if getattr(self, "primary_metric", None) != self._primary_metric:  # that of a checkpoint

@@ -22,8 +22,10 @@ from rank_runs import RUN_NAME, Ranks, assert_same_run, final_state, run_to_the_
 from samples import write_lmdb
 
 from dens_plugin.testing import random_structure
+from dens_plugin.training import lock as lock_file
 from dens_plugin.training import loop, saving
 from dens_plugin.training.history import FILE_NAME, read_history
+from dens_plugin.training.lock import locked
 from dens_plugin.training.saving import whole_or_before
 
 KILLS = 20
@@ -186,6 +188,36 @@ def test_killed_while_saving(config, tmp_path, change):
     config = copied(config, tmp_path / "b")
     assert Ranks(config, tmp_path / "killed", 1, change).exit_codes() == [-signal.SIGKILL]
     assert_same_run(run_to_the_end(config, tmp_path / "killed"), expected)
+
+
+class TestLock:
+    @staticmethod
+    def wait(trainer):
+        """Stop in the middle of the first step."""
+        trainer._forward = lambda _batch: time.sleep(600)
+
+    def test_a_second_run_in_one_folder_is_refused(self, config, build, tmp_path):
+        """By the number of the process that trains there, and for no longer than it lives."""
+        ranks = Ranks(copied(config, tmp_path / "a"), tmp_path, 1, self.wait)
+        ranks.wait_until_training()
+        lock, trainer = tmp_path / CHECKPOINTS / lock_file.FILE_NAME, build(config, timestamp_id=RUN_NAME)
+        until = time.monotonic() + 60
+        while not (lock.exists() and lock.read_text()) and time.monotonic() < until:
+            time.sleep(0.05)
+        (process,) = ranks._context.processes
+        with pytest.raises(ValueError, match=rf"another run trains in '.*' \(process {process.pid} on .*--identifier"):
+            trainer.train(disable_eval_tqdm=True)
+        assert ranks.kill()
+        trainer.train(disable_eval_tqdm=True)
+        assert trainer.step == 12
+        assert lock.read_text() == ""
+
+    def test_workers_of_a_loader_do_not_keep_it(self, config, build):
+        config["optim"]["num_workers"] = 1
+        trainer = build(config)
+        trainer.train(disable_eval_tqdm=True)
+        with locked(trainer._folder, trainer.device):
+            pass
 
 
 class TestSignals:
@@ -460,11 +492,17 @@ class TestChanges:
         [
             ({"lr_initial": 1e-5}, "optim.lr_initial was 0.001 and is 1e-05"),
             ({"scheduler_params": {"lr_min_factor": 0.5}}, "optim.scheduler_params.lr_min_factor was 0.01 and is 0.5"),
-            ({"scheduler_params": {"warmup_epochs": 1.5}}, "optim.scheduler_params.warmup_epochs was 0.5 epochs and is 1.5"),
+            (
+                {"scheduler_params": {"warmup_epochs": 1.5}},
+                "optim.scheduler_params.warmup_epochs was 0.5 epochs and is 1.5",
+            ),
             ({"max_epochs": 4}, "optim.max_epochs was 2 and is 4"),
             ({"optimizer_params": {"weight_decay": 0.2}}, "optim.optimizer_params.weight_decay was 0.001 and is 0.2"),
             ({"ema_decay": 0.5}, "optim.ema_decay was 0.99 and is 0.5"),
-            ({"scheduler": "StepLR", "scheduler_params": {"step_size": 2, "gamma": 0.5}}, "optim.scheduler was 'LambdaLR'"),
+            (
+                {"scheduler": "StepLR", "scheduler_params": {"step_size": 2, "gamma": 0.5}},
+                "optim.scheduler was 'LambdaLR'",
+            ),
             ({"scheduler": "ReduceLROnPlateau", "scheduler_params": {"factor": 0.5}}, "is 'ReduceLROnPlateau'"),
         ],
         ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
