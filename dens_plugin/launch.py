@@ -21,6 +21,7 @@ from dens_plugin.checks.resumption import FINISHED, is_finished
 from dens_plugin.checks.schema import ignored_options
 from dens_plugin.log_lines import set_up_logging
 from dens_plugin.relaxation.run import require_relaxable
+from dens_plugin.training.earlier_runs import unfinished
 from dens_plugin.training.options import LOADER_WORKERS
 from dens_plugin.training.rank import run_rank
 from dens_plugin.training.saving import whole_or_before
@@ -50,6 +51,8 @@ def launch(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = build_config(args, overrides)
     require_sound(config, files)
     require_login(config)
+    if args.mode == "train":
+        _look_at_earlier_runs(args, config["optim"]["max_epochs"])
     if args.checkpoint is not None:
         # A broken file is better met here than after everything else.
         args.checkpoint = str(whole_or_before(args.checkpoint))
@@ -68,6 +71,35 @@ def launch(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         _cli.main(args, overrides)
     except ChildFailedError as failures:
         raise error_of_ranks(failures) from None
+
+
+def _look_at_earlier_runs(args: argparse.Namespace, max_epochs: float) -> None:
+    """Choose the run that ``--resume`` means, or say that there is one to go on with.
+
+    Raises:
+        ValueError: if there is none, or another run was named as well.
+    """
+    is_named = args.checkpoint is not None or args.timestamp_id is not None
+    wanted = getattr(args, "resume", False)
+    if is_named and wanted:
+        raise ValueError("--resume looks for a run itself; leave out --checkpoint and --timestamp-id, or --resume")
+    if is_named:
+        return
+    run = unfinished(args.run_dir, args.identifier, max_epochs)
+    name = f"'{args.identifier}'" if args.identifier else "without a name"
+    if wanted and run is None:
+        raise ValueError(
+            f"there is no unfinished run {name} in '{args.run_dir}/checkpoints'; leave out --resume to start one, or "
+            "give its --identifier and --run-dir"
+        )
+    if run is None:
+        return
+    told = f"the run {run.name} (step {run.step}, epoch {run.epoch:.4g} of {max_epochs})"
+    if wanted:
+        logging.info(f"Going on with {told}.")
+        args.timestamp_id = run.name
+    else:
+        logging.warning(f"This is a new run, and {told} is unfinished: add --resume to go on with that one instead.")
 
 
 def error_of_ranks(failures: ChildFailedError) -> Exception:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
+import os
 
 import pytest
+import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.utils.data import DataLoader
 
-from dens_plugin.launch import error_of_ranks
+from dens_plugin.launch import _look_at_earlier_runs, error_of_ranks
 from dens_plugin.training.interruption import leave_to_trainer, workers_let_go
 
 
@@ -52,3 +55,59 @@ def test_an_error_keeps_no_worker():
     with pytest.raises(ValueError, match="no more"), workers_let_go():
         loop()
     assert not multiprocessing.active_children()
+
+
+class TestResume:
+    @staticmethod
+    def leave(folder, name, *, epoch, identifier="mine", at=0, content=None):
+        """A checkpoint as an earlier run left it."""
+        (folder / "checkpoints" / name).mkdir(parents=True)
+        path = folder / "checkpoints" / name / "checkpoint.pt"
+        torch.save({"step": int(100 * epoch), "epoch": epoch, "config": {"cmd": {"identifier": identifier}}}, path)
+        os.utime(path, (at, at))
+        if content is not None:
+            path.rename(path.with_name("checkpoint.1.pt"))
+            path.write_bytes(content)
+            os.utime(path, (at, at))
+
+    @staticmethod
+    def arguments(folder, **changes):
+        plain = {"checkpoint": None, "timestamp_id": None, "run_dir": str(folder), "identifier": "mine", "resume": True}
+        return argparse.Namespace(**(plain | changes))
+
+    def test_goes_on_with_the_newest_unfinished_run_of_the_identifier(self, tmp_path):
+        self.leave(tmp_path, "2026-01-01-mine", epoch=0.5, at=1)
+        self.leave(tmp_path, "2026-01-02-mine", epoch=0.7, at=2)
+        self.leave(tmp_path, "2026-01-03-mine", epoch=2.0, at=3)
+        self.leave(tmp_path, "2026-01-04-not-mine", epoch=0.1, identifier="not-mine", at=4)
+        args = self.arguments(tmp_path)
+        _look_at_earlier_runs(args, 2)
+        assert args.timestamp_id == "2026-01-02-mine"
+        longer = self.arguments(tmp_path)
+        _look_at_earlier_runs(longer, 3)
+        assert longer.timestamp_id == "2026-01-03-mine"
+
+    def test_a_damaged_newest_checkpoint_does_not_hide_a_run(self, tmp_path):
+        self.leave(tmp_path, "2026-01-01-mine", epoch=0.5, content=bytes(100))
+        args = self.arguments(tmp_path)
+        _look_at_earlier_runs(args, 2)
+        assert args.timestamp_id == "2026-01-01-mine"
+
+    def test_a_new_run_beside_an_unfinished_one_says_so(self, tmp_path, caplog):
+        self.leave(tmp_path, "2026-01-01-mine", epoch=0.5)
+        args = self.arguments(tmp_path, resume=False)
+        _look_at_earlier_runs(args, 2)
+        assert args.timestamp_id is None
+        assert "the run 2026-01-01-mine (step 50, epoch 0.5 of 2) is unfinished: add --resume" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"identifier": "other"}, r"no unfinished run 'other' in .*leave out --resume"),
+            ({"checkpoint": "x.pt"}, r"leave out --checkpoint and --timestamp-id, or --resume"),
+        ],
+    )
+    def test_what_it_cannot_mean(self, tmp_path, changes, message):
+        self.leave(tmp_path, "2026-01-01-mine", epoch=0.5)
+        with pytest.raises(ValueError, match=message):
+            _look_at_earlier_runs(self.arguments(tmp_path, **changes), 2)

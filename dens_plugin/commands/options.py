@@ -24,6 +24,10 @@ def options_parser(command: str) -> argparse.ArgumentParser:
         if action.dest == "config_yml":
             action.help = "a config file, or the name of one that `dens configs` lists"
     parser.add_argument("--device", choices=DEVICES, help="where to compute; --device cpu is the same as --cpu")
+    if command == "train":
+        parser.add_argument(
+            "--resume", action="store_true", help="go on with the newest unfinished run of this --identifier in --run-dir"
+        )
     return parser
 
 
