@@ -26,7 +26,9 @@ def options_parser(command: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=DEVICES, help="where to compute; --device cpu is the same as --cpu")
     if command == "train":
         parser.add_argument(
-            "--resume", action="store_true", help="go on with the newest unfinished run of this --identifier in --run-dir"
+            "--resume",
+            action="store_true",
+            help="go on with the newest unfinished run of this --identifier in --run-dir",
         )
     return parser
 
