@@ -56,18 +56,21 @@ def describe(model: nn.Module) -> Description:
     return backbone.describe() if isinstance(backbone, Describing) else by_attributes(backbone)
 
 
-def by_attributes(backbone: Any, *, family: Family | None = None, encodes_forces: bool = False) -> Description:
-    """A description by the names that attributes have in fairchem's networks, and in ours derived from them.
+def by_attributes(
+    backbone: Any, *, family: Family | None = None, encodes_forces: bool = False, own_search: str = ""
+) -> Description:
+    """A description by the names that attributes have in fairchem's networks and in ours.
 
     Args:
-        backbone: one of either.
+        backbone: one of either; ``is_differentiated`` or, in fairchem's, ``direct_forces: false`` say that forces are
+            gradients.
         family: by default the one with fairchem's class.
         encodes_forces: of the description.
+        own_search: why a backbone never reads a record.
     """
     if family is None:
         family = next((each for each in families() if each.fairchems and isinstance(backbone, each.fairchems)), None)
-    differentiates = not getattr(backbone, "direct_forces", True)
-    own_search = ""
+    differentiates = getattr(backbone, "is_differentiated", False) or not getattr(backbone, "direct_forces", True)
     if differentiates:
         own_search = "its forces are gradients"
     elif family is None:

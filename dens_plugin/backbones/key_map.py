@@ -11,18 +11,17 @@ EquiformerV2:
 | ``force_embedding.bias`` | ``backbone.force_embedding.bias`` | - | folded into ``sphere_embedding`` |
 | others | ``backbone.`` | ``backbone.`` | ``backbone.`` |
 
-eSCN has the same names, and no DeNS of fairchem's; fairchem's flat networks have those of the first column. PaiNN's
-names are in `painn.keys`, those of denoise pre-training's EGNN in `egnn.keys`.
+eSCN has the same names, and no DeNS of fairchem's; fairchem's flat networks have those of the first column.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from dens_plugin.backbones.egnn import keys as egnn
-from dens_plugin.backbones.painn import keys as painn
+from dens_plugin.backbones.family import State, unwrapped
 
 _ENERGY, _FORCES, _NOISE = (
     "output_heads.energy.energy_block.",
@@ -36,10 +35,8 @@ _HYDRA = {
     "output_heads.forces.denoising_pos_block.": _NOISE,
     "output_heads.forces.denoising_linear.": "output_heads.noise.linear.",  # eSEN
 }
-_BIAS, _EMBEDDING = "backbone.force_embedding.bias", "backbone.sphere_embedding.weight"
+_BIAS, EMBEDDING = "backbone.force_embedding.bias", "backbone.sphere_embedding.weight"
 _DENS_ONLY = ("backbone.force_embedding.", "output_heads.noise.")
-
-State = dict[str, torch.Tensor]
 
 
 def to_plugin_keys(state: Mapping[str, torch.Tensor]) -> State:
@@ -48,15 +45,11 @@ def to_plugin_keys(state: Mapping[str, torch.Tensor]) -> State:
     The other implementations add ``force_embedding.bias`` to degree 0 of every atom, corrupted or not, which is the
     same as adding it to every element's embedding.
     """
-    if painn.is_fairchems(state):
-        return painn.to_plugin_keys(state)
-    if egnn.is_authors(state):
-        return egnn.to_plugin_keys(state)
-    renamed = {_renamed(key): value for key, value in state.items()}
+    renamed = {_renamed(key): value for key, value in unwrapped(state).items()}
     renamed.pop("backbone.force_embedding.expand_index", None)
     bias = renamed.pop(_BIAS, None)
     if bias is not None:
-        renamed[_EMBEDDING] = renamed[_EMBEDDING] + bias
+        renamed[EMBEDDING] = renamed[EMBEDDING] + bias
     return renamed
 
 
@@ -66,10 +59,15 @@ def to_plain_keys(state: Mapping[str, torch.Tensor]) -> State:
 
 
 def _renamed(key: str) -> str:
-    while key.startswith("module."):  # DDP's wrapper, once or twice
-        key = key[len("module.") :]
     is_hydra = key.startswith(("backbone.", "output_heads."))
     for old, new in (_HYDRA if is_hydra else _FLAT).items():
         if key.startswith(old):
             return new + key[len(old) :]
     return key if is_hydra else f"backbone.{key}"
+
+
+def require_same(settings: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option of the authors' networks with another value than the one that fairchem's have."""
+    for name, possible in options.items():
+        if settings.get(name, possible) != possible:
+            raise ValueError(f"the checkpoint's network has {name}: {settings[name]}, which fairchem's lacks")

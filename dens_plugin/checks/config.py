@@ -21,6 +21,7 @@ from dens_plugin.checks.objective import objective_from_config
 from dens_plugin.checks.optim import require_numbers, require_optim
 from dens_plugin.checks.schema import require_known_keys
 from dens_plugin.checks.trust import require_plain_files
+from dens_plugin.checks.warm_start import warm_start_of
 from dens_plugin.data.oc22_references import require_references
 from dens_plugin.settings import mapping
 
@@ -66,7 +67,7 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
         require_references(datasets)
     require_plain_files(config)
     if (config.get("task") or {}).get("warm_start"):
-        compat.load_checkpoint(config["task"]["warm_start"], on_demand=True)
+        compat.load_checkpoint(warm_start_of(config["task"]["warm_start"]).path, on_demand=True)
 
 
 def _datasets(block: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

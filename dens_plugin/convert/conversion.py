@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import argparse
 import copy
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_config
 
 import dens_plugin.checks.registered  # noqa: F401
-from dens_plugin.backbones.equiformer import keys as equiformer_keys
-from dens_plugin.backbones.equiformer.flat import PAPER_CHANNELS, backbone_settings
-from dens_plugin.backbones.key_map import State, to_plain_keys, to_plugin_keys
+from dens_plugin.backbones.family import Family, State, family_of
 from dens_plugin.checks.objective import without_switches
 from dens_plugin.compat import load_checkpoint, prepare_host
 from dens_plugin.settings import mapping, number
@@ -35,62 +34,7 @@ _UNTRAINED = {"expand_index", "l_harmonic", "m_harmonic", "m_complex", "res_size
     "sphere_points",
     "sphharm_weights",
 }
-_OF_ESEN = "backbone.blocks.0.edge_wise."  # how names of its parameters, and of no other network's, go on
-_OUTPUTS = {"energy", "forces", "noise"}
 _OF_DENS = ("use_force_encoding", "model", "name")
-_AUTHORS_OPTIONS = {"use_noise_schedule_sigma_encoding": False, "use_tp_reparam": False, "use_grid": True}
-
-
-class _Family(NamedTuple):
-    """A network, with DeNS and without.
-
-    Attributes:
-        title: what people call it.
-        sign: how names of its parameters, and of no other network's, begin.
-        backbones: the backbone for each target of a conversion.
-        heads: the heads, output -> module, for each target.
-    """
-
-    title: str
-    sign: str
-    backbones: dict[str, str]
-    heads: dict[str, dict[str, str]]
-
-
-_FAMILIES = (
-    _Family(
-        title="EquiformerV2",
-        sign="backbone.blocks.0.ga.so2_conv_1.",
-        backbones={_DENS: "dens_plugin.EquiformerV2DeNS", _PLAIN: "equiformer_v2_backbone"},
-        heads={
-            _DENS: {
-                "energy": "dens_plugin.EnergyHead",
-                "forces": "dens_plugin.ForceHead",
-                "noise": "dens_plugin.NoiseHead",
-            },
-            _PLAIN: {"energy": "equiformerV2_scalar_head", "forces": "equiformerV2_vector_head"},
-        },
-    ),
-    _Family(
-        title="eSCN",
-        sign="backbone.layer_blocks.0.message_block.",
-        backbones={_DENS: "dens_plugin.ESCNDeNS", _PLAIN: "escn_backbone"},
-        heads={
-            _DENS: {
-                "energy": "dens_plugin.ESCNEnergyHead",
-                "forces": "dens_plugin.ESCNForceHead",
-                "noise": "dens_plugin.ESCNNoiseHead",
-            },
-            _PLAIN: {"energy": "escn_energy_head", "forces": "escn_force_head"},
-        },
-    ),
-    _Family(  # fairchem has no plain one, and ours costs nothing more at inference
-        title="Equiformer",
-        sign="backbone.blocks.0.attention.merge_source.",
-        backbones={_DENS: "dens_plugin.EquiformerDeNS"},
-        heads={_DENS: {"energy": "dens_plugin.EquiformerGradientHead", "noise": "dens_plugin.EquiformerNoiseHead"}},
-    ),
-)
 
 
 def convert(
@@ -121,23 +65,34 @@ def convert(
     if not out.parent.is_dir():
         raise FileNotFoundError(f"there is no folder '{out.parent}' to write '{out.name}' to; make it first")
     checkpoint = load_checkpoint(source)
-    _refuse_esen(checkpoint, source)
+    if not checkpoint.get("state_dict"):
+        _model_settings(checkpoint, source)  # which says what else it lacks
+    family = family_of(checkpoint.get("state_dict", {}), source)
+    if family.same_everywhere:
+        raise ValueError(
+            f"'{source}' is an {family.title}, which needs no conversion: `task.warm_start: {source}` trains on from "
+            "it, with DeNS or without, and `dens nve` and load_calculator take it as it is"
+        )
+    if to == _PLAIN and family.plain is None:
+        raise ValueError(f"fairchem has no {family.title} to convert to; ours takes no more time at inference than one")
     if config_yml is not None:
         checkpoint = _completed(checkpoint, load_config(Path(config_yml))[0], source)
     settings = _model_settings(checkpoint, source)
     weights = _averaged(checkpoint) if average and checkpoint.get("ema") else checkpoint["state_dict"]
-    if equiformer_keys.is_authors(weights):
-        settings = backbone_settings({key: value for key, value in settings.items() if key not in _OF_DENS})
-        weights = equiformer_keys.to_plugin_keys(weights, settings.get("channels", PAPER_CHANNELS))
-    state = to_plugin_keys(weights) if to == _DENS else to_plain_keys(weights)
-    family = _family(state, source)
-    if to not in family.backbones:
-        raise ValueError(f"fairchem has no {family.title} to convert to; ours takes no more time at inference than one")
-    if to == _DENS and not any(key.startswith("backbone.force_embedding.") for key in state):
+    found = family.translate(weights, _hyperparameters(settings))
+    if to == _DENS and not any(key.startswith(family.encoding) for key in found.state):
         raise ValueError(f"'{source}' is a plain {family.title}; train it with DeNS from `task.warm_start: {source}`")
-    model = _hydra(settings, backbone=family.backbones[to], heads=_heads(settings, family.heads[to]))
-    _require_fit(model, state, source)
-    _write(_assembled(checkpoint, state, model, to), out)
+    heads = _heads(settings, found.state, family, to)
+    kept = (*(f"output_heads.{name}." for name in heads), "backbone.")
+    state = {key: value for key, value in found.state.items() if key.startswith(kept)}
+    if to == _PLAIN:
+        state = {key: value for key, value in state.items() if not key.startswith(family.encoding)}
+    model = _hydra(found.settings, backbone=family.backbone if to == _DENS else family.plain, heads=heads)
+    state = _fitted(model, state, source)
+    for note in found.notes:
+        logging.warning(note)
+    references = _references(checkpoint, found.references, source)
+    _write(_assembled(checkpoint, state, model, to) | {"elementrefs": references}, out)
     return out
 
 
@@ -186,48 +141,63 @@ def _completed(checkpoint: Mapping[str, Any], config: Mapping[str, Any], source:
     return {"normalizers": normalizers, **checkpoint, "config": {"task": {}, **config}}
 
 
-def _refuse_esen(checkpoint: Mapping[str, Any], source: Path) -> None:
-    """Raise ValueError for an eSEN, whose parameters have one set of names everywhere."""
-    if any(_OF_ESEN in key for key in checkpoint.get("state_dict", {})):
-        raise ValueError(
-            f"'{source}' is an eSEN, which needs no conversion: `task.warm_start: {source}` trains on from it, with "
-            "DeNS or without, and `dens nve` and load_calculator take it as it is"
-        )
-
-
-def _family(state: State, source: Path) -> _Family:
-    """The network that parameters belong to, by their names here."""
-    for family in _FAMILIES:
-        if any(key.startswith(family.sign) for key in state):
-            return family
-    known = ", ".join(family.title for family in _FAMILIES)
-    raise ValueError(f"'{source}' is of another network than those that can be converted: {known}")
+def _hyperparameters(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the backbone, whether they are flat or stand under ``backbone``."""
+    flat = without_switches(settings.get("backbone", settings))
+    return {key: value for key, value in flat.items() if key not in _OF_DENS}
 
 
 def _hydra(settings: Mapping[str, Any], *, backbone: str, heads: dict[str, Any]) -> dict[str, Any]:
-    """A hydra model block, from hyper-parameters that are flat or already stand under ``backbone``."""
-    flat = without_switches(settings.get("backbone", settings))
-    for name, possible in _AUTHORS_OPTIONS.items():
-        if flat.pop(name, possible) != possible:
-            raise ValueError(f"the checkpoint's network has {name}: {not possible}, which fairchem's lacks")
-    hyperparameters = {key: value for key, value in flat.items() if key not in _OF_DENS}
+    """A hydra model block, of a backbone's hyper-parameters."""
     return {
         "name": "hydra",
         "otf_graph": True,
         "pass_through_head_outputs": True,
-        "backbone": {"model": backbone, "otf_graph": True, **hyperparameters},
+        "backbone": {"model": backbone, "otf_graph": True, **settings},
         "heads": heads,
     }
 
 
-def _heads(settings: Mapping[str, Any], standard: Mapping[str, str]) -> dict[str, Any]:
-    """The standard heads, and those of other properties, such as stress, as the source has them."""
-    others = {name: dict(head) for name, head in settings.get("heads", {}).items() if name not in _OUTPUTS}
-    for head in others.values():
-        head.pop("use_denoising", None)
-        if head["module"] == "dens_rank2_symmetric_head":  # fairchem's head with an ablation switch
-            head["module"] = "rank2_symmetric_head"
-    return {**{name: {"module": module} for name, module in standard.items()}, **others}
+def _heads(settings: Mapping[str, Any], state: State, family: Family, to: str) -> dict[str, Any]:
+    """The family's heads of those that the file has weights of, and others, such as stress, as the source has them.
+
+    What is neither is a vector that served training alone; it is left out of plain networks.
+    """
+    named = {key.split(".")[1]: None for key in state if key.startswith("output_heads.")}
+    standard = family.heads if to == _DENS else family.plain_heads
+    heads: dict[str, Any] = {}
+    for name in [*standard, *named]:
+        if name not in named or name in heads:
+            continue
+        source = _as_now(settings.get("heads", {}).get(name, {}))
+        if name in standard:
+            heads[name] = {"module": standard[name]}
+        elif source and not _is_auxiliary(source["module"]):
+            heads[name] = source
+        elif to == _DENS:
+            heads[name] = {"module": family.auxiliary, "output_name": name}
+    return heads
+
+
+def _as_now(head: Mapping[str, Any]) -> dict[str, Any]:
+    """A head's block, of fairchem's head for stress in DeNS too, which has an ablation switch more."""
+    block = {key: value for key, value in head.items() if key != "use_denoising"}
+    return block | {"module": "rank2_symmetric_head"} if block.get("module") == "dens_rank2_symmetric_head" else block
+
+
+def _is_auxiliary(module: str) -> bool:
+    return bool(getattr(registry.get_model_class(module), "auxiliary", False))
+
+
+def _references(checkpoint: Mapping[str, Any], of_network: torch.Tensor | None, source: Path) -> dict[str, Any]:
+    """fairchem's element references: a checkpoint's own, or the energies (Z,) that its network adds, in eV."""
+    own = checkpoint.get("elementrefs", {})
+    if of_network is None:
+        return own
+    if "energy" in own:
+        raise ValueError(f"'{source}' has references of elements twice: in its network (energy_lin_ref) and beside it")
+    scale = _normalizers(checkpoint.get("normalizers", {})).get("energy", {}).get("rmsd", torch.tensor(1.0))
+    return {**own, "energy": {"element_references": of_network.detach().cpu() * scale.cpu()}}
 
 
 def _averaged(checkpoint: Mapping[str, Any]) -> State:
@@ -243,14 +213,20 @@ def _averaged(checkpoint: Mapping[str, Any]) -> State:
     return {**state, **dict(zip(names, averages, strict=True))}
 
 
-def _require_fit(model: dict[str, Any], state: State, source: Path) -> None:
-    """Build the model and load the weights strictly: a conversion that cannot be used is none."""
+def _fitted(model: dict[str, Any], state: State, source: Path) -> State:
+    """The whole state of the model: a conversion that cannot be used is none.
+
+    Constants, which are buffers and follow from the settings, are the model's own where the file has none.
+    """
     settings = copy.deepcopy(model)
     built = registry.get_model_class(settings.pop("name"))(**settings)
+    constants = built.state_dict().keys() - dict(built.named_parameters()).keys()
+    complete = {key: value for key, value in built.state_dict().items() if key in constants} | state
     try:
-        built.load_state_dict(state)
+        built.load_state_dict(complete)
     except RuntimeError as error:
         raise ValueError(f"the weights of '{source}' do not fit its settings: {error}") from error
+    return {key: complete[key] for key in built.state_dict()}
 
 
 def _assembled(checkpoint: Mapping[str, Any], state: State, model: dict[str, Any], to: str) -> dict[str, Any]:
@@ -260,7 +236,6 @@ def _assembled(checkpoint: Mapping[str, Any], state: State, model: dict[str, Any
     return {
         "state_dict": {f"module.{key}": value for key, value in state.items()},  # as fairchem saves it
         "normalizers": _normalizers(checkpoint.get("normalizers", {})),
-        "elementrefs": checkpoint.get("elementrefs", {}),
         "config": config,
         "val_metrics": checkpoint.get("val_metrics"),
         "amp": None,

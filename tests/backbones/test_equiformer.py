@@ -11,8 +11,9 @@ from fairchem.core.models.base import HydraModel
 from torch_geometric.data import Batch
 
 import dens_plugin.backbones.equiformer  # noqa: F401  (registers its names)
-from dens_plugin.backbones.equiformer.flat import FlatEquiformerDeNS, backbone_settings
+from dens_plugin.backbones.equiformer.flat import FlatEquiformerDeNS
 from dens_plugin.backbones.equiformer.keys import to_plugin_keys
+from dens_plugin.backbones.equiformer.settings import backbone_settings
 from dens_plugin.fields import NOISE, ROWS
 from dens_plugin.testing import (
     BackboneContract,

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from dens_plugin.backbones.equiformer.flat import FlatEquiformerDeNS, channels
+from dens_plugin.backbones.equiformer.flat import FlatEquiformerDeNS
 from dens_plugin.backbones.equiformer.keys import is_authors, to_plugin_keys
+from dens_plugin.backbones.equiformer.settings import channels
 from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption
 from dens_plugin.testing import default_dtype, rows_around
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dens_plugin.backbones.equiformer.keys import translate
 from dens_plugin.backbones.family import Family
 
 FAMILY = Family(
@@ -9,4 +10,6 @@ FAMILY = Family(
     backbone="dens_plugin.EquiformerDeNS",
     heads={"energy": "dens_plugin.EquiformerGradientHead", "forces": "dens_plugin.EquiformerGradientHead"},
     auxiliary="dens_plugin.EquiformerNoiseHead",
+    signs=(".attention.merge_source.", "edge_deg_embed.dw."),
+    translate=translate,
 )

@@ -25,13 +25,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from dens_plugin.backbones.equiformer.settings import PAPER_CHANNELS, backbone_settings
+from dens_plugin.backbones.family import State, Translated, as_it_is
 from dens_plugin.nn.wigner import wigner_3j
-
-State = dict[str, torch.Tensor]
 
 _MODULES = {
     r"^atom_embed\.atom_type_lin\.": "backbone.atom_embedding.",
@@ -94,6 +94,14 @@ def to_plugin_keys(state: Mapping[str, torch.Tensor], channels: Sequence[int]) -
     if force_bias is not None:
         out[_ATOM_BIAS] = out[_ATOM_BIAS] + force_bias
     return {key: value.squeeze(0) if key.endswith(".score_dot") else value for key, value in out.items()}
+
+
+def translate(state: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) -> Translated:
+    """As `Family.translate`: the authors' weights and settings, or this package's."""
+    if not is_authors(state):
+        return as_it_is(state, settings)
+    ours = backbone_settings(settings)
+    return Translated(to_plugin_keys(state, ours.get("channels", PAPER_CHANNELS)), ours)
 
 
 def is_authors(state: Mapping[str, torch.Tensor]) -> bool:

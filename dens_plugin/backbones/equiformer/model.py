@@ -14,7 +14,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import BackboneInterface, GraphModelMixin, HeadInterface
 from torch import nn
 
-from dens_plugin.backbones.description import Description
+from dens_plugin.backbones.description import Description, by_attributes
 from dens_plugin.backbones.equiformer.family import FAMILY
 from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
 from dens_plugin.fields import NOISE, corruption_of
@@ -71,6 +71,9 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
         ValueError: for options that do not exist, or sizes that do not fit one another.
     """
 
+    is_differentiated: ClassVar[bool] = True
+    """Forces are gradients, whatever heads there are."""
+
     _features_of_all_degrees: ClassVar[bool] = False
 
     def __init__(
@@ -120,6 +123,7 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
         self.otf_graph, self.enforce_max_neighbors_strictly = True, True
         self.cutoff, self.max_neighbors = cutoff, max_neighbors
         self.use_pbc, self.use_pbc_single = use_pbc, use_pbc_single
+        self.max_num_elements = max_num_elements
         self.feature_channels = list(feature_channels if self._features_of_all_degrees else feature_channels[:1])
         self._interaction = _choice(_INTERACTIONS, interaction, "interaction")
         self._sizes = MessageSizes(
@@ -180,14 +184,7 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
 
     def describe(self) -> Description:
         """What others must know of it."""
-        return Description(
-            FAMILY,
-            cutoff=self.cutoff,
-            periodic=self.use_pbc,
-            elements=len(self.atom_embedding.weight),
-            own_search="its forces are gradients",
-            differentiates=True,
-        )
+        return by_attributes(self, family=FAMILY)
 
     def _first_features(self, data: Batch, edges: CoupledEdges) -> Features:
         atoms = self.atom_embedding(data.atomic_numbers.long())

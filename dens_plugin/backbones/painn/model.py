@@ -15,8 +15,8 @@ from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from fairchem.core.models.gemnet.layers.embedding_block import AtomEmbedding
 from torch import nn
 
-from dens_plugin.backbones.description import Description
-from dens_plugin.backbones.neighbours import found_graph, search_of
+from dens_plugin.backbones.description import Description, by_attributes
+from dens_plugin.backbones.neighbours import found_graph
 from dens_plugin.backbones.painn.family import FAMILY
 from dens_plugin.fields import corruption_of
 from dens_plugin.nn.force_encoding import VectorForceEncoding
@@ -111,15 +111,8 @@ class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
 
     def describe(self) -> Description:
         """What others must know of it."""
-        return Description(
-            FAMILY,
-            cutoff=self.cutoff,
-            periodic=self.use_pbc,
-            elements=self.max_num_elements,
-            search=search_of(self) if self.use_pbc else None,
-            own_search="" if self.use_pbc else "it pairs the atoms of molecules faster itself",
-            differentiates=self.is_differentiated,
-        )
+        own_search = "" if self.use_pbc else "it pairs the atoms of molecules faster itself"
+        return by_attributes(self, family=FAMILY, own_search=own_search)
 
     def _first_vectors(self, data: Batch) -> torch.Tensor | None:
         """(N, 3, C) before the first layer; None for zeros."""

@@ -61,7 +61,6 @@ class SE3TransformerGradientHead(RowHead, nn.Module, HeadInterface):
     output_name = "energy"
     level: ClassVar = "structure"
     output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
-    forces_are_gradients: ClassVar[bool] = True
 
     def __init__(self, backbone: SE3Transformer, readout: str = "average") -> None:
         super().__init__()
