@@ -56,7 +56,7 @@ from dens_plugin.training.losses import Loss, Term, term, total_loss
 from dens_plugin.training.options import LOADER_WORKERS
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import ObjectiveErrors, averaged, summed, with_metrics
-from dens_plugin.training.warm_start import warm_start
+from dens_plugin.training.warm_start import warm_start, warn_of_other_scales
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
@@ -72,7 +72,7 @@ class DeNSTrainer(DurableTrainer):
     """fairchem's trainer for any `Objective`; options beside fairchem's and those of `DurableTrainer`:
 
     - ``task.objective``: name and settings of the objective.
-    - ``task.warm_start``: a checkpoint whose weights to start from.
+    - ``task.warm_start``: a checkpoint whose weights to start from, with which heads drawn anew.
     - ``task.predict_fixed_atoms``: whether predictions for the test set hold the forces of fixed atoms too.
 
     Raises:
@@ -102,7 +102,7 @@ class DeNSTrainer(DurableTrainer):
         super().load_task()
 
     def load_model(self) -> None:
-        """fairchem's, warm-started where asked.
+        """fairchem's.
 
         Raises:
             ValueError: if a head is one of another network, or the settings contradict each other.
@@ -118,8 +118,6 @@ class DeNSTrainer(DurableTrainer):
             raise ValueError(
                 f"no model can be built from the settings under `model`: {error or type(error).__name__}, at {where!r}"
             ) from error
-        if "warm_start" in self.config["task"]:
-            warm_start(self._unwrapped_model, self.config["task"]["warm_start"])
 
     def load_datasets(self) -> None:
         """fairchem's, after a look at model and files and before one at the first structure; not for inference."""
@@ -177,13 +175,16 @@ class DeNSTrainer(DurableTrainer):
         )
 
     def load_references_and_normalizers(self) -> None:
-        """fairchem's, after which forces that are gradients must share the energy's scale."""
+        """fairchem's, with the warm start, which depends on them; gradient forces must share the energy's scale."""
         transforms = self.config["dataset"].get("transforms") or {}
         require_normalizers(transforms, "dataset.train.transforms")
         if "normalizer" in transforms:
             transforms["normalizer"] = with_numbers(transforms["normalizer"])
         super().load_references_and_normalizers()
         require_scales(self.normalizers)
+        if "warm_start" in self.config["task"]:
+            checkpoint = warm_start(self._unwrapped_model, self.config["task"]["warm_start"])
+            warn_of_other_scales(checkpoint, self.normalizers, self.elementrefs)
         if self.train_dataset is not None:
             require_fitting_scales(self.normalizers, self._first_structures(), self.elementrefs)
         require_one_scale(self._unwrapped_model, self.normalizers, self.output_targets)

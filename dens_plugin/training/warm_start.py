@@ -133,7 +133,7 @@ def warn_of_other_scales(
     """Log where outputs mean something else than in the run that weights were taken from.
 
     A head's numbers are multiplied by the normaliser's scale and get its mean and the references added: with others the
-    old weights give other energies and forces, until training has changed them.
+    old weights give other energies and forces, until training changes them.
 
     Args:
         checkpoint: of that run.
@@ -146,17 +146,17 @@ def warn_of_other_scales(
         if not torch.allclose(before, now, rtol=1e-5, atol=1e-8):
             (old_mean, old_scale), (mean, scale) = before.tolist(), now.tolist()
             logging.warning(
-                f"`{name}` has mean {mean:g} and stdev {scale:g} here, {old_mean:g} and {old_scale:g} where the weights "
-                f"are from: they give other values of it until training has changed them. To go on from those, set "
-                f"dataset.train.transforms.normalizer.{name} to {{mean: {old_mean:g}, stdev: {old_scale:g}}}."
+                f"`{name}` has mean {mean:g} and stdev {scale:g} here, {old_mean:g} and {old_scale:g} where "
+                f"the weights are from: they give other values of it until training changes them. To go on from those, "
+                f"set dataset.train.transforms.normalizer.{name} to {{mean: {old_mean:g}, stdev: {old_scale:g}}}."
             )
     had = checkpoint.get("elementrefs") or {}
     for name in dict.fromkeys([*had, *references]):
         before, now = had.get(name, {}).get(_REFERENCES), getattr(references.get(name), _REFERENCES, None)
         if before is None or now is None or not _are_close(before, now):
             logging.warning(
-                f"References of elements are subtracted from `{name}` {_where(before, now)}: the weights give other values "
-                "of it until training has changed them. Take those of their run "
+                f"References of elements are subtracted from `{name}` {_where(before, now)}: weights give other values "
+                "of it until training changes them. Take those of their run "
                 "(dataset.train.transforms.element_references)."
             )
 

@@ -299,6 +299,19 @@ def test_warm_start_from_another_architecture_is_refused(config, build):
         build(config)
 
 
+def test_warm_start_says_where_scales_differ(config, build, caplog):
+    path = build(config).save(checkpoint_file="before.pt")
+    config["task"]["warm_start"] = {"path": path, "new_heads": ["noise"]}
+    caplog.set_level("INFO")
+    build(config)
+    assert "took backbone, force encoding, head energy, head forces; drew anew head noise;" in caplog.text
+    assert "until training changes them" not in caplog.text
+    config["dataset"]["train"]["transforms"]["normalizer"]["forces"]["stdev"] = 7.0
+    build(config)
+    assert "`forces` has mean 0 and stdev 7 here" in caplog.text
+    assert "set dataset.train.transforms.normalizer.forces to {mean: 0" in caplog.text
+
+
 def test_a_checkpoint_needs_no_file_of_its_normaliser(config, build, tmp_path):
     for name, stdev in (("energy", 2.0), ("forces", 3.0)):
         np.savez(tmp_path / f"{name}.npz", mean=np.float32(0.5), rmsd=np.float32(stdev))
