@@ -19,6 +19,7 @@ from dens_plugin.testing import (
     BackboneContract,
     GradientForceContract,
     assert_close,
+    cast,
     corrupted_batch,
     default_dtype,
     mixed_batch,
@@ -104,6 +105,33 @@ class TestPeriodicStructures(BackboneContract):
 
     def build(self):
         return ours(use_pbc=True, max_neighbors=30)
+
+
+class TestSmoothCutoff(GradientForceContract):
+    """Messages fade out."""
+
+    parts: ClassVar = (*PARTS, "backbone.blocks.0.attention.score_dot")
+
+    def build(self):
+        return ours(smooth_cutoff=True)
+
+
+@pytest.mark.parametrize("interaction", ["attention", "convolution"])
+@pytest.mark.parametrize("others", [0, 2], ids=["pair", "molecule"])
+def test_energy_and_forces_at_the_cutoff(interaction, others):
+    """They jump in the published network, and do not with the option, when the last edge of an atom goes too."""
+    jumps = {}
+    with default_dtype(torch.float64):
+        for smooth in (False, True):
+            model, found = ours(interaction=interaction, smooth_cutoff=smooth), []
+            for distance in (SMALL["cutoff"] - 1e-7, SMALL["cutoff"] + 1e-7):
+                structure = random_structure(2 + others)
+                structure.pos = torch.tensor([[0.0, 0, 0], [distance, 0, 0], [-1, 1, 0], [-1, -1, 0.5]])[: 2 + others]
+                found.append(predict(model, cast(Batch.from_data_list([structure]), torch.float64)))
+            inside, outside = found
+            jumps[smooth] = [(inside[name] - outside[name]).abs().max().item() for name in ("energy", "forces")]
+    assert jumps[False][0] > 1e-4
+    assert max(jumps[True]) < 1e-6
 
 
 class TestWithoutAttention(GradientForceContract):

@@ -26,7 +26,7 @@ from dens_plugin.nn.equiformer.embedding import AtomEmbedding, DegreeForceEncodi
 from dens_plugin.nn.equiformer.layer_norm import LayerNorm
 from dens_plugin.nn.equiformer.linear import Draw, FeatureLinear, Linear, normal, uniform
 from dens_plugin.nn.features import Features, total
-from dens_plugin.settings import suggestion
+from dens_plugin.settings import suggestion, switch
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -65,6 +65,8 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
         interaction: ``attention``, or ``convolution`` for Table 5 without attention.
         norm: ``layer``, or ``none`` for Table 5 without layer normalisation.
         weight_init: ``normal``, or ``uniform``, which the paper needs without layer normalisation.
+        smooth_cutoff: whether messages fade out towards the cutoff. In the published network they end there, and its
+            energy jumps when two atoms pass it; weights that were trained without this option mean nothing with it.
         otf_graph: only True: the neighbours of moved atoms are not those stored with a structure.
 
     Raises:
@@ -95,9 +97,11 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
         interaction: str = "attention",
         norm: str = "layer",
         weight_init: str = "normal",
+        smooth_cutoff: bool = False,
         otf_graph: bool = True,
     ) -> None:
         super().__init__()
+        smooth_cutoff = switch(smooth_cutoff, "model.backbone.smooth_cutoff")
         if not otf_graph:
             raise ValueError(
                 "Equiformer finds neighbours itself, as those of corrupted structures are stored nowhere; leave "
@@ -133,7 +137,7 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
         self._draw = _choice(_DRAWS, weight_init, "weight_init")
         self.vector_heads: list[RowHead] = []  # those that read features above degree 0; they add themselves
 
-        self.geometry = EdgeGeometry(len(channels) - 1, num_radial_basis, cutoff)
+        self.geometry = EdgeGeometry(len(channels) - 1, num_radial_basis, cutoff, smooth=smooth_cutoff)
         self.atom_embedding = AtomEmbedding(max_num_elements, channels)
         self.edge_embedding = EdgeDegreeEmbedding(channels, self._sizes.radial, _AVERAGE_DEGREE)
         blocks = [self._block(ffn_channels, Linear(ffn_channels, channels)) for _ in range(num_layers - 1)]

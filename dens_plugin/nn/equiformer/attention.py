@@ -17,6 +17,10 @@ from dens_plugin.nn.equiformer.radial import RadialNetwork
 from dens_plugin.nn.features import Features, select, total
 
 
+_NO_EDGES = 1e-8  # beside a sum of exponentials that may all fade out
+_LARGEST_EXPONENT = 60.0  # of float32, with room
+
+
 class MessageSizes(NamedTuple):
     """Sizes that all message-passing modules of a network share.
 
@@ -110,6 +114,8 @@ class GraphConvolution(nn.Module):
     def _weighted_values(self, merged: Features, edges: CoupledEdges, *, count: int, stop: int) -> Features:
         scale = 1 / math.sqrt(self.sizes.average_degree)
         value = self._gated_value(self._mixed(merged, edges, self.linear.matrices()), edges, stop)
+        if edges.envelope is not None:
+            value = [x * edges.envelope[:, None, None] for x in value]
         return [x * scale for x in value]
 
     def _mixed(self, merged: Features, edges: CoupledEdges, matrices: Sequence[torch.Tensor]) -> Features:
@@ -141,12 +147,12 @@ class GraphAttention(GraphConvolution):
         mixed = self._mixed(merged, edges, [torch.cat([own[0], scores], dim=1), *own[1:]])
         scalars, score = mixed[0].split([own[0].shape[1], scores.shape[1]], dim=-1)
         value = self._gated_value([scalars, *mixed[1:]], edges, stop)
-        weight = self._attention(score.squeeze(1) + self.score.bias, edges.target, count)  # (E, heads)
+        weight = self._attention(score.squeeze(1) + self.score.bias, edges, count)  # (E, heads)
         return [_by_head(x, weight) for x in value]
 
-    def _attention(self, score: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
+    def _attention(self, score: torch.Tensor, edges: CoupledEdges, count: int) -> torch.Tensor:
         logits = (smooth_leaky_relu(score.unflatten(1, self.score_dot.shape)) * self.score_dot).sum(dim=-1)
-        return _softmax(logits, target, count)
+        return _softmax(logits, edges.target, count, edges.envelope)
 
 
 def _by_head(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -154,12 +160,25 @@ def _by_head(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return (value.unflatten(2, (weight.shape[1], -1)) * weight[:, None, :, None]).flatten(2)
 
 
-def _softmax(logits: torch.Tensor, target: torch.Tensor, count: int) -> torch.Tensor:
-    """Of logits (E, heads) over the edges of each target; largest ones are subtracted first."""
+def _softmax(
+    logits: torch.Tensor, target: torch.Tensor, count: int, envelope: torch.Tensor | None = None
+) -> torch.Tensor:
+    r"""Of logits (E, heads) over the edges of each target; largest ones are subtracted first.
+
+    With an envelope w (E,) edges leave both the sum and the values smoothly, the last edge of an atom too:
+
+    .. math:: w_i \frac{w_i e^{s_i}}{\sum_j w_j e^{s_j} + \epsilon}
+    """
     index = target.unsqueeze(1).expand_as(logits)
     largest = logits.new_zeros(count, logits.shape[1]).scatter_reduce(
         0, index, logits.detach(), "amax", include_self=False
     )
     exponentials = (logits - largest.index_select(0, target)).exp()
+    if envelope is not None:
+        exponentials = exponentials * envelope.unsqueeze(1)
     sums = exponentials.new_zeros(largest.shape).index_add(0, target, exponentials)
-    return exponentials / sums.index_select(0, target)
+    if envelope is None:
+        return exponentials / sums.index_select(0, target)
+    # Scaled as the exponentials are, so that what was subtracted does not matter and needs no derivative.
+    sums = sums + _NO_EDGES * (-largest).clamp(max=_LARGEST_EXPONENT).exp()
+    return envelope.unsqueeze(1) * exponentials / sums.index_select(0, target)

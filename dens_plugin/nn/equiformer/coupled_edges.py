@@ -9,7 +9,7 @@ import torch
 from e3nn import o3
 from torch import nn
 
-from dens_plugin.nn.equiformer.radial import ExpNormalBasis
+from dens_plugin.nn.equiformer.radial import ExpNormalBasis, smooth_envelope
 from dens_plugin.nn.wigner import wigner_3j
 
 
@@ -23,6 +23,8 @@ class CoupledEdges(NamedTuple):
         harmonics: per degree, (E, 2l + 1).
         couplings: per input degree from 1, (E, R, 2 input + 1): how harmonics turn it into all output degrees. Rows are
             ordered by output degree, component of the output, degree of the harmonics.
+        envelope: (E,) what messages are multiplied by, 0 at the cutoff; None for the published network, whose messages
+            end there.
     """
 
     source: torch.Tensor
@@ -30,6 +32,7 @@ class CoupledEdges(NamedTuple):
     basis: torch.Tensor
     harmonics: list[torch.Tensor]
     couplings: list[torch.Tensor]
+    envelope: torch.Tensor | None = None
 
     def select(self, index: torch.Tensor) -> CoupledEdges:
         """Only the edges ``index``."""
@@ -39,6 +42,7 @@ class CoupledEdges(NamedTuple):
             self.basis.index_select(0, index),
             [harmonics.index_select(0, index) for harmonics in self.harmonics],
             [coupling.index_select(0, index) for coupling in self.couplings],
+            None if self.envelope is None else self.envelope.index_select(0, index),
         )
 
 
@@ -54,10 +58,12 @@ class EdgeGeometry(nn.Module):
         lmax: L, the largest degree of harmonics, input and output; at least 1.
         basis_count: K, number of radial bases.
         cutoff: in Å.
+        smooth: whether messages fade out at the cutoff.
     """
 
-    def __init__(self, lmax: int, basis_count: int, cutoff: float) -> None:
+    def __init__(self, lmax: int, basis_count: int, cutoff: float, *, smooth: bool = False) -> None:
         super().__init__()
+        self._cutoff, self._smooth = cutoff, smooth
         self._degrees = list(range(lmax + 1))
         self.basis = ExpNormalBasis(basis_count, cutoff)
         blocks = [_couplings(inputs, lmax) for inputs in self._degrees[1:]]
@@ -71,7 +77,9 @@ class EdgeGeometry(nn.Module):
         blocks = (harmonics @ self._matrix).split([shape.numel() for shape in self._shapes], dim=1)
         couplings = [block.reshape(-1, *shape) for block, shape in zip(blocks, self._shapes, strict=True)]
         by_degree = list(harmonics.split([2 * degree + 1 for degree in self._degrees], dim=1))
-        return CoupledEdges(source, target, self.basis(vectors.norm(dim=-1)), by_degree, couplings)
+        distance = vectors.norm(dim=-1)
+        envelope = smooth_envelope(distance, self._cutoff) if self._smooth else None
+        return CoupledEdges(source, target, self.basis(distance), by_degree, couplings, envelope)
 
 
 def path_count(output: int, inputs: int, lmax: int) -> int:

@@ -63,12 +63,15 @@ class EdgeDegreeEmbedding(nn.Module):
         """[(count, 2l + 1, C_l)]."""
         constant = self.expand.weight + self.expand.bias  # (C_0,)
         weights = self.radial.partial(edges.basis, self._rows).split(len(constant), dim=-1)
+        harmonics = edges.harmonics
+        if edges.envelope is not None:
+            harmonics = [degree * edges.envelope.unsqueeze(1) for degree in harmonics]
         out = []
         for degree, (weight, matrix) in enumerate(zip(weights, self.linear.matrices(), strict=True)):
             mixed = (weight * constant) @ matrix[: len(constant)]  # (E, C_l)
             if degree == 0:
                 mixed = mixed + self.linear.bias
-            message = edges.harmonics[degree].unsqueeze(2) * mixed.unsqueeze(1)
+            message = harmonics[degree].unsqueeze(2) * mixed.unsqueeze(1)
             zeros = message.new_zeros(count, *message.shape[1:])
             out.append(zeros.index_add(0, edges.target, message) * self._scale)
         return out

@@ -35,6 +35,21 @@ class ExpNormalBasis(nn.Module):
         return envelope * torch.exp(-self.beta * (torch.exp(distance * (-5 / self.cutoff)) - self.means).square())
 
 
+def smooth_envelope(distance: torch.Tensor, cutoff: float) -> torch.Tensor:
+    r"""A polynomial that is 1 at short distances and 0 at the cutoff, with its first two derivatives.
+
+    .. math:: 1 - 28 x^6 + 48 x^7 - 21 x^8, \qquad x = d / c
+
+    as in DimeNet (arXiv:2003.03123).
+
+    Args:
+        distance: (E,) in Å.
+        cutoff: c in Å.
+    """
+    x = (distance / cutoff).clamp(max=1.0)
+    return 1 - x**6 * (28 - x * (48 - 21 * x))
+
+
 class RadialNetwork(nn.Module):
     """A perceptron with layer norms from the bases of a distance to one number per path and channel.
 
