@@ -16,6 +16,7 @@ from ase import Atoms
 from fairchem.core import OCPCalculator
 from torch import nn
 
+from dens_plugin.backbones.description import describe
 from dens_plugin.checks.preflight import limits_of
 from dens_plugin.compat import load_checkpoint, prepare_host, whole_cell
 from dens_plugin.data.molecules.manifest import ORIGIN, Origin
@@ -43,6 +44,11 @@ class DeNSCalculator(OCPCalculator):
         self._origin = None if known is None else Origin(**known)
         self._physical = PhysicalEnergies.of(self.config, self.trainer.normalizers, self.trainer.elementrefs)
         self._warned: set[str] = set()
+
+    @property
+    def cutoff(self) -> float | None:
+        """The distance in Å up to which atoms of its model are neighbours; None for a model without one."""
+        return describe(self.trainer.model).cutoff
 
     def load_checkpoint(self, checkpoint_path: str, checkpoint: dict | None = None) -> None:
         """fairchem's, with what was read already."""

@@ -2,7 +2,8 @@
 
 Velocity Verlet at constant energy, from velocities of a temperature. The total energy of a good model and a short
 enough time step stays where it is: its trend is the drift, the rest is its fluctuation, of the order of the time step
-squared. With forces that are not the gradient of the energy it drifts, however short the step.
+squared. With forces that are not the gradient of the energy it drifts, however short the step, and with an energy that
+jumps at the cutoff too: whether it does is looked at, pair by pair.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dens_plugin.data.output import require_folder
 from dens_plugin.data.overlap import OVERLAP_REMEDY, overlap
 from dens_plugin.figure_style import STYLE
 from dens_plugin.inference.calculator import load_calculator
+from dens_plugin.inference.cutoff_jump import jump_at_cutoff
 
 _MILLI = 1000.0
 _FMAX, _RELAXATION_STEPS = 0.01, 500  # eV/Å, for a start at rest
@@ -39,6 +41,7 @@ _RUNAWAY = 3  # times the first temperature; half of it remains from a relaxed s
 _COOL = 300.0  # K: from a lower temperature, what an unrelaxed structure gives off counts for more
 _FILES = ("nve.traj", "nve.csv", "nve.png")
 _COLUMNS = ("time_fs", "potential_ev", "kinetic_ev", "total_ev", "temperature_k")
+_LEAST_JUMP = 0.001  # eV
 _LEAST_ROWS = 3  # for a line and what it leaves
 
 
@@ -151,6 +154,22 @@ def doubts(rows: np.ndarray, atoms: Atoms, plan: Plan) -> Iterator[str]:
         yield f"an atom has no neighbour within {ISOLATION:g} Å at the end: the structure flew apart, or was not whole"
 
 
+def jumps(atoms: Atoms, cutoff: float | None) -> Iterator[str]:
+    """What the model itself does to the total energy, whatever the time step.
+
+    Args:
+        atoms: With a calculator.
+        cutoff: Of its model in Å; None if it has none.
+    """
+    jump = None if cutoff is None else jump_at_cutoff(atoms, cutoff)
+    if jump is not None and abs(jump.energy) > _LEAST_JUMP:
+        yield (
+            f"the energy jumps by {_MILLI * jump.energy:+.2g} meV when atoms {jump.first} and {jump.second} pass the "
+            f"model's cutoff of {cutoff:g} Å, so that a shorter time step does not help: train with a cutoff beyond "
+            "the molecule, with `smooth_cutoff: true` (Equiformer), or another model (docs/own_data.md)"
+        )
+
+
 def relax(atoms: Atoms, *, fmax: float = _FMAX, steps: int = _RELAXATION_STEPS, quiet: bool = True) -> bool:
     """Relax a structure in place by L-BFGS.
 
@@ -230,7 +249,7 @@ def run(args: argparse.Namespace) -> None:
     _write_table(out / "nve.csv", rows)
     _draw(rows, len(atoms)).savefig(out / "nve.png", dpi=200, bbox_inches="tight")
     print(f"{len(atoms)} atoms, {plan.steps} steps of {plan.timestep:g} fs: {conservation(rows, len(atoms))}")
-    for doubt in doubts(rows, atoms, plan):
+    for doubt in [*doubts(rows, atoms, plan), *jumps(atoms, getattr(atoms.calc, "cutoff", None))]:
         print(f"warning: {doubt}")
     print(f"{out}/{', '.join(_FILES)}")
 

@@ -13,9 +13,11 @@ from ase.build import bulk
 from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms
+from ase.neighborlist import neighbor_list
 
 from dens_plugin.inference import dynamics
-from dens_plugin.inference.dynamics import Plan, conservation, doubts, read_structure, relax, simulate
+from dens_plugin.inference.cutoff_jump import jump_at_cutoff
+from dens_plugin.inference.dynamics import Plan, conservation, doubts, jumps, read_structure, relax, simulate
 
 SHORT = Plan(steps=400, timestep=1.0, temperature=300, seed=1, every=2)
 
@@ -222,3 +224,44 @@ def test_nothing_is_written_where_there_is_no_checkpoint(structure, tmp_path):
     with pytest.raises(FileNotFoundError):
         run(tmp_path / "missing.pt", structure, "--out", tmp_path / "nve")
     assert not (tmp_path / "nve").exists()
+
+
+class Cut(Calculator):
+    """Pairs attract each other up to a cutoff, where their energy is `left` eV, and its derivative the force."""
+
+    implemented_properties = ("energy", "forces")
+
+    def __init__(self, left, cutoff=3.0):
+        super().__init__()
+        self.left, self.cutoff = left, cutoff
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        energy, forces = 0.0, np.zeros((len(atoms), 3))
+        for i, j, vector, distance in zip(*neighbor_list("ijDd", atoms, self.cutoff), strict=True):
+            if i < j:
+                energy += self.left - (self.cutoff - distance) ** 2
+                pull = 2 * (self.cutoff - distance) * vector / distance
+                forces[i] += pull
+                forces[j] -= pull
+        self.results = {"energy": energy, "forces": forces}
+
+
+@pytest.mark.parametrize("left", [0.0, -0.018])
+def test_a_jump_at_the_cutoff_is_told(left):
+    """It is the energy that is left there; smooth pairs have none."""
+    atoms = Atoms("H3", positions=[[0, 0, 0], [2.4, 0, 0], [0, 1.0, 0]])
+    atoms.calc = Cut(left)
+    before = atoms.positions.copy()
+    assert jump_at_cutoff(atoms, 3.0).energy == pytest.approx(-left, abs=1e-5)
+    told = list(jumps(atoms, 3.0))
+    assert len(told) == (left != 0)
+    assert not told or "the energy jumps by +18 meV when atoms 1 and 2 pass the model's cutoff of 3 Å" in told[0]
+    assert np.array_equal(atoms.positions, before)
+
+
+def test_a_molecule_within_the_cutoff_has_no_jump():
+    atoms = Atoms("H2", positions=[[0, 0, 0], [1.0, 0, 0]])
+    atoms.calc = Cut(-1.0)
+    assert jump_at_cutoff(atoms, 3.0) is None
+    assert list(jumps(atoms, None)) == []

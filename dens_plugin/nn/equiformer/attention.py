@@ -16,7 +16,6 @@ from dens_plugin.nn.equiformer.linear import Draw, Linear, normal
 from dens_plugin.nn.equiformer.radial import RadialNetwork
 from dens_plugin.nn.features import Features, select, total
 
-
 _NO_EDGES = 1e-8  # beside a sum of exponentials that may all fade out
 _LARGEST_EXPONENT = 60.0  # of float32, with room
 
