@@ -35,7 +35,7 @@ def suggestion(word: str, options: Iterable[str]) -> str:
 
 
 def require_one_of(value: Any, options: Iterable[str], where: str) -> None:
-    """Raise ValueError for a value that is none of some words, with the nearest of them."""
+    """Raise ValueError for a value that is not among some words, with the most similar of them."""
     options = list(options)
     if not isinstance(value, str) or value not in options:
         raise ValueError(f"unknown {where} '{value}'; {suggestion(str(value), options)}")

@@ -74,7 +74,7 @@ def by_attributes(
     if differentiates:
         own_search = "its forces are gradients"
     elif family is None:
-        own_search = f"{type(backbone).__name__} is none of the backbones that read them from a batch"
+        own_search = f"{type(backbone).__name__} is not among the backbones that read them from a batch"
     elif not backbone.otf_graph:
         own_search = "it takes those that are stored with each structure (otf_graph: false)"
     periodic = getattr(backbone, "use_pbc", None)

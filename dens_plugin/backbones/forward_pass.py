@@ -68,7 +68,7 @@ class Pass:
             )
         if self._tf32 and not (edge_index.is_cuda or self._has_told):
             self._has_told = True
-            logging.warning("model.backbone.precision: tf32 exists on CUDA alone; here it is fp32.")
+            logging.warning("model.backbone.precision: tf32 exists only on CUDA; here it is fp32.")
         self._edge_index, self._edges = edge_index, None
         self._num_atoms, self._num_graphs = num_atoms, num_graphs
 

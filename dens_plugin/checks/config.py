@@ -39,7 +39,7 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
 
     Raises:
         FileNotFoundError: for a path in the config that does not exist.
-        ValueError: for a config that cannot be meant.
+        ValueError: for a config that makes no sense.
     """
     missing = [key for key in _NEEDED if key not in config]
     if missing:

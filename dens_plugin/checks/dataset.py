@@ -47,7 +47,7 @@ def require_distinct(datasets: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def require_normalizers(transforms: Any, where: str) -> None:
-    """Raise ValueError for a ``normalizer`` among the ``transforms`` of a data set that cannot be meant."""
+    """Raise ValueError for an invalid ``normalizer`` among the ``transforms`` of a data set."""
     block = mapping(mapping(transforms, where).get("normalizer") or {}, f"{where}.normalizer")
     for target in block.keys() - set(_FOR_ALL_TARGETS):
         key = f"{where}.normalizer.{target}"

@@ -121,7 +121,7 @@ def _models_with(key: str, *, like: type) -> list[str]:
 
 
 def _require_sizes(settings: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError for a number of something, or a distance, that is none: a network without layers is built."""
+    """Raise ValueError for a count or a distance that is not above 0: a network without layers would be built."""
     for key, value in settings.items():
         if not _SIZE.fullmatch(key) or value is None or isinstance(value, (list, Mapping)):
             continue

@@ -47,7 +47,7 @@ def without_nulls(optim: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def require_optim(optim: Mapping[str, Any]) -> None:
-    """Raise ValueError for a key, an option of optimiser or schedule, or a type in ``optim`` that cannot be meant."""
+    """Raise ValueError for an invalid key, type, or option of optimiser or schedule in ``optim``."""
     optim = without_nulls(mapping(optim, "optim"))
     reject_unknown(optim, OPTIM, "optim")
     for key in _NEEDED:
@@ -63,7 +63,7 @@ def require_optim(optim: Mapping[str, Any]) -> None:
 
 
 def require_numbers(optim: Mapping[str, Any]) -> None:
-    """Raise ValueError for a number in ``optim`` that cannot be meant, whatever trainer reads it."""
+    """Raise ValueError for an impossible number in ``optim``, for every trainer."""
     for key in (*_WHOLE, *_FRACTIONS):
         value = optim.get(key)
         if value is not None and not (number(value, f"optim.{key}") > 0 and (key in _FRACTIONS or _is_whole(value))):

@@ -13,7 +13,7 @@ _HINTS = {"num_gpus": ": it is the number of processes, on a CPU too", "print_ev
 
 
 def require_options(args: argparse.Namespace, overrides: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """Raise ValueError for a number that cannot be meant, or an option that is neither fairchem's nor an override."""
+    """Raise ValueError for an impossible number, or an option that is neither fairchem's nor an override."""
     for name, least in _LEAST.items():
         value = getattr(args, name)
         if value is not None and value < least:
@@ -23,7 +23,7 @@ def require_options(args: argparse.Namespace, overrides: Sequence[str], parser: 
 
 
 def require_overrides(overrides: Sequence[str], parser: argparse.ArgumentParser) -> None:
-    """What fairchem did not know must be an override, ``--block.key=value``, which it splits without a look."""
+    """What fairchem does not know must be an override, ``--block.key=value``; fairchem itself does not check that."""
     options = [option for action in parser._actions for option in action.option_strings]
     for text in overrides:
         if not re.fullmatch(r"--[\w.-]+=[^=]*", text):

@@ -104,7 +104,7 @@ def require_model(model: nn.Module, objective: Objective) -> None:
     for name, head in heads.items():
         if isinstance(head, RowHead) and not asked.intersection(head.output_names):
             raise ValueError(
-                f"model.heads.{name} predicts `{head.output_name}`, which the objective never asks for: its parameters "
+                f"model.heads.{name} predicts `{head.output_name}`, which the objective does not use: its parameters "
                 "would have no gradient, which distributed training refuses; leave it out, or take an objective that "
                 "asks for it, with probability 0 if need be"
             )

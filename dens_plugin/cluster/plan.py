@@ -76,7 +76,7 @@ def plan(entries: Sequence[Entry], site: Site, wish: Wish) -> list[Run]:
 
     Raises:
         FileNotFoundError: for data or a checkpoint that are not there.
-        ValueError: for a config that cannot be meant, a size that the site does not have, or two runs of one name.
+        ValueError: for a config that makes no sense, a size that the site does not have, or two runs of one name.
     """
     compat.prepare_host()
     runs: dict[str, Run] = {}

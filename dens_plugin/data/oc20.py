@@ -108,7 +108,7 @@ def _manifest(pairs: Sequence[RawFile], options: Options) -> dict:
 
 
 def _is_finished(out: Path, manifest: dict) -> bool:
-    """Whether ``out`` is this very data set; an empty or missing folder is none.
+    """Whether ``out`` is this very data set; an empty or missing folder is not.
 
     Raises:
         ValueError: If ``out`` is something else.

@@ -76,7 +76,7 @@ class OC22Lmdb(OC22LmdbDataset):
 
 
 def _require_meant(config: Mapping[str, Any]) -> None:
-    """Raise for a key that cannot be meant, before a file is opened."""
+    """Raise for an invalid key, before a file is opened."""
     reject_unknown(config, _KEYS, _WHERE)
     if "lin_ref" in config:
         raise ValueError(

@@ -102,12 +102,12 @@ class CheckedDataset(Dataset):
             self._overlaps_to_tell -= 1
             last = "" if self._overlaps_to_tell else " (others are not told)"
             logging.warning(
-                f"{place_of(self._dataset, index)}: {close}: what a model says of that is arbitrary; "
+                f"{place_of(self._dataset, index)}: {close}: predictions for that are arbitrary; "
                 f"{OVERLAP_REMEDY}{last}."
             )
 
     def raw(self, index: int) -> tuple[Data, str]:
-        """A structure without a look at whether it can be used, and its file and index in words."""
+        """A structure, without checking whether it can be used, and its file and index in words."""
         with self._told(index):
             return self._dataset[index], place_of(self._dataset, index)
 

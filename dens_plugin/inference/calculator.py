@@ -27,7 +27,7 @@ from dens_plugin.inference.process import float32_and_own_numbers, lent_process
 
 
 class DeNSCalculator(OCPCalculator):
-    """fairchem's calculator, which refuses structures that its model cannot mean.
+    """fairchem's calculator, which refuses structures that its model cannot compute.
 
     Energies are those of the files that the training data came from: `PhysicalEnergies` adds what was subtracted.
 
@@ -98,7 +98,7 @@ class DeNSCalculator(OCPCalculator):
             self._warned |= unseen
             logging.warning(
                 f"The model was trained on {', '.join(self._origin.elements)} and never saw "
-                f"{', '.join(sorted(unseen))}: what it says of them is arbitrary."
+                f"{', '.join(sorted(unseen))}: its predictions for them are arbitrary."
             )
 
     def _look_for_overlap(self, atoms: Atoms) -> None:
@@ -108,10 +108,10 @@ class DeNSCalculator(OCPCalculator):
             raise ValueError(f"there are {found}, where they feel no force; {OVERLAP_REMEDY}")
         if found is not None and "overlap" not in self._warned:
             self._warned.add("overlap")
-            logging.warning(f"There are {found}: what a model says of that is arbitrary; {OVERLAP_REMEDY}.")
+            logging.warning(f"There are {found}: predictions for that are arbitrary; {OVERLAP_REMEDY}.")
 
     def _require_references(self, atoms: Atoms) -> None:
-        """Raise ValueError for an element to which the model's linear references give no energy that can be meant."""
+        """Raise ValueError for an element to which the model's linear references give no energy."""
         linear = self.trainer.elementrefs.get("energy")
         if linear is None:
             return

@@ -277,7 +277,7 @@ def read_structure(name: str) -> Atoms:
 
 
 def require_apart(atoms: Atoms, where: str) -> None:
-    """Raise ValueError for atoms of ``where`` that overlap: no model can mean what it says of them."""
+    """Raise ValueError for atoms of ``where`` that overlap: no prediction for them means anything."""
     close = overlap(atoms.positions, atoms.cell.array, atoms.pbc)
     if close is not None:
         raise ValueError(f"{where} has {close}; {OVERLAP_REMEDY}")

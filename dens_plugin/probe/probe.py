@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     """Run `dens probe`.
 
     Raises:
-        ValueError: for a config that cannot be meant, or if not even one structure fits.
+        ValueError: for a config that makes no sense, or if not even one structure fits.
     """
     limit = None if args.memory is None else bytes_of(args.memory)
     if not 0 <= args.margin < 1 or args.most < 1 or args.sample < 1:

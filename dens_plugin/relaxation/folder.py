@@ -1,4 +1,4 @@
-"""The folder of a relaxation: what it is of, a file per finished structure, and the result.
+"""The folder of a relaxation: its description, a file per finished structure, and the result.
 
 A file has its name only when it is whole. Whatever ends a run, the same command goes on from what the folder holds.
 """
@@ -80,7 +80,7 @@ class RelaxationFolder:
         A broken record is removed, and what lacked memory gets another try. Files of other names are left alone.
 
         Raises:
-            ValueError: if a file is in the place of a record and is none.
+            ValueError: if a file with the name of a record is not one.
         """
         return {name for name in names if self._is_done(name)}
 
@@ -161,7 +161,7 @@ class RelaxationFolder:
 
     def _require_empty(self) -> None:
         require_folder(self.path, "task.relax.out")
-        # Folders alone are what a run leaves that was killed before it had written what it is of.
+        # Folders alone are what a run leaves that was killed before it had written its description.
         if self.path.is_dir() and any(not entry.is_dir() and entry.suffix != ".part" for entry in self.path.iterdir()):
             raise ValueError(f"'{self.path}' holds something other than a relaxation; choose another task.relax.out")
         if any((self.path / _RECORDS).glob("*.npz")):
@@ -181,9 +181,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     try:
         found = mapping(json.loads(path.read_text()), "it")
         mapping(found.get("settings"), "`settings` in it")
-    except ValueError as error:  # also json's, and that of text which is none
+    except ValueError as error:  # also those of json and of bytes that are no text
         raise ValueError(
-            f"'{path}' is not what a relaxation is of ({error}); remove its folder or choose another"
+            f"'{path}' does not describe a relaxation ({error}); remove its folder or choose another"
         ) from error
     return found
 

@@ -47,7 +47,7 @@ def require_relaxable(config: Mapping[str, Any]) -> None:
 
     Raises:
         FileNotFoundError: if ``dataset.relax.src`` does not exist.
-        ValueError: if it is not given, or settings cannot be meant.
+        ValueError: if it is not given, or settings make no sense.
     """
     datasets = config.get("dataset")
     block = (datasets.get("relax") if isinstance(datasets, Mapping) else None) or {}
@@ -197,7 +197,7 @@ def _warn_of_failure(name: str, outcome: Outcome) -> None:
         known = from_data(outcome.structure)
         close = overlap(outcome.frames[-1].pos, known.cell, known.pbc)
         if close is not None:
-            logging.warning(f"{name} ended with {close}: what a model says of that is arbitrary; the others go on")
+            logging.warning(f"{name} ended with {close}: predictions for that are arbitrary; the others go on")
 
 
 def _on_first_rank(work: Callable[[], T], device: torch.device) -> T:

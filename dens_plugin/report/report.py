@@ -198,14 +198,14 @@ def write_report(
 
 
 def _require_beside(paper: str | None, **given: Sequence[Mapping[str, str | Path]]) -> None:
-    """Raise ValueError for a paper's table without what it stands beside, and for columns of none."""
+    """Raise ValueError for a paper's table without the runs to compare with, and for columns without a table."""
     if given["columns"] and paper not in relatives.PAPER:
         raise ValueError(f"--columns are those of a table: give --paper, one of {', '.join(relatives.PAPER)}")
     if paper is None or paper in relatives.PAPER:
         return
     wanted = "molecules" if paper in paper_tables.PAPER else "splits"
     if not given[wanted]:
-        raise ValueError(f"--paper {paper} stands beside --{wanted}; give those too")
+        raise ValueError(f"--paper {paper} is compared with --{wanted}: give those too")
 
 
 def _notes(runs: Sequence[Run]) -> Iterator[str]:

@@ -319,7 +319,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
     def save(
         self, metrics: dict | None = None, checkpoint_file: str = NEWEST, training_state: bool = True
     ) -> str | None:
-        """Write a checkpoint, whole or not at all; one of the same step gives way to it.
+        """Write a checkpoint, whole or not at all; it replaces one of the same step.
 
         A failure to write is logged, and raised at the end of the run if no later attempt succeeded.
         """

@@ -63,7 +63,7 @@ class BadSteps:
 
 
 def bad_steps_allowed(optim: dict[str, Any]) -> int:
-    """The number of ``optim.max_bad_steps``; raises ValueError for what is none."""
+    """The number of ``optim.max_bad_steps``; raises ValueError for anything but a whole number."""
     limit = optim.get("max_bad_steps", 10)
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
         raise ValueError(f"optim.max_bad_steps must be a whole number of at least 0, got {limit!r}")

@@ -73,7 +73,7 @@ def whole_or_before(path: str | Path) -> Path:
 
 
 def keep_checkpoints(optim: dict[str, Any]) -> int:
-    """The number of ``optim.keep_checkpoints``; raises ValueError for what is none."""
+    """The number of ``optim.keep_checkpoints``; raises ValueError for anything but a whole number."""
     keep = optim.get("keep_checkpoints", 2)
     if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
         raise ValueError(f"optim.keep_checkpoints must be a whole number of at least 1, got {keep!r}")

@@ -76,7 +76,7 @@ class DeNSTrainer(DurableTrainer):
     - ``task.predict_fixed_atoms``: whether predictions for the test set hold the forces of fixed atoms too.
 
     Raises:
-        ValueError: before the first step, for a config, data set or model that cannot be meant.
+        ValueError: before the first step, for a config, data set or model that makes no sense.
     """
 
     def load(self, inference_only: bool) -> None:

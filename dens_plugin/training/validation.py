@@ -30,7 +30,7 @@ _HIGHER_IS_BETTER = ("cosine_similarity", "within_threshold")
 
 
 class ShareSampler(BatchSampler):
-    """Batches of one rank's share of a data set: every so manyth structure, none twice, none missing.
+    """Batches of one rank's share of a data set: of R ranks each takes every R-th structure, and all are taken once.
 
     Args:
         dataset: of any length.
@@ -129,7 +129,7 @@ def with_metrics(settings: Mapping[str, Any] | None, objective: Objective) -> di
     The first of forces, energy, another label and the objective's own output that there is chooses the best weights.
 
     Raises:
-        ValueError: if ``primary_metric`` is none of the metrics that are computed.
+        ValueError: if ``primary_metric`` is not among the metrics that are computed.
     """
     names = {label.name for label in objective.labels}
     metrics: dict[str, list[str]] = {name: ["mae"] for name in sorted(names)}

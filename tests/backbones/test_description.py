@@ -32,7 +32,7 @@ def test_fairchems_is_described_by_its_attributes():
 def test_a_network_that_says_nothing():
     known = describe(nn.Linear(1, 1))
     assert (known.family, known.cutoff, known.periodic, known.elements, known.search) == (None,) * 5
-    assert known.own_search == "Linear is none of the backbones that read them from a batch"
+    assert known.own_search == "Linear is not among the backbones that read them from a batch"
 
 
 def test_a_model_within_ddp_is_itself(monkeypatch):

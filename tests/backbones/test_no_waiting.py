@@ -1,4 +1,4 @@
-"""What a training step asks a GPU: on the device ``meta``, which passes for a GPU without Triton.
+"""Whether a training step synchronises with a GPU: on the device ``meta``, which passes for a GPU without Triton.
 
 A step copies nothing from the CPU, and asks nothing about a batch whose neighbours a loader found. Where the model is
 to find them, which waits by itself, it also asks how many atoms and edges count for each head, and eSCN how its edges

@@ -1,4 +1,4 @@
-"""How many kernels a training step asks a GPU for; the ceilings keep what was gained."""
+"""How many kernels a training step launches on a GPU; the ceilings guard what was gained."""
 
 from __future__ import annotations
 

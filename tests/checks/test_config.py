@@ -1,4 +1,4 @@
-"""A whole config with one value that cannot be meant: one line, whatever stands there, and no traceback."""
+"""A whole config with one impossible value: an error of one line, and no traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``optim``: null drops a key of an included schedule, and numbers that cannot be meant."""
+"""``optim``: null drops a key of an included schedule; impossible numbers are refused."""
 
 from __future__ import annotations
 

@@ -242,7 +242,7 @@ def test_overlapping_atoms_are_told_once(run, caplog):
         atoms = Atoms("OH2H", positions=[*REST, REST[1] + shift])
         atoms.calc = calculator
         atoms.get_forces()
-    assert caplog.text.count("There are atoms 1 and 3 0.17 Å apart (less than 0.4 Å): what a model says of that") == 1
+    assert caplog.text.count("There are atoms 1 and 3 0.17 Å apart (less than 0.4 Å): predictions for that") == 1
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.1])

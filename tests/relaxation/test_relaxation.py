@@ -218,7 +218,7 @@ class TestFolder:
     def test_a_broken_manifest_is_named(self, tmp_path, content):
         folder = relax(StubTrainer(STRUCTURES[:1], tmp_path, steps=0))
         (folder / "relaxation.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"relaxation\.json' is not what a relaxation is of"):
+        with pytest.raises(ValueError, match=r"relaxation\.json' does not describe a relaxation"):
             relax(StubTrainer(STRUCTURES[:1], tmp_path, steps=0))
 
     def test_files_of_others_stay(self, tmp_path):

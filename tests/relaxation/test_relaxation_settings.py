@@ -1,4 +1,4 @@
-"""The paper's values, two layouts, and what cannot be meant."""
+"""The paper's values, two layouts, and what is refused."""
 
 from __future__ import annotations
 

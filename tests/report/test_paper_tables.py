@@ -137,9 +137,9 @@ class TestRefusals:
 
     def test_tables_of_the_wrong_kind(self, tmp_path):
         folders = validations(tmp_path, ERRORS)
-        with pytest.raises(ValueError, match="--paper oc22 stands beside --splits"):
+        with pytest.raises(ValueError, match="--paper oc22 is compared with --splits"):
             report.write_report([], tmp_path / "out", molecules=[folders], paper="oc22")
-        with pytest.raises(ValueError, match="--paper md17-table4 stands beside --molecules"):
+        with pytest.raises(ValueError, match="--paper md17-table4 is compared with --molecules"):
             report.write_report([folders["aspirin"]], tmp_path / "out", paper="md17-table4")
 
 

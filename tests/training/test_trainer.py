@@ -212,7 +212,7 @@ def test_predictions_of_overlapping_atoms_are_doubted(config, build, tmp_path, c
     config["dataset"]["test"] = {"src": str(write_lmdb(tmp_path / "close", [structure]))}
     trainer = build(config)
     trainer.predict(trainer.test_loader, results_file="predictions", disable_tqdm=True)
-    assert "structure 0: atoms 0 and 1 at one place (less than 0.4 Å): what a model says of that" in caplog.text
+    assert "structure 0: atoms 0 and 1 at one place (less than 0.4 Å): predictions for that" in caplog.text
 
 
 def test_noise_changes_from_epoch_to_epoch(config, build):
@@ -374,7 +374,7 @@ class TestBadInput:
             ({"objective": {"name": "s2ef", "prob": 0.5}}, "unknown key 'prob'"),
             (
                 {"objective": {"name": "s2ef"}},
-                "predicts `noise`, which the objective never asks for",
+                "predicts `noise`, which the objective does not use",
             ),
         ],
     )

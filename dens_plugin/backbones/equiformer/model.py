@@ -297,7 +297,7 @@ class EquiformerNoiseHead(RowHead, nn.Module, HeadInterface):
 
 
 def _require_sizes(**sizes: Any) -> None:
-    """Raise ValueError for a number of something that is none."""
+    """Raise ValueError unless a setting is a whole number above 0."""
     for name, size in sizes.items():
         if not _is_size(size):
             raise ValueError(f"{name} must be a whole number above 0, got {size!r}")

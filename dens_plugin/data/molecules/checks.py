@@ -109,7 +109,7 @@ class FrameCheck:
 
 
 class Molecules:
-    """Which molecule each frame is of."""
+    """The molecule of each frame."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}

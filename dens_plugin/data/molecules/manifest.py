@@ -67,7 +67,7 @@ class Origin(NamedTuple):
 
 
 def origin_of(src: Any) -> Origin | None:
-    """What the data set at ``dataset.*.src`` is of; None if it was made by others, or is gone.
+    """What the data set at ``dataset.*.src`` was made from; None if other programs made it, or it is gone.
 
     Args:
         src: A path; a list has no origin.
@@ -99,7 +99,7 @@ def _counts(numbers: Iterable[int]) -> Counter[str]:
 
 
 def _share(counts: Mapping[str, int], whole: Mapping[str, int]) -> float | None:
-    """How many formula units a composition is; None if it is none of that formula."""
+    """How many formula units a composition has; None if it is not a multiple of the formula."""
     if counts.keys() != whole.keys():
         return None
     symbol = next(iter(whole))

@@ -36,7 +36,7 @@ class Edges(NamedTuple):
         return self.vectors + displacement.index_select(0, self.target) - displacement.index_select(0, self.source)
 
     def mean(self, messages: torch.Tensor) -> torch.Tensor:
-        """(N, k) the mean over the edges of each atom of messages (E, k), 0 of none."""
+        """(N, k) the mean over the edges of each atom of messages (E, k), 0 for an atom without edges."""
         return self.sum(messages) / self.degree[:, None]
 
     def sum(self, messages: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,7 @@ class Edges(NamedTuple):
     degree: torch.Tensor
 
     def sum(self, messages: torch.Tensor) -> torch.Tensor:
-        """(N, ...) the sum over the edges of each atom of messages (E, ...), 0 of none."""
+        """(N, ...) the sum over the edges of each atom of messages (E, ...), 0 for an atom without edges."""
         return messages.new_zeros(len(self.degree), *messages.shape[1:]).index_add(0, self.target, messages)
 
     def softmax(self, logits: torch.Tensor) -> torch.Tensor:
