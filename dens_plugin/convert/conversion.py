@@ -214,7 +214,7 @@ def _averaged(checkpoint: Mapping[str, Any]) -> State:
 
 
 def _fitted(model: dict[str, Any], state: State, source: Path) -> State:
-    """The whole state of the model: a conversion that cannot be used is none.
+    """The whole state of the model: a conversion that cannot be used is an error.
 
     Constants, which are buffers and follow from the settings, are the model's own where the file has none.
     """
