@@ -223,7 +223,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="steps of the relaxation at most (default: %(default)s)",
     )
-    parser.add_argument("--cpu", action="store_true", help="do not use a GPU")
+    parser.add_argument("--device", help="cpu, cuda or cuda:1; by default a GPU where there is one")
+    parser.add_argument("--cpu", action="store_true", help="the same as --device cpu")
     parser.add_argument("--out", default="nve", metavar="DIR", help="folder to write to (default: %(default)s)")
 
 
@@ -238,7 +239,7 @@ def run(args: argparse.Namespace) -> None:
     atoms = read_structure(args.structure)
     require_apart(atoms, args.structure)
     _require_movable(atoms)
-    atoms.calc = load_calculator(args.checkpoint, cpu=True if args.cpu else None)
+    atoms.calc = load_calculator(args.checkpoint, device=args.device, cpu=True if args.cpu else None)
     out.mkdir(parents=True, exist_ok=True)
     if args.relax:
         done = relax(atoms, fmax=args.fmax, steps=args.relax_steps, quiet=False)

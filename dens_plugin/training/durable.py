@@ -20,10 +20,8 @@ from fairchem.core.common import distutils, gp_utils
 from fairchem.core.datasets.base_dataset import UnsupportedDatasetError
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader
 
 from dens_plugin import compat
-from dens_plugin.checks.identifiers import require_identifiers
 from dens_plugin.checks.optim import require_optim, without_nulls
 from dens_plugin.data.records import require_structures
 from dens_plugin.settings import with_numbers
@@ -45,7 +43,6 @@ from dens_plugin.training.warm_start import warn_of_other_model
 
 if TYPE_CHECKING:
     from torch.utils.data import BatchSampler, Dataset
-    from torch_geometric.data import Batch
 
 
 _BEST = "best_checkpoint.pt"  # fairchem's name
@@ -369,17 +366,11 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def predict(self, data: DataLoader | Batch, *args: Any, **kwargs: Any) -> Any:
-        """fairchem's, on ranks with unequal shares.
-
-        Raises:
-            ValueError: for structures of a data set that cannot be told from one another.
-        """
-        if isinstance(data, DataLoader):
-            require_identifiers(data.dataset)
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """fairchem's, on ranks with unequal shares."""
         seed_step(self.seed, self.step, "predict")
         with self._without_ddp(), workers_let_go():
-            return super().predict(data, *args, **kwargs)
+            return super().predict(*args, **kwargs)
 
     def _aggregate_metrics(self, metrics: dict[str, Any]) -> dict[str, Any]:
         whole = summed(metrics)

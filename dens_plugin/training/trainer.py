@@ -19,6 +19,7 @@ from fairchem.core.common.registry import registry
 
 import dens_plugin.checks.registered  # noqa: F401
 from dens_plugin.checks.dataset import require_files, require_normalizers
+from dens_plugin.checks.identifiers import require_identifiers
 from dens_plugin.checks.objective import labels_of, objective_from_config, without_switches
 from dens_plugin.checks.preflight import (
     limits_of,
@@ -146,6 +147,8 @@ class DeNSTrainer(DurableTrainer):
         for split, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
             if dataset is not None:
                 require_labels(self._checked(dataset)[0], self._needed, split)
+        if self.test_dataset is not None:
+            require_identifiers(self._checked(self.test_dataset))
         if self.train_dataset is not None:
             first = self._first_structures()
             require_edges(self._unwrapped_model, first)
@@ -229,11 +232,7 @@ class DeNSTrainer(DurableTrainer):
         results_file: str | None = None,
         disable_tqdm: bool = False,
     ) -> dict[str, Any]:
-        """fairchem's; a file has energies as the files of the training data had them, and what was added to get those.
-
-        Raises:
-            ValueError: for structures of a data set that cannot be told from one another.
-        """
+        """fairchem's; its file has energies as those of the training data had them, and what was added for that."""
         predictions = super().predict(data, per_image, None, disable_tqdm)
         if not per_image:
             return predictions

@@ -182,7 +182,7 @@ def structure(tmp_path):
 
 
 def test_command(structure, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dynamics, "load_calculator", lambda path, cpu: Spring())
+    monkeypatch.setattr(dynamics, "load_calculator", lambda path, **_: Spring())
     run("best.pt", structure, "--steps", 200, "--timestep", 1, "--out", tmp_path / "nve", "--relax", "--seed", 3)
     out = capsys.readouterr().out
     assert "relaxation, step 0: 0.0250 eV, largest force 1 eV/Å" in out
