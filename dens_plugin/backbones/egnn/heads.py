@@ -14,6 +14,7 @@ from dens_plugin.backbones.heads import Asked, RowHead
 from dens_plugin.backbones.readout import EnergyReadout, detached
 from dens_plugin.fields import NOISE
 from dens_plugin.nn.egnn.layer import Moves
+from dens_plugin.nn.zero_gradients import with_zero_gradients
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -93,7 +94,8 @@ class EGNNVectorHead(RowHead, nn.Module, HeadInterface):
     def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
         """(N, 3)."""
         state = emb["state"]
-        return detached(self.moves(state.messages, emb["edges"], state.vectors))
+        vectors = self.moves(state.messages, emb["edges"], state.vectors)
+        return detached(with_zero_gradients(vectors, emb["unread"]))
 
 
 @registry.register_model("egnn_noise_head")
@@ -124,4 +126,5 @@ class EGNNNoiseHead(RowHead, nn.Module, HeadInterface):
         """(N, 3)."""
         state = emb["state"]
         moved = self.moves(state.messages, emb["edges"], state.vectors)
-        return detached((state.displacement + moved) / self.scale)
+        noise = (state.displacement + moved) / self.scale
+        return detached(with_zero_gradients(noise, emb["unread"]))

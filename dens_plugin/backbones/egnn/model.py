@@ -90,8 +90,8 @@ class EGNN(nn.Module, BackboneInterface, GraphModelMixin):
         """What heads read; with an autograd graph under ``torch.no_grad()`` too where one takes a gradient and ends it.
 
         Returns:
-            ``scalars`` (N, C); ``state``, what the last layer leaves; the ``edges``; and the ``positions`` (N, 3) to
-            differentiate by.
+            ``scalars`` (N, C); ``state``, what the last layer leaves; the ``edges``; the ``positions`` (N, 3) to
+            differentiate by; and ``unread``, the weights that heads without scalars do not depend on.
         """
         require_known_elements(data, self.max_num_elements)
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.is_differentiated):
@@ -101,7 +101,8 @@ class EGNN(nn.Module, BackboneInterface, GraphModelMixin):
             for layer, forces in zip(self.layers, self._encoded(data), strict=True):
                 state = layer(scalars, displacement, edges, forces)
                 scalars, displacement = state.scalars, state.displacement
-            return {"scalars": scalars, "state": state, "edges": edges, "positions": positions}
+            unread = self.layers[-1].of_scalars()
+            return {"scalars": scalars, "state": state, "edges": edges, "positions": positions, "unread": unread}
 
     def describe(self) -> Description:
         """What others must know of it."""

@@ -14,6 +14,7 @@ from dens_plugin.backbones.heads import Asked, RowHead
 from dens_plugin.backbones.readout import EnergyReadout, detached
 from dens_plugin.fields import NOISE
 from dens_plugin.nn.se3_transformer.convolution import MeanConvolution
+from dens_plugin.nn.zero_gradients import with_zero_gradients
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -92,7 +93,8 @@ class SE3TransformerVectorHead(RowHead, nn.Module, HeadInterface):
 
     def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
         """(N, 3)."""
-        return detached(self.convolution(emb["features"], emb["edges"])[1].squeeze(-1))
+        vectors = self.convolution(emb["features"], emb["edges"])[1].squeeze(-1)
+        return detached(with_zero_gradients(vectors, emb["unread"]))
 
 
 @registry.register_model("se3_transformer_noise_head")

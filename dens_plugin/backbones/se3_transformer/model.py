@@ -91,8 +91,9 @@ class SE3Transformer(nn.Module, BackboneInterface, GraphModelMixin):
         """What heads read; with an autograd graph under ``torch.no_grad()`` too where one takes a gradient and ends it.
 
         Returns:
-            ``features`` [(N, 2l + 1, C)] of the last layer, ``scalars`` (N, S) made of them, the ``edges``, and the
-            ``positions`` (N, 3) to differentiate by.
+            ``features`` [(N, 2l + 1, C)] of the last layer, ``scalars`` (N, S) made of them, the ``edges``, the
+            ``positions`` (N, 3) to differentiate by, and ``unread``, the weights that heads without scalars do not
+            depend on.
         """
         require_known_elements(data, self.max_num_elements)
         with torch.set_grad_enabled(torch.is_grad_enabled() or self.is_differentiated):
@@ -104,7 +105,13 @@ class SE3Transformer(nn.Module, BackboneInterface, GraphModelMixin):
             for layer in others:
                 features = layer(features, edges)
             scalars = self.last(features, edges)[0].squeeze(1)
-            return {"features": features, "scalars": scalars, "edges": edges, "positions": positions}
+            return {
+                "features": features,
+                "scalars": scalars,
+                "edges": edges,
+                "positions": positions,
+                "unread": list(self.last.parameters()),
+            }
 
     def describe(self) -> Description:
         """What others must know of it."""

@@ -123,6 +123,10 @@ class Layer(nn.Module):
         self.first = nn.Linear(2 * channels, channels)
         self.second = nn.Linear(channels, channels)
 
+    def of_scalars(self) -> list[nn.Parameter]:
+        """The weights that nothing but the new scalars depend on."""
+        return [*self.first.parameters(), *self.second.parameters()]
+
     def forward(
         self, scalars: torch.Tensor, displacement: torch.Tensor, edges: Edges, forces: EncodedForces | None = None
     ) -> State:

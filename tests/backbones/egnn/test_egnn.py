@@ -113,6 +113,16 @@ def test_mirrored_forces_give_mirrored_noise():
     assert_close(second[NOISE], first[NOISE] * sign, 1e-10)
 
 
+@pytest.mark.parametrize("heads", [NOISE_HEAD, {"forces": DIRECT["forces"]}], ids=["noise", "forces"])
+def test_vectors_alone_give_every_parameter_a_gradient(heads):
+    """As pre-training asks for, and distributed training needs."""
+    model, batch = ours(PLAIN, heads).train(), random_batch()
+    batch[ROWS] = dict.fromkeys(heads, every_atom(batch))
+    (vectors,) = predict(model, batch).values()
+    vectors.square().sum().backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
 def test_an_isolated_atom_does_not_notice_its_company():
     isolated = random_structure(1)
     alone, beside = Batch.from_data_list([isolated]), Batch.from_data_list([isolated, random_structure(5, seed=1)])

@@ -10,10 +10,12 @@ from torch_geometric.data import Batch
 
 import dens_plugin.backbones.se3_transformer  # noqa: F401  (registers its names)
 from dens_plugin.backbones.gradients import GradientNoiseHead
+from dens_plugin.fields import ROWS
 from dens_plugin.testing import (
     BackboneContract,
     GradientForceContract,
     assert_close,
+    every_atom,
     predict,
     random_batch,
     random_structure,
@@ -93,6 +95,16 @@ def test_does_not_depend_on_the_order_of_atoms():
     first, second = predict(model, batch), predict(model, other)
     assert_close(second["energy"], first["energy"], 1e-5)
     assert_close(second["forces"], first["forces"][order], 1e-4)
+
+
+@pytest.mark.parametrize("heads", [GRADIENT_NOISE, {"forces": DIRECT["forces"]}], ids=["noise", "forces"])
+def test_vectors_alone_give_every_parameter_a_gradient(heads):
+    """As pre-training asks for, and distributed training needs."""
+    model, batch = ours(PLAIN, heads).train(), random_batch()
+    batch[ROWS] = dict.fromkeys(heads, every_atom(batch))
+    (vectors,) = predict(model, batch).values()
+    vectors.square().sum().backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
 
 
 def test_an_isolated_atom_does_not_notice_its_company():
