@@ -17,6 +17,9 @@ from dens_plugin.log_lines import set_up_logging
 _SPLIT_OF_MODE = {"train": ("train", "val"), "validate": ("val",), "predict": ("test",), "run-relaxations": ("relax",)}
 
 
+PRETRAIN = "pretrain"  # the command and its objective
+
+
 class Mode(NamedTuple):
     """A mode of fairchem.
 
@@ -31,6 +34,7 @@ class Mode(NamedTuple):
 
 MODES = {
     "train": Mode("train", "train a model"),
+    PRETRAIN: Mode("train", "train on structures without labels, by the objective `pretrain`"),
     "validate": Mode("validate", "errors of a checkpoint on the validation set"),
     "predict": Mode("predict", "predictions of a checkpoint for the test set, float32"),
     "relax": Mode("run-relaxations", "relax the structures of a data set"),
@@ -50,6 +54,8 @@ def run_mode(command: str, arguments: Sequence[str]) -> None:
     require_options(args, overrides, parser)
     args.config_yml = find_config(args.config_yml)
     _require_files(args, overrides, mode)
+    if command == PRETRAIN:
+        _require_pretraining(args.config_yml, overrides)
     _choose_device(args)
     if args.checkpoint and mode != "train" and args.run_dir == parser.get_default("run_dir"):
         args.run_dir = str(run_folder_of(args.checkpoint) or args.run_dir)
@@ -79,6 +85,22 @@ def _require_files(args: argparse.Namespace, overrides: Sequence[str], mode: str
         given_source = changed.get(f"dataset.{split}.src", "None")
         if not given_source.startswith(("[", "(")) and given_source != "None":
             _require_source(split, given_source)
+
+
+def _require_pretraining(path: Path, overrides: Sequence[str]) -> None:
+    """Raise ValueError if a config, its included files or an option say that something else is to be trained."""
+    given = [text.partition("=") for text in overrides]
+    names = [value for key, _, value in given if key == "--task.objective.name"]
+    for file in config_files(path):  # its own settings first
+        task = file.settings.get("task")
+        objective = task.get("objective") if isinstance(task, dict) else None
+        names += [objective["name"]] if isinstance(objective, dict) and "name" in objective else []
+    if not names or names[0] != PRETRAIN:
+        found = f"is `{names[0]}`" if names else "is missing"
+        raise ValueError(
+            f"`dens pretrain` trains by the objective `pretrain`, and task.objective.name in '{path}' {found}; include "
+            "objective/pretrain.yml, or call `dens train`"
+        )
 
 
 def _sources(path: Path) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import dens_plugin
+import dens_plugin.commands.modes
 from dens_plugin.cli import main
 from dens_plugin.commands.modes import run_folder_of, run_mode
 from dens_plugin.config_files import find_config, packaged_names
@@ -82,6 +83,35 @@ class TestFilesAreLookedForFirst:
     def test_both_devices(self, tmp_path, monkeypatch):
         line = self.refused(tmp_path, monkeypatch, {"dataset": {}}, "--cpu", "--device", "cuda")
         assert "contradict each other" in line
+
+
+    @pytest.mark.parametrize(
+        ("objective", "arguments", "found"),
+        [
+            ({"objective": {"name": "s2ef"}}, (), "is `s2ef`"),
+            ({"objective": {"name": "pretrain"}}, ("--task.objective.name=dens",), "is `dens`"),
+            ({}, (), "is missing"),
+        ],
+    )
+    def test_pretraining_with_another_objective(self, tmp_path, monkeypatch, objective, arguments, found):
+        line = self.refused(tmp_path, monkeypatch, {"task": objective}, *arguments, command="pretrain")
+        assert f"task.objective.name in 'c.yml' {found}; include objective/pretrain.yml" in line
+
+    def test_pretraining_is_training(self, tmp_path, monkeypatch):
+        """With the objective that it is named for, of an included file."""
+        asked = []
+        monkeypatch.setattr(dens_plugin.commands.modes.importlib, "import_module", lambda name: _Launch(asked))
+        (tmp_path / "c.yml").write_text("includes: [objective/pretrain.yml]")
+        run_mode("pretrain", ["--config-yml", str(tmp_path / "c.yml"), "--cpu"])
+        assert asked == ["train"]
+
+
+class _Launch:
+    def __init__(self, asked):
+        self.asked = asked
+
+    def launch(self, args, overrides):
+        self.asked.append(args.mode)
 
 
 def test_results_go_where_the_checkpoint_came_from(tmp_path):
