@@ -84,7 +84,6 @@ class TestFilesAreLookedForFirst:
         line = self.refused(tmp_path, monkeypatch, {"dataset": {}}, "--cpu", "--device", "cuda")
         assert "contradict each other" in line
 
-
     @pytest.mark.parametrize(
         ("objective", "arguments", "found"),
         [
