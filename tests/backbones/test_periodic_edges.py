@@ -10,7 +10,9 @@ from fairchem.core.common.utils import radius_graph_pbc
 from torch_geometric.data import Batch, Data
 
 from dens_plugin import compat
+from dens_plugin.backbones.neighbours import Search, with_neighbours
 from dens_plugin.backbones.periodic_edges import periodic_edges
+from dens_plugin.fields import NEIGHBOURS
 from dens_plugin.testing import random_batch
 
 
@@ -101,6 +103,19 @@ def test_structures_of_a_batch_keep_their_own_periodicity(search):
         assert neighbors[index] == alone[2]
         start += len(slabs()[index])
     assert neighbors.unique().numel() == len(MIXED)
+
+
+def test_searching_structure_by_structure_finds_the_same():
+    """`use_pbc_single`, which saves memory."""
+    structures = batch_of(*slabs()).to_data_list()
+    for structure, pbc in zip(structures, MIXED, strict=True):
+        structure.update({"pbc": torch.tensor(pbc), "atomic_numbers": torch.ones(len(structure.pos), dtype=torch.long)})
+    batch = Batch.from_data_list(structures)
+    searches = (Search(6.0, 500, strictly=True, use_pbc=True, use_pbc_single=single) for single in (False, True))
+    together, apart = (with_neighbours(batch, search)[NEIGHBOURS] for search in searches)
+    assert torch.equal(together.edge_index, apart.edge_index)
+    assert torch.equal(together.cell_offsets, apart.cell_offsets)
+    assert torch.equal(together.neighbors, apart.neighbors)
 
 
 @pytest.mark.parametrize("search", SEARCHES)
