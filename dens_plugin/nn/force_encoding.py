@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from e3nn import o3
 from torch import nn
+
+from dens_plugin.nn.so2.degree_copies import copies_of
+from dens_plugin.nn.spherical_harmonics import spherical_harmonics
 
 
 class ForceEncoding(nn.Module):
@@ -27,19 +29,14 @@ class ForceEncoding(nn.Module):
         super().__init__()
         self.lmax = lmax
         self.weight = nn.Parameter(torch.empty(lmax + 1, channels, 1))
-        degree = torch.arange(lmax + 1)
-        self.register_buffer("_degree", degree.repeat_interleave(2 * degree + 1), persistent=False)
         with torch.random.fork_rng(devices=[]):  # a model with DeNS starts from the weights of the one without
             nn.init.normal_(self.weight) if weight_init == "normal" else nn.init.uniform_(self.weight, -1, 1)
 
     def forward(self, forces: torch.Tensor) -> torch.Tensor:
         """Encode forces (N, 3) in eV/Å as (N, L, C)."""
         norm = forces.norm(dim=-1, keepdim=True) / math.sqrt(3)  # (N, 1)
-        harmonics = o3.spherical_harmonics(
-            list(range(self.lmax + 1)), forces, normalize=True, normalization="component"
-        )  # (N, L)
-        weight = self.weight[self._degree, :, 0]  # (L, C)
-        return (norm * harmonics)[:, :, None] * weight
+        harmonics = norm * spherical_harmonics(forces, self.lmax)  # (N, L)
+        return harmonics[:, :, None] * copies_of(self.weight)[:, :, 0]
 
 
 class VectorForceEncoding(ForceEncoding):

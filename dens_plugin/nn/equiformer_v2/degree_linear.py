@@ -10,15 +10,13 @@ behind, so that their matrices are multiplied once (`DegreeLinear.before`, `Degr
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from dens_plugin.nn.backends.choice import Machine, machine_for
-from dens_plugin.nn.backends.triton import degree_sums as kernels
+from dens_plugin.nn.so2.degree_copies import copies_of
 from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
@@ -79,33 +77,6 @@ class Linear(NamedTuple):
 
     weight: torch.Tensor
     bias: torch.Tensor
-
-
-def copies_of(weight: torch.Tensor) -> torch.Tensor:
-    """(..., (lmax + 1)^2, C', C), a copy for every component, of weights (..., lmax + 1, C', C) of the degrees."""
-    out: torch.Tensor = _Copies.apply(weight)
-    return out
-
-
-@functools.cache
-def _degrees(count: int, device: torch.device) -> torch.Tensor:
-    """(L,) of all components; made once, as a copy to a GPU waits for it."""
-    with torch.inference_mode(False):  # whose tensors no later training step could use
-        return torch.tensor([degree for degree in range(count) for _ in range(2 * degree + 1)], device=device)
-
-
-class _Copies(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        return weight.index_select(-3, _degrees(weight.shape[-3], weight.device))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        if machine_for(grad) is Machine.TRITON:
-            return kernels.degree_sums(grad)
-        sizes = [2 * degree + 1 for degree in range(round(grad.shape[-3] ** 0.5))]
-        return torch.stack([part.sum(-3) for part in grad.split(sizes, dim=-3)], dim=-3)
 
 
 @backward_as_forward

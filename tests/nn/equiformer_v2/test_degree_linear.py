@@ -5,7 +5,8 @@ import torch
 from so2_samples import check
 from torch.nn import functional
 
-from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear, Linear, copies_of
+from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear, Linear
+from dens_plugin.nn.so2.degree_copies import copies_of
 
 pytestmark = pytest.mark.usefixtures("exact")
 DEGREES = [0, *[1] * 3, *[2] * 5]
