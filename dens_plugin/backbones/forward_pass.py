@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from fairchem.core.common import gp_utils
+from torch import nn
 
 from dens_plugin.fields import structure_names
 from dens_plugin.nn.edge_frames import SHORTEST, has_direction
@@ -18,6 +19,20 @@ from dens_plugin.nn.so2.tf32 import tf32_products
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
+
+
+class Now(NamedTuple):
+    """What depends on the batch.
+
+    Attributes:
+        edges: with their rotations, once these are known.
+        num_graphs: B.
+        weights: of modules, in the form in which this device multiplies with them, where they were made before.
+    """
+
+    edges: RotatedEdges | None = None
+    num_graphs: int = 0
+    weights: Mapping[nn.Module, Any] = {}
 
 
 class Pass:
@@ -35,8 +50,8 @@ class Pass:
         self._tf32 = tf32
         self._has_told = False
         self._edge_index: torch.Tensor | None = None
-        self._edges: RotatedEdges | None = None
-        self._num_atoms = self._num_graphs = 0
+        self._num_atoms = 0
+        self.now = Now()
 
     @classmethod
     def unless_graph_parallel(
@@ -69,23 +84,31 @@ class Pass:
         if self._tf32 and not (edge_index.is_cuda or self._has_told):
             self._has_told = True
             logging.warning("model.backbone.precision: tf32 exists only on CUDA; here it is fp32.")
-        self._edge_index, self._edges = edge_index, None
-        self._num_atoms, self._num_graphs = num_atoms, num_graphs
+        self._edge_index, self._num_atoms = edge_index, num_atoms
+        self.now = Now(num_graphs=num_graphs)
 
     def rotate(self, packed: torch.Tensor) -> None:
         """Make the edges from their rotations (E, P), in the order of `layout`."""
         assert self._edge_index is not None, "the backbone begins a pass before it rotates"
-        self._edges = RotatedEdges.build(self._edge_index, packed, self.layout, num_atoms=self._num_atoms)
+        edges = RotatedEdges.build(self._edge_index, packed, self.layout, num_atoms=self._num_atoms)
+        self.now = self.now._replace(edges=edges)
+
+    def prepare(self, weights: Mapping[nn.Module, Any]) -> None:
+        """Keep what modules multiply with in this pass, made for all of them together."""
+        self.now = self.now._replace(weights=weights)
 
     @contextmanager
-    def again(self, edges: RotatedEdges, num_graphs: int) -> Iterator[None]:
-        """Within the context, be the pass that these are of: a block computed again may come after another batch."""
-        current = self._edges, self._num_graphs
-        self._edges, self._num_graphs = edges, num_graphs
+    def again(self, then: Now) -> Iterator[None]:
+        """Within the context, be an earlier pass: a block computed again may come after another batch."""
+        current, self.now = self.now, then
         try:
             yield
         finally:
-            self._edges, self._num_graphs = current
+            self.now = current
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the batch: a copy of a model has none, and weights that were made of others cannot be copied."""
+        return {**vars(self), "now": Now(), "_edge_index": None}
 
     @property
     def edges(self) -> RotatedEdges:
@@ -94,9 +117,9 @@ class Pass:
         Raises:
             RuntimeError: before the backbone has seen a batch.
         """
-        if self._edges is None:
+        if self.now.edges is None:
             raise RuntimeError("no forward pass is under way: call the backbone before its modules and heads")
-        return self._edges
+        return self.now.edges
 
     def edges_of(self, edge_index: torch.Tensor) -> RotatedEdges:
         """Those of a graph, for a head.
@@ -114,10 +137,10 @@ class Pass:
     @property
     def num_graphs(self) -> int:
         """B."""
-        return self._num_graphs
+        return self.now.num_graphs
 
-    def edge_products(self) -> AbstractContextManager[None]:
-        """Within the context, products of an edge's features are in TF32 if that was asked for."""
+    def products(self) -> AbstractContextManager[None]:
+        """Within the context, products are in TF32 if that was asked for."""
         return tf32_products(True) if self._tf32 else nullcontext()
 
     def edge_dtype(self, nodes: torch.Tensor) -> torch.dtype:

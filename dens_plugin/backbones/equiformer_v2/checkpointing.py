@@ -17,8 +17,7 @@ from fairchem.core.models.equiformer_v2.equiformer_v2 import EquiformerV2Backbon
 from fairchem.core.models.equiformer_v2.transformer_block import TransBlockV2
 from torch.utils.checkpoint import checkpoint
 
-from dens_plugin.backbones.forward_pass import Pass
-from dens_plugin.nn.so2.rotated_edges import RotatedEdges
+from dens_plugin.backbones.forward_pass import Now, Pass
 
 
 class RecomputedBlock(TransBlockV2):
@@ -31,15 +30,13 @@ class RecomputedBlock(TransBlockV2):
         forward = super().forward
         shared: Pass | None = getattr(self.ga, "shared", None)
         if shared is not None:
-            forward = partial(_in_pass, forward, shared, shared.edges, shared.num_graphs)
+            forward = partial(_in_pass, forward, shared, shared.now)
         # Not reentrant: that form finds no tensors in fairchem's embeddings, and then has no gradients.
         return checkpoint(forward, *inputs, use_reentrant=False, **options)
 
 
-def _in_pass(
-    forward: Callable[..., Any], shared: Pass, edges: RotatedEdges, num_graphs: int, *inputs: Any, **options: Any
-) -> Any:
-    with shared.again(edges, num_graphs):
+def _in_pass(forward: Callable[..., Any], shared: Pass, now: Now, *inputs: Any, **options: Any) -> Any:
+    with shared.again(now):
         return forward(*inputs, **options)
 
 

@@ -13,6 +13,7 @@ EquiformerV2: Liao, Wood, Das and Smidt, arXiv:2306.12059.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from fairchem.core.models.equiformer_v2.drop import GraphDropPath
@@ -26,13 +27,22 @@ from fairchem.core.models.equiformer_v2.transformer_block import FeedForwardNetw
 from torch import nn
 from torch.nn import functional
 
-from dens_plugin.backbones.equiformer_v2.weights import convolution_weights, degree_linear, radial_of, vector_weights
+from dens_plugin.backbones.equiformer_v2.weights import (
+    AttentionWeights,
+    FeedForwardWeights,
+    attention_weights,
+    feed_forward_weights,
+    gates_of,
+    has_gates,
+    radial_hidden,
+    radial_of,
+    vector_weights,
+)
 from dens_plugin.backbones.forward_pass import Pass, edge_dtype
 from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.equiformer_v2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.equiformer_v2.convolution import Weights
-from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear, Linear
 from dens_plugin.nn.equiformer_v2.degree_norm import Affine, balance, computes, degree_norm
 from dens_plugin.nn.equiformer_v2.message import messages
 from dens_plugin.nn.equiformer_v2.radial import Radial
@@ -147,9 +157,11 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         node_offset: int = 0,
     ) -> SO3_Embedding:
         """(N, L, C')."""
+        weights = self._weights(x.embedding)
         inputs = x.embedding, atomic_numbers, edge_distance, self.shared.edges
-        values = self._at_targets(weighted_sum, convolution_weights(self.so2_conv_2), *inputs)
-        return _embedding(degree_linear(self.proj)(values), self.lmax_list)
+        values = self._at_targets(weighted_sum, weights, weights.second, *inputs)
+        with self.shared.products():
+            return _embedding(weights.projection(values), self.lmax_list)
 
     def vectors(
         self, nodes: torch.Tensor, atomic_numbers: torch.Tensor, edge_distance: torch.Tensor, edges: RotatedEdges
@@ -162,34 +174,41 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
             edge_distance: (E, K) features of the distances of ``edges``.
             edges: E of them.
         """
-        weights = vector_weights(self, edges.layout)
-        vectors = self._at_targets(vector_sum, weights, nodes, atomic_numbers, edge_distance, edges)
+        inputs = nodes, atomic_numbers, edge_distance, edges
+        vectors = self._at_targets(vector_sum, self._weights(nodes), vector_weights(self, edges.layout), *inputs)
         unused = [self.proj.bias, *(order.fc.weight for order in self.so2_conv_2.so2_m_conv[1:])]
         return with_zero_gradients(vectors, unused)
 
     def _at_targets(
         self,
         reduce: Callable[..., torch.Tensor],
-        weights: Weights,
+        weights: AttentionWeights,
+        last: Weights,
         nodes: torch.Tensor,
         atomic_numbers: torch.Tensor,
         edge_distance: torch.Tensor,
         edges: RotatedEdges,
     ) -> torch.Tensor:
         """(M, ...) of `weighted_sum` or `vector_sum`: a few edges at a time where nothing is kept for a gradient."""
-        first, activation = convolution_weights(self.so2_conv_1), self._activation(edges.layout)
+        activation = self._activation(edges.layout)
         function = self.rad_func if self.use_m_share_rad else self.so2_conv_1.rad_func
         edge_index = torch.stack([edges.source, edges.target])
-        radial = radial_of(function, self, atomic_numbers, edge_distance, edge_index)
+        radial = Radial(radial_hidden(function, self, atomic_numbers, edge_distance, edge_index), *weights.radial)
 
         def values(edges: RotatedEdges, hidden: torch.Tensor) -> torch.Tensor:
-            activated, attention = self._activated(nodes, radial._replace(hidden=hidden), edges, first, activation)
-            with self.shared.edge_products():
-                return reduce(activated, attention, weights, edges)
+            activated, attention = self._activated(
+                nodes, radial._replace(hidden=hidden), edges, weights.first, activation
+            )
+            with self.shared.products():
+                return reduce(activated, attention, last, edges)
 
         if self.training:  # dropout draws its numbers for all edges at once
             return values(edges, radial.hidden)
         return by_parts(values, edges, radial.hidden, _limit(edges, self.sphere_channels))
+
+    def _weights(self, nodes: torch.Tensor) -> AttentionWeights:
+        prepared: AttentionWeights | None = self.shared.now.weights.get(self)
+        return attention_weights(self, self.shared.edge_dtype(nodes)) if prepared is None else prepared
 
     def _activated(
         self, nodes: torch.Tensor, radial: Radial, edges: RotatedEdges, weights: Weights, activation: Activation
@@ -197,11 +216,11 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         """Activated features (E, S, C) of the first convolution, and attention weights (E, H)."""
         dtype = self.shared.edge_dtype(nodes)
         with torch.autocast(nodes.device.type, enabled=False):
-            with self.shared.edge_products():
+            with self.shared.products():
                 width = self.num_heads * self.attn_alpha_channels
                 scalars, features = messages(nodes, radial, weights, edges, dtype, num_scalars=width)
             attention = self._attention(scalars.to(nodes.dtype), edges)
-        with self.shared.edge_products():
+        with self.shared.products():
             return activation(features, len(edges.layout)), attention
 
     def _attention(self, scalars: torch.Tensor, edges: RotatedEdges) -> torch.Tensor:
@@ -230,54 +249,46 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
 class FastFeedForward(FeedForwardNetwork):
     """Folds its linear layers around the grid; networks with gates go fairchem's way."""
 
+    shared: Pass | None
+
     def forward(self, input_embedding: SO3_Embedding) -> SO3_Embedding:
         """(N, L, C')."""
-        if self._has_gates():
+        if has_gates(self):
             return super().forward(input_embedding)
-        hidden, last = self._on_grid(input_embedding.embedding)
-        return _embedding(last(hidden), input_embedding.lmax_list)
+        features, shared = input_embedding.embedding, self.shared
+        with nullcontext() if shared is None else shared.products():
+            return _embedding(self._on_grid(features, self._weights(features)), input_embedding.lmax_list)
 
     def scalars(self, features: torch.Tensor) -> torch.Tensor:
-        """(N, C') of degree 0 alone, from node features (N, L, C): an energy head."""
-        if self._has_gates() or not self.use_sep_s2_act:
+        """(N, C') of degree 0 alone, from node features (N, L, C): an energy head, in the nodes' precision."""
+        if has_gates(self) or not self.use_sep_s2_act:
             return self.forward(_embedding(features, self.lmax_list)).embedding[:, 0]
         second = self.so3_linear_2
-        gates = functional.linear(features[:, 0], *self._gates())
+        gates = functional.linear(features[:, 0], *gates_of(self))
         scalars = functional.linear(functional.silu(gates), second.weight[0], second.bias)
         unused = [*self.so3_linear_1.parameters()]
         if self.use_grid_mlp:
             unused += self.grid_mlp.parameters()
         return with_zero_gradients(scalars, unused)
 
-    def _has_gates(self) -> bool:
-        return self.use_gate_act and not self.use_grid_mlp
+    def _weights(self, features: torch.Tensor) -> FeedForwardWeights:
+        prepared = None if self.shared is None else self.shared.now.weights.get(self)
+        if prepared is not None:
+            return prepared
+        dtype = edge_dtype(features) if self.shared is None else self.shared.edge_dtype(features)
+        return feed_forward_weights(self, dtype)
 
-    def _on_grid(self, features: torch.Tensor) -> tuple[torch.Tensor, DegreeLinear]:
-        """Hidden features (N, L, H), and the layer that they still need."""
+    def _on_grid(self, features: torch.Tensor, weights: FeedForwardWeights) -> torch.Tensor:
         grid = self.SO3_grid[self.max_lmax][self.max_lmax]
         to_grid, from_grid = grid.to_grid_mat.flatten(0, 1), grid.from_grid_mat.flatten(0, 1)
         if self.use_sep_s2_act:
             from_grid = from_grid[:, 1:]
-        first, second = degree_linear(self.so3_linear_1), degree_linear(self.so3_linear_2)
-        if not self.use_grid_mlp:
-            hidden, gates = first.with_gates(features, self._gates())
-            hidden = hidden.to(edge_dtype(hidden))
-            with torch.autocast(hidden.device.type, enabled=False):
-                hidden = grid_silu(hidden, GridMatrix(to_grid), GridMatrix(from_grid))
-            return (hidden if gates is None else torch.cat([functional.silu(gates)[:, None], hidden], dim=1)), second
-        before, middle, after = (self.grid_mlp[place].weight for place in (0, 2, 4))
-        hidden, gates = first.before(before).with_gates(features, self._gates())
-        folded = second.after(after)
-        if gates is not None:  # which are behind the grid already
-            folded = folded._replace(weight=torch.cat([second.weight[:1], folded.weight[1:]]))
-        return grid_mlp(hidden, middle, to_grid, from_grid, gates), folded
-
-    def _gates(self) -> Linear | None:
-        """The layer of what degree 0 becomes by its SiLU, if that is separate."""
-        if not self.use_sep_s2_act:
-            return None
-        layer = self.scalar_mlp[0] if self.use_grid_mlp else self.gating_linear
-        return Linear(layer.weight, layer.bias)
+        with torch.autocast(features.device.type, enabled=False):
+            hidden, gates = weights.first.with_gates(features, weights.gates)
+            if weights.middle is not None:
+                return weights.last(grid_mlp(hidden, weights.middle, to_grid, from_grid, gates))
+            hidden = grid_silu(hidden, GridMatrix(to_grid), GridMatrix(from_grid))
+            return weights.last(hidden if gates is None else torch.cat([functional.silu(gates)[:, None], hidden], 1))
 
 
 class FastLayerNorm(EquivariantLayerNormArraySphericalHarmonics):

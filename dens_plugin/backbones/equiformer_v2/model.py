@@ -25,10 +25,12 @@ from dens_plugin.backbones.equiformer_v2.checkpointing import checkpoint_blocks
 from dens_plugin.backbones.equiformer_v2.empty_graph import allow_empty_graphs
 from dens_plugin.backbones.equiformer_v2.family import FAMILY
 from dens_plugin.backbones.equiformer_v2.fast import SharedEmbedding, use_fast_path
+from dens_plugin.backbones.equiformer_v2.step_weights import weights_of_blocks
 from dens_plugin.backbones.forward_pass import Pass, require_directions, require_known_elements, require_sorted
 from dens_plugin.backbones.heads import RowHead
 from dens_plugin.backbones.neighbours import edges_to, found_graph
 from dens_plugin.fields import NOISE, corruption_of
+from dens_plugin.nn.backends.choice import Machine, machine_for
 from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.force_encoding import ForceEncoding
 from dens_plugin.nn.so2.layout import Layout
@@ -101,6 +103,8 @@ class EquiformerV2DeNS(EquiformerV2Backbone):
         require_known_elements(data, self.max_num_elements)
         graph = found_graph(self, data, enforce_max_neighbors_strictly=self.enforce_max_neighbors_strictly)
         self.SO3_rotation[0].set_wigner(self._init_edge_rot_mat(data, graph.edge_index, graph.edge_distance_vec))
+        if machine_for(data.pos) is Machine.TRITON:
+            self.shared.prepare(weights_of_blocks(self.blocks, self.shared.edge_dtype(data.pos)))
         elements = graph.atomic_numbers_full
         graph.edge_distance = self._edge_features(graph)
         edges = elements, graph.edge_distance, graph.edge_index

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from fairchem.core.models.equiformer_v2.radial_function import RadialFunction
 from fairchem.core.models.equiformer_v2.so2_ops import SO2_Convolution
-from fairchem.core.models.equiformer_v2.so3 import SO3_LinearV2
-from fairchem.core.models.equiformer_v2.transformer_block import SO2EquivariantGraphAttention
+from fairchem.core.models.equiformer_v2.transformer_block import FeedForwardNetwork, SO2EquivariantGraphAttention
 from torch import nn
 from torch.nn import functional
 
 from dens_plugin.nn.equiformer_v2.convolution import Weights
-from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear
+from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear, Linear
 from dens_plugin.nn.equiformer_v2.radial import Radial
 from dens_plugin.nn.so2.layout import Layout
 
@@ -43,9 +44,81 @@ def vector_weights(attention: SO2EquivariantGraphAttention, layout: Layout) -> W
     return Weights((projection * bias).sum(1), orders)
 
 
-def degree_linear(linear: SO3_LinearV2) -> DegreeLinear:
-    """The same layer."""
-    return DegreeLinear(linear.weight, linear.bias)
+class AttentionWeights(NamedTuple):
+    """Of a graph attention.
+
+    Attributes:
+        radial: the last layer of the radial function.
+        first: of the first convolution.
+        second: of the second one.
+        projection: behind the sum over edges.
+    """
+
+    radial: Linear
+    first: Weights
+    second: Weights
+    projection: DegreeLinear
+
+
+class FeedForwardWeights(NamedTuple):
+    """Of a feed-forward network without gates, whose layers next to the grid are folded into one.
+
+    Attributes:
+        first: from node features to the grid.
+        middle: (H, H) on the points of the grid, if it has a network of its own there.
+        last: from the grid to node features.
+        gates: of what degree 0 becomes by its SiLU, if that is separate.
+    """
+
+    first: DegreeLinear
+    middle: torch.Tensor | None
+    last: DegreeLinear
+    gates: Linear | None
+
+
+def attention_weights(attention: SO2EquivariantGraphAttention, dtype: torch.dtype) -> AttentionWeights:
+    """As the parameters are; the projection in a precision, the others in that of their features when these are known.
+
+    Args:
+        attention: of fairchem's.
+        dtype: of products of nodes.
+    """
+    radial = last_radial(attention)
+    convolutions = (convolution_weights(layer) for layer in (attention.so2_conv_1, attention.so2_conv_2))
+    projection = DegreeLinear(attention.proj.weight, attention.proj.bias).to(dtype)
+    return AttentionWeights(Linear(radial.weight, radial.bias), *convolutions, projection)
+
+
+def feed_forward_weights(network: FeedForwardNetwork, dtype: torch.dtype) -> FeedForwardWeights:
+    """Folded, in the precision of products of nodes."""
+    first, last = (DegreeLinear(layer.weight, layer.bias) for layer in (network.so3_linear_1, network.so3_linear_2))
+    gates, middle = gates_of(network), None
+    if network.use_grid_mlp:
+        before, middle, after = (network.grid_mlp[place].weight for place in (0, 2, 4))
+        first, folded = first.before(before), last.after(after)
+        if gates is not None:  # which are behind the grid already
+            folded = folded._replace(weight=torch.cat([last.weight[:1], folded.weight[1:]]))
+        last = folded
+    return FeedForwardWeights(first.to(dtype), middle, last.to(dtype), gates)
+
+
+def gates_of(network: FeedForwardNetwork) -> Linear | None:
+    """The layer of what degree 0 becomes by its SiLU, if that is separate."""
+    if not network.use_sep_s2_act:
+        return None
+    layer = network.scalar_mlp[0] if network.use_grid_mlp else network.gating_linear
+    return Linear(layer.weight, layer.bias)
+
+
+def has_gates(network: FeedForwardNetwork) -> bool:
+    """Whether a network has gates instead of a grid."""
+    return network.use_gate_act and not network.use_grid_mlp
+
+
+def last_radial(attention: SO2EquivariantGraphAttention) -> nn.Linear:
+    """The last layer of an attention's radial function."""
+    function = attention.rad_func if attention.use_m_share_rad else attention.so2_conv_1.rad_func
+    return function.net[-1]
 
 
 def radial_of(
@@ -55,7 +128,7 @@ def radial_of(
     edge_distance: torch.Tensor,
     edge_index: torch.Tensor,
 ) -> Radial:
-    """All layers of a radial function but the last.
+    """A radial function, all layers but the last computed.
 
     Args:
         function: fairchem's network of distances and elements.
@@ -64,14 +137,27 @@ def radial_of(
         edge_distance: (E, K) features of the distances.
         edge_index: (2, E).
     """
-    first, *middle, last = function.net
+    last = function.net[-1]
+    hidden = radial_hidden(function, owner, atomic_numbers, edge_distance, edge_index)
+    return Radial(hidden, last.weight, last.bias)
+
+
+def radial_hidden(
+    function: RadialFunction,
+    owner: nn.Module,
+    atomic_numbers: torch.Tensor,
+    edge_distance: torch.Tensor,
+    edge_index: torch.Tensor,
+) -> torch.Tensor:
+    """(E, K) of all layers of a radial function but the last, whose arguments are those of `radial_of`."""
+    first, *middle, _ = function.net
     if owner.use_atom_edge_embedding:
         hidden = _first_layer(first, owner, atomic_numbers[edge_index], edge_distance)
     else:
         hidden = first(edge_distance)
     for layer in middle:
         hidden = layer(hidden)
-    return Radial(hidden, last.weight, last.bias)
+    return hidden
 
 
 def _first_layer(

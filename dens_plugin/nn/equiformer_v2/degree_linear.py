@@ -20,18 +20,34 @@ from dens_plugin.nn.so2.degree_copies import copies_of
 from dens_plugin.nn.so2.tf32 import backward_as_forward
 
 
-class DegreeLinear(NamedTuple):
-    """A linear layer for each degree.
+class Linear(NamedTuple):
+    """An ordinary linear layer.
 
     Attributes:
-        weight: (lmax + 1, C', C).
-        bias: (C',) of degree 0.
-        copies: ((lmax + 1)^2, C', C), the weight of every component, if they were made before.
+        weight: (D, C).
+        bias: (D,).
     """
 
     weight: torch.Tensor
     bias: torch.Tensor
-    copies: torch.Tensor | None = None
+
+    def to(self, dtype: torch.dtype) -> Linear:
+        """In another precision."""
+        return Linear(self.weight.to(dtype), self.bias.to(dtype))
+
+
+class DegreeLinear(NamedTuple):
+    """A linear layer for each degree.
+
+    Attributes:
+        weight: (lmax + 1, C', C), in the precision of the product.
+        bias: (C',) of degree 0.
+        is_copied: whether the weight is that of every component already, ((lmax + 1)^2, C', C): for a GPU alone.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    is_copied: bool = False
 
     def after(self, linear: torch.Tensor) -> DegreeLinear:
         """This one behind a linear layer (C, B) without a bias."""
@@ -41,8 +57,13 @@ class DegreeLinear(NamedTuple):
         """This one in front of a linear layer (D, C') without a bias."""
         return DegreeLinear(linear @ self.weight, linear @ self.bias)
 
+    def to(self, dtype: torch.dtype) -> DegreeLinear:
+        """In another precision."""
+        return self._replace(weight=self.weight.to(dtype), bias=self.bias.to(dtype))
+
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """(N, (lmax + 1)^2, C') of (N, (lmax + 1)^2, C)."""
+        features = features.to(self.weight.dtype)
         if features.is_cuda:
             return self._by_component(features, None)[0]
         sizes = [2 * degree + 1 for degree in range(len(self.weight))]
@@ -55,28 +76,18 @@ class DegreeLinear(NamedTuple):
 
     def with_gates(self, features: torch.Tensor, gates: Linear | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Besides, (N, D) of another layer that has degree 0 of the same features, if there is one."""
+        features = features.to(self.weight.dtype)
+        gates = None if gates is None else gates.to(features.dtype)
         if features.is_cuda:
             return self._by_component(features, gates)
         return self(features), None if gates is None else functional.linear(features[:, 0], *gates)
 
     def _by_component(self, features: torch.Tensor, gates: Linear | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        copies = copies_of(self.weight) if self.copies is None else self.copies
+        weight = self.weight if self.is_copied else copies_of(self.weight)
         out: tuple[torch.Tensor, torch.Tensor | None] = _ByComponent.apply(
-            features, copies, self.bias, *(gates or (None, None))
+            features, weight, self.bias, *(gates or (None, None))
         )
         return out
-
-
-class Linear(NamedTuple):
-    """An ordinary linear layer.
-
-    Attributes:
-        weight: (D, C).
-        bias: (D,).
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
 
 
 @backward_as_forward
