@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+import types
+
 import torch
 from torch.nn.functional import silu
 
 from dens_plugin.nn.backends.triton.packing import degrees, radial_shared
+
+KERNELS = "dens_plugin.nn.backends.triton."
 
 
 def wide(dtype):
@@ -73,3 +79,50 @@ def join(planes, layout, channels, out, *, is_conjugate):
     for part, both in zip(planes.split(sizes, dim=1), orders_of(out, layout, channels), strict=True):
         p, q, r = part.chunk(3, dim=1)
         both[:, 0], both[:, 1] = (p + r, p + q) if is_conjugate else (p - q, p + r)
+
+
+def softmax_by_target(logits, offsets):
+    """Target by target."""
+    parts = [logits[start:end].float().softmax(dim=0) for start, end in itertools.pairwise(offsets.tolist())]
+    return torch.cat(parts).to(logits.dtype)
+
+
+def normed(features, balance, weights, bias, *, is_separate):
+    lmax = len(weights[1])
+    sizes = torch.arange(lmax + 1, device=features.device)
+    weight = torch.cat([weights[0][None], weights[1]]).repeat_interleave(2 * sizes + 1, dim=0)
+    centered = torch.cat([features[:, :1] - features[:, :1].mean(2, keepdim=True), features[:, 1:]], dim=1)
+    squares = (balance[:-1, None] * centered**2).sum(2)
+    total = squares.sum(1, keepdim=True)
+    if is_separate:
+        others = squares[:, 1:].sum(1, keepdim=True).expand(-1, squares.shape[1] - 1)
+        total = torch.cat([squares[:, :1], others], dim=1)
+    out = centered * (total + balance[-1]).rsqrt()[..., None] * weight
+    return torch.cat([out[:, :1] + bias, out[:, 1:]], dim=1)
+
+
+def normed_backward(grad, features, balance, weights, *, is_separate):
+    inputs = [tensor.detach().requires_grad_() for tensor in (features, *weights, torch.zeros_like(weights[0]))]
+    with torch.enable_grad():
+        out = normed(inputs[0], balance, inputs[1:3], inputs[3], is_separate=is_separate)
+        of_features, first, others, bias = torch.autograd.grad(out, inputs, grad, materialize_grads=True)
+    return of_features, torch.cat([first[None], others, bias[None]])
+
+
+def degree_sums(of_components):
+    sizes = [2 * degree + 1 for degree in range(round(of_components.shape[-3] ** 0.5))]
+    return torch.stack([part.sum(-3) for part in of_components.split(sizes, dim=-3)], dim=-3)
+
+
+def stand_in(monkeypatch):
+    """Put the twins in the places of the kernels, wherever these were imported."""
+    kernels = {
+        getattr(module, name): twin
+        for module in [sys.modules[name] for name in list(sys.modules) if name.startswith(KERNELS)]
+        for name, twin in globals().items()
+        if getattr(getattr(module, name, None), "__module__", None) == module.__name__
+    }
+    for module in [sys.modules[name] for name in list(sys.modules) if name.startswith("dens_plugin.nn")]:
+        for name, value in list(vars(module).items()):
+            if isinstance(value, types.FunctionType) and value in kernels:
+                monkeypatch.setattr(module, name, kernels[value])

@@ -4,19 +4,15 @@ import kernel_twins
 import pytest
 import torch
 
-from dens_plugin.nn.equiformer_v2 import fused, whole_convolution
-from dens_plugin.nn.escn import message_sum
+from dens_plugin.nn.equiformer_v2 import fused  # noqa: F401  (whose kernels are replaced)
+from dens_plugin.nn.escn import message_sum  # noqa: F401
 from dens_plugin.nn.so2 import activation, grid_mlp, rotated_edges
-
-KERNELS = {"aggregate", "join", "rotate_to_edges", "s2_activation", "spread"}
 
 
 @pytest.fixture
 def twins_of_kernels(monkeypatch):
     """Triton's kernels in plain torch, which has double precision."""
-    for module in (fused, whole_convolution, message_sum):
-        for name in vars(kernel_twins).keys() & vars(module).keys() & KERNELS:
-            monkeypatch.setattr(module, name, getattr(kernel_twins, name))
+    kernel_twins.stand_in(monkeypatch)
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from dens_plugin.nn.backends.choice import Machine, machine_for
 from dens_plugin.nn.backends.cpu.team import uses_loops
+from dens_plugin.nn.backends.triton.aggregate import aggregate
 from dens_plugin.nn.so2 import by_loops
 from dens_plugin.nn.so2.rotated_edges import Piece, RotatedEdges
 from dens_plugin.nn.so2.tf32 import backward_as_forward
@@ -29,6 +31,9 @@ def rotate_back(features: torch.Tensor, edges: RotatedEdges) -> torch.Tensor:
     Returns:
         (M, (lmax + 1)^2, C).
     """
+    if machine_for(features) is Machine.TRITON:
+        scale = edges.packed.new_ones(len(edges.layout))
+        return aggregate(features, None, edges.rotation, scale, edges.offsets, edges.row)
     out: torch.Tensor = _RotateBack.apply(features, edges)
     return out
 

@@ -1,26 +1,12 @@
 from __future__ import annotations
 
+import kernel_twins
 import pytest
 import torch
 from kernel_samples import DEVICE, needs_triton, random, relative
 
 from dens_plugin.nn.backends.triton.degree_norm import normed, normed_backward
 from dens_plugin.nn.equiformer_v2.degree_norm import balance
-
-
-def degree_norm(features, of_squares, weights, bias, *, is_separate):
-    """The formula in plain torch."""
-    lmax = len(weights[1])
-    sizes = torch.arange(lmax + 1, device=features.device)
-    weight = torch.cat([weights[0][None], weights[1]]).repeat_interleave(2 * sizes + 1, dim=0)
-    centered = torch.cat([features[:, :1] - features[:, :1].mean(2, keepdim=True), features[:, 1:]], dim=1)
-    squares = (of_squares[:-1, None] * centered**2).sum(2)
-    total = squares.sum(1, keepdim=True)
-    if is_separate:
-        others = squares[:, 1:].sum(1, keepdim=True).expand(-1, max(0, squares.shape[1] - 1))
-        total = torch.cat([squares[:, :1], others], dim=1)
-    out = centered * (total + of_squares[-1]).rsqrt()[..., None] * weight
-    return torch.cat([out[:, :1] + bias, out[:, 1:]], dim=1)
 
 
 @needs_triton
@@ -31,7 +17,7 @@ def test_triton_is_the_formula(atoms, lmax, channels, is_separate):
     features = 2 + random(atoms, (lmax + 1) ** 2, channels)
     weights, bias = (random(channels), random(lmax, channels)), random(channels, seed=3)
     exact = [tensor.double().requires_grad_() for tensor in (features, *weights, bias)]
-    expected = degree_norm(exact[0], of_squares.double(), exact[1:3], exact[3], is_separate=is_separate)
+    expected = kernel_twins.normed(exact[0], of_squares.double(), exact[1:3], exact[3], is_separate=is_separate)
     grad = random(*expected.shape, seed=7)
     found = normed(features, of_squares, weights, bias, is_separate=is_separate)
     of_features, of_affine = normed_backward(grad, features, of_squares, weights, is_separate=is_separate)

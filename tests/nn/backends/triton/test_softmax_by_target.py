@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import itertools
-
+import kernel_twins
 import pytest
 import torch
 from kernel_samples import DEVICE, assert_twins, graph, needs_triton, random
@@ -14,12 +13,6 @@ def degrees_of(*counts):
     return graph([0] * len(target), target, len(counts)).offsets
 
 
-def by_softmax(logits, offsets):
-    """Target by target."""
-    parts = [logits[start:end].float().softmax(dim=0) for start, end in itertools.pairwise(offsets.tolist())]
-    return torch.cat(parts).to(logits.dtype)
-
-
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("counts", [(2, 0, 3), (70, 1, 20), (0, 0)])  # 70: three blocks of edges
@@ -30,7 +23,7 @@ def test_triton_is_the_twin(counts, heads, dtype):
     if not sum(counts):
         assert softmax_by_target(logits, offsets).shape == (0, heads)
         return
-    assert_twins(softmax_by_target, by_softmax, [logits], [offsets], dtype)
+    assert_twins(softmax_by_target, kernel_twins.softmax_by_target, [logits], [offsets], dtype)
 
 
 @needs_triton

@@ -1,0 +1,54 @@
+"""A GPU's path from batch to gradients on a CPU: its order of operations, with twins of Triton's kernels.
+
+Tensors say that they are on a GPU, so that everything is computed as there but for the kernels themselves, which have
+tests of their own (`tests/nn/backends/triton`).
+"""
+
+from __future__ import annotations
+
+import kernel_twins
+import pytest
+import torch
+from test_equiformer_v2_fast import both
+from two_paths import a_corrupted_batch, assert_same_step, step
+
+from dens_plugin.nn.backends.cpu import team
+from dens_plugin.nn.backends.triton import availability
+
+OPTIONS = {
+    "paper": {},
+    "shared radial, shared embeddings, RMS norm": {
+        "use_m_share_rad": True,
+        "share_atom_edge_embedding": True,
+        "norm_type": "rms_norm_sh",
+    },
+    "no element embeddings": {"use_atom_edge_embedding": False},
+    "grid activation": {"use_grid_mlp": False},
+    "not separable": {"use_sep_s2_act": False},
+    "gates": {"use_gate_act": True, "use_grid_mlp": False},
+    "order zero": {"mmax_list": [0]},
+    "checkpointed": {"activation_checkpoint": True},
+    "no dropout": {"alpha_drop": 0.0, "drop_path_rate": 0.0, "proj_drop": 0.0},
+}
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """For what is computed from its call on."""
+
+    def become():
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+        monkeypatch.setattr(availability, "triton_reason", lambda *_: None)
+        monkeypatch.setattr(team, "loops_reason", lambda: "a GPU has none")
+        kernel_twins.stand_in(monkeypatch)
+
+    return become
+
+
+@pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
+def test_equiformer_v2_gives_fairchems_numbers(changes, as_on_a_gpu):
+    host, fast = both(**changes)
+    batch = a_corrupted_batch()
+    expected = step(host, batch)
+    as_on_a_gpu()
+    assert_same_step(step(fast, batch), expected, outputs=1e-5, gradients=1e-4)
