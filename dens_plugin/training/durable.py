@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 
 _BEST = "best_checkpoint.pt"  # fairchem's name
+_OTHER_GROUPS = (
+    "weight decay was turned on or off, which makes other groups: keep optim.optimizer_params.weight_decay at "
+    "0, or above it however little"
+)
 _UNEVALUATED = "unevaluated"  # in the config of a checkpoint that was written in front of its step's evaluation
 
 
@@ -288,9 +292,9 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         try:
             super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
         except (AssertionError, KeyError, RuntimeError, ValueError) as error:
+            remedy = _OTHER_GROUPS if "parameter groups" in str(error) else "use the config of its own run"
             raise ValueError(
-                f"the checkpoint '{checkpoint_path}' does not fit the config: {str(error).strip()[:300]}; "
-                "use the config of its own run"
+                f"the checkpoint '{checkpoint_path}' does not fit the config: {str(error).strip()[:300]}; {remedy}"
             ) from error
         if not inference_only:
             self._loaded_config = checkpoint.get("config")

@@ -25,6 +25,10 @@ def take_settings(optimizer: torch.optim.Optimizer, stated: Sequence[Group]) -> 
     """Give the groups of an optimiser that loaded a state the settings of the config, but for the learning rate."""
     for group, own in zip(optimizer.param_groups, stated, strict=True):
         group.update({name: value for name, value in own.items() if name not in _RATES})
+        if group.get("amsgrad"):  # turned on: the largest second moment so far is that of now
+            for state in (optimizer.state[parameter] for parameter in group["params"]):
+                if "exp_avg_sq" in state:
+                    state.setdefault("max_exp_avg_sq", state["exp_avg_sq"].clone())
 
 
 def schedule_at(

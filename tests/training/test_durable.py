@@ -529,6 +529,18 @@ class TestChanges:
             assert group["weight_decay"] == expected["weight_decay"]
         assert resumed.ema.decay == whole.ema.decay == config["optim"]["ema_decay"]
 
+    def test_of_an_optimiser_that_keeps_more(self, config, build, half):
+        config["optim"]["optimizer_params"] |= {"amsgrad": True}
+        trainer = build(config)
+        trainer.load_checkpoint(half)
+        trainer.train(disable_eval_tqdm=True)
+        assert trainer.step == 12
+
+    def test_of_groups_are_refused(self, config, build, half):
+        config["optim"]["optimizer_params"]["weight_decay"] = 0
+        with pytest.raises(ValueError, match=r"weight decay was turned on or off.*keep optim.optimizer_params"):
+            build(config).load_checkpoint(half)
+
     def test_of_a_plateau_keep_its_reductions(self, config, build):
         config["optim"] |= {"scheduler": "ReduceLROnPlateau", "scheduler_params": {"factor": 0.5, "patience": 0}}
         trainer = build(config)
