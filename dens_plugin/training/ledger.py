@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from dens_plugin.fields import Identifiers
 
 
-_REMEDY = "lower optim.lr_initial or optim.clip_grad_norm, or look at these structures with `dens data check`"
+_REMEDY = (
+    "lower optim.lr_initial or optim.clip_grad_norm and go on with --resume, or look at these structures with "
+    "`dens data check`"
+)
 
 
 class BadSteps:
