@@ -157,7 +157,7 @@ def _opened(
 ) -> tuple[RelaxationFolder, set[str]]:
     """The folder, and the names of the structures that it has no result of."""
     everything = {**settings.identity, "seed": potential.seed}
-    if physical.known:
+    if physical.outputs:
         everything["energies"] = "physical"  # earlier versions wrote them without the reference
     manifest = {"settings": everything, "model": potential.identity(), "data": inputs.identity()}
     text = json.dumps(manifest, sort_keys=True)

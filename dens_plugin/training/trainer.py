@@ -237,11 +237,14 @@ class DeNSTrainer(DurableTrainer):
         if not per_image:
             return predictions
         physical = self.physical_energies()
-        if physical.known and "energy" in predictions:
+        names = [name for name in physical.outputs if name in predictions]
+        if names:
             structures = (data.dataset.raw(index)[0] for batch in data.batch_sampler for index in batch)
-            added = [physical.missing(structure.atomic_numbers.tolist()) for structure in structures]
-            energies = [float(energy) + missing for energy, missing in zip(predictions["energy"], added, strict=True)]
-            predictions |= {"energy": energies, "energy_reference": added}
+            numbers = [structure.atomic_numbers.tolist() for structure in structures]
+        for name in names:
+            added = [physical.missing(each, name) for each in numbers]
+            values = [float(value) + missing for value, missing in zip(predictions[name], added, strict=True)]
+            predictions |= {name: values, f"{name}_reference": added}
         self.save_results(predictions, results_file)
         return predictions
 

@@ -30,7 +30,7 @@ class PhysicalEnergies:
     def __init__(self, origin: Origin | None, mean: float = 0.0) -> None:
         self._origin = origin
         self._mean = mean
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, str]] = set()
 
     @classmethod
     def of(
@@ -49,35 +49,36 @@ class PhysicalEnergies:
         return cls(None if known is None else Origin(**known), mean)
 
     @property
-    def known(self) -> bool:
-        """Whether the training data say what they are of."""
-        return self._origin is not None
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs that lack something: the energy, and others with references per element."""
+        return () if self._origin is None else ("energy", *(self._origin.element_references.keys() - {"energy"}))
 
-    def missing(self, numbers: Iterable[int]) -> float:
-        """What to add to the prediction for a structure of these atomic numbers, in eV."""
+    def missing(self, numbers: Iterable[int], output: str = "energy") -> float:
+        """What to add to the prediction of an output for a structure of these atomic numbers, in its unit."""
         origin, numbers = self._origin, [int(number) for number in numbers]
         if origin is None:
             return 0.0
-        reference = origin.reference_of(numbers)
+        reference = origin.reference_of(numbers, output)
         if reference is None:
-            self._warn(numbers, origin.formula)
+            self._warn(numbers, output, origin.formula)
             return 0.0
-        if origin.formula is None or "energy" in origin.element_references:
+        if output != "energy" or origin.formula is None or "energy" in origin.element_references:
             return reference
         share = origin.share_of(numbers)
         if share is not None:
             return reference + (share - 1) * self._mean
         if abs(self._mean) > _LARGE:
-            self._warn(numbers, origin.formula)
+            self._warn(numbers, output, origin.formula)
         return reference
 
-    def _warn(self, numbers: list[int], trained: str | None) -> None:
+    def _warn(self, numbers: list[int], output: str, trained: str | None) -> None:
         formula = Formula.from_list([chemical_symbols[number] for number in numbers]).format("hill")
-        if formula in self._warned:
+        if (formula, output) in self._warned:
             return
-        self._warned.add(formula)
+        self._warned.add((formula, output))
+        subject = "Energies" if output == "energy" else f"Values of {output}"
         logging.warning(
-            f"Energies of {formula} are off by a constant: the model was trained on "
+            f"{subject} of {formula} are off by a constant: the model was trained on "
             + (f"{trained}, whose mean energy says nothing of {formula}" if trained else _UNDETERMINED)
             + f". Forces, and differences between structures of {formula}, are not."
         )
