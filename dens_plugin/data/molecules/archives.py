@@ -53,7 +53,7 @@ class Archive(NamedTuple):
         numbers: Atomic numbers, shape (N,).
         positions: Shape (B, N, 3).
         energies: Shape (B,).
-        forces: Shape (B, N, 3).
+        forces: Shape (B, N, 3); None where they are not wanted.
         units: What they are in by the file's own words; None if it does not say.
         usual: What files of this kind are in by their documentation; None if that differs.
         parts: Indices of the frames for train, val and test, where the file itself divides them.
@@ -62,7 +62,7 @@ class Archive(NamedTuple):
     numbers: np.ndarray
     positions: np.ndarray
     energies: np.ndarray
-    forces: np.ndarray
+    forces: np.ndarray | None
     units: Units | None
     usual: Units | None
     parts: Mapping[str, np.ndarray] = {}
@@ -73,23 +73,24 @@ class Archive(NamedTuple):
             self.numbers,
             units.length * self.positions[index].astype(float),
             energy=units.energy * float(self.energies[index]),
-            forces=units.forces * self.forces[index].astype(float),
+            forces=None if self.forces is None else units.forces * self.forces[index].astype(float),
             fid=index,
         )
 
 
-def read_archive(path: Path, keys: Keys = USUAL) -> Archive:
+def read_archive(path: Path, keys: Keys = USUAL, *, forces: bool = True) -> Archive:
     """Read an npz file.
 
     Args:
         path: The file.
         keys: Of its energies and forces, where they are not the usual ones.
+        forces: Whether they are wanted.
 
     Raises:
         ValueError: If it is truncated or none, lacks an array, or the arrays are no numbers or do not belong together.
     """
     with open_npz(path) as file:
-        return _archive(path, file, keys)
+        return _archive(path, file, keys, forces=forces)
 
 
 def open_npz(path: Path) -> np.lib.npyio.NpzFile:
@@ -119,23 +120,24 @@ def read_array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         raise ValueError(f"{path}: {name} cannot be read ({error}): {_AGAIN}") from error
 
 
-def _archive(path: Path, file: np.lib.npyio.NpzFile, keys: Keys) -> Archive:
+def _archive(path: Path, file: np.lib.npyio.NpzFile, keys: Keys, *, forces: bool) -> Archive:
     kind = next((kind for kind in _KINDS if kind.numbers in file and kind.positions in file), None)
     if kind is None:
         known = " or ".join(", ".join(kind[1:]) for kind in _KINDS)
         raise ValueError(f"{path} has the arrays {', '.join(file.files)}, not {known}: is it a set of molecules?")
     kind = kind._replace(energies=keys.energy or kind.energies, forces=keys.forces or kind.forces)
-    missing = [name for name in (kind.energies, kind.forces) if name not in file]
+    needed = (kind.energies, kind.forces) if forces else (kind.energies,)
+    missing = [name for name in needed if name not in file]
     if missing:
         raise ValueError(
             f"{path} has no {' and no '.join(missing)}: training needs energies and forces. It has "
-            f"{', '.join(file.files)}: --energy-key and --forces-key name others."
+            f"{', '.join(file.files)}: --energy-key and --forces-key name others, --energies-only does without forces."
         )
     archive = Archive(
         numbers=_whole_numbers(path, file, kind.numbers),
         positions=_numbers(path, file, kind.positions),
         energies=_numbers(path, file, kind.energies).reshape(-1),
-        forces=_numbers(path, file, kind.forces),
+        forces=_numbers(path, file, kind.forces) if forces else None,
         units=_named_units(path, file),
         usual=KCAL if kind.name == "revised MD17" else None,
         parts={name: _whole_numbers(path, file, name) for name in PARTS if name in file},
@@ -176,9 +178,10 @@ def _numbers(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
 
 def _require_shapes(path: Path, archive: Archive) -> None:
     expected = (len(archive.energies), archive.numbers.size, 3)
-    if archive.numbers.ndim != 1 or archive.positions.shape != expected or archive.forces.shape != expected:
+    forces = expected if archive.forces is None else archive.forces.shape
+    if archive.numbers.ndim != 1 or archive.positions.shape != expected or forces != expected:
         raise ValueError(
             f"{path}: atomic numbers {archive.numbers.shape}, positions {archive.positions.shape}, energies "
-            f"{archive.energies.shape} and forces {archive.forces.shape} do not belong together, expected (N,), "
+            f"{archive.energies.shape} and forces {forces} do not belong together, expected (N,), "
             f"(B, N, 3), (B,) and (B, N, 3): {_AGAIN}"
         )

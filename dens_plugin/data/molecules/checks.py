@@ -113,19 +113,21 @@ class Molecules:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
-        self._of: dict[tuple[Path, int], int] = {}
+        self._of: dict[Path, np.ndarray] = {}
 
     def add(self, frames: Frames, index: int, molecule: str) -> None:
         """Remember a frame's."""
-        self._of[frames.path, index] = self._numbers.setdefault(molecule, len(self._numbers))
+        if frames.path not in self._of:
+            self._of[frames.path] = np.zeros(frames.length, dtype=np.int32)
+        self._of[frames.path][index] = self._numbers.setdefault(molecule, len(self._numbers))
 
     def of(self, frames: Frames, indices: np.ndarray) -> np.ndarray:
         """The molecules of some frames as numbers, shape (n,)."""
-        return np.array([self._of[frames.path, index] for index in indices.tolist()], dtype=int)
+        return self._of[frames.path][indices] if len(indices) else np.zeros(0, dtype=np.int32)
 
     def name(self, number: int) -> str:
         """What the data set calls it."""
-        return next(name for name, found in self._numbers.items() if found == number)
+        return list(self._numbers)[number]
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -205,24 +206,18 @@ def _require_possible(options: Options) -> None:
 
 
 def _open(src: Path, test: str | PathLike | None, options: Options) -> tuple[Frames, Frames | None]:
-    frames = open_frames(src, units=options.units, keys=options.keys)
+    opened = partial(open_frames, keys=options.keys, forces=not options.energies_only)
+    frames = opened(src, units=options.units)
     test = test if test is not None else frames.test
     if test is None:
-        return _as_wanted(frames, options), None
+        return frames, None
     if options.test_units is None:
-        tests = open_frames(Path(test), units=options.units, keys=options.keys)
+        tests = opened(Path(test), units=options.units)
     else:
-        tests = open_frames(Path(test), units=options.test_units, option="--test-units", keys=options.keys)
+        tests = opened(Path(test), units=options.test_units, option="--test-units")
     if tests.path.samefile(frames.path):
         raise ValueError(f"--test {test} is SRC itself: leave it out, and what --split leaves of SRC is for test.")
-    return _as_wanted(frames, options), _as_wanted(tests, options)
-
-
-def _as_wanted(frames: Frames, options: Options) -> Frames:
-    """The frames, without forces if those are not wanted."""
-    if not options.energies_only or not frames.forces:
-        return frames
-    return frames._replace(forces=False, read=lambda index: frames.read(index)._replace(forces=None))
+    return frames, tests
 
 
 def _candidates(frames: Frames, options: Options) -> tuple[np.ndarray, list[str]]:
@@ -237,7 +232,7 @@ def _candidates(frames: Frames, options: Options) -> tuple[np.ndarray, list[str]
     excluded = read_exclusions(Path(path))
     numbers = np.arange(frames.length) if frames.numbers is None else frames.numbers
     is_out = np.isin(numbers, list(excluded))
-    if not is_out.any():
+    if options.exclude is not None and not is_out.any():
         raise ValueError(f"--exclude {path} names none of the {frames.length:,} frames of {frames.path}.")
     return np.flatnonzero(~is_out), [f"{path}: {is_out.sum():,} of {frames.length:,} frames left out"]
 
@@ -262,6 +257,8 @@ def _choose(
         given = split.published(
             frames.parts, options.sizes, frames=frames.length, seed=options.seed, where=str(frames.path)
         )
+    if given is not None:
+        given = split.among(given, candidates, frames=frames.length)
     wanted = candidates if given is None else np.concatenate(given)
     usable = _checked(check, frames, wanted, options, progress=progress)
     chosen = _draw(check.molecules.of(frames, usable), usable, options) if given is None else _those(given, usable)
@@ -344,7 +341,7 @@ def _write(
 ) -> Result:
     """Write everything beside OUT, which then gets its name in a single rename; nothing stays of a failure."""
     train = parts["train"]
-    read = references.labels_of(train.frames, train.indices)
+    read = references.labels_of(train.frames, train.indices, sorted(check.elements))
     chosen = references.choose(options.reference, train.frames, read, one_formula=check.formula is not None)
     written = without_references(read, chosen)
     normalizers = {name: normalizer_of(values) for name, values in written.items()}

@@ -22,7 +22,9 @@ _RAW = "raw"  # where PyG's MD17 keeps its downloads, below its root
 _NO_MOLECULES = ("metadata.npz", "split.npz")  # nor normalizer_*.npz, but beside LMDBs
 
 
-def open_frames(path: Path, *, units: str | None = None, option: str = "--units", keys: Keys = USUAL) -> Frames:
+def open_frames(
+    path: Path, *, units: str | None = None, option: str = "--units", keys: Keys = USUAL, forces: bool = True
+) -> Frames:
     """Open a file of structures with energies and, if it is to have them, forces.
 
     Args:
@@ -33,6 +35,7 @@ def open_frames(path: Path, *, units: str | None = None, option: str = "--units"
         units: One of :data:`~dens_plugin.data.molecules.units.CHOICES`; None for what the file, or its kind, says.
         option: What the user calls ``units``, for the messages.
         keys: What the file calls its labels.
+        forces: Whether they are wanted; without them a file need not have any.
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
@@ -44,16 +47,25 @@ def open_frames(path: Path, *, units: str | None = None, option: str = "--units"
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a file of structures, or a folder with one.")
     chosen = None if units is None else from_choice(units)
+    frames = _open(path, chosen, option, keys, forces=forces)
+    if forces or not frames.forces:
+        return frames
+    return frames._replace(forces=False, read=lambda index: frames.read(index)._replace(forces=None))
+
+
+def _open(path: Path, chosen: Units | None, option: str, keys: Keys, *, forces: bool) -> Frames:
     if is_qm9(path):
         return open_qm9(path, energy=keys.energy)
     if iso17.is_iso17(path):
         return _open_iso17(path, chosen, option, keys)
     path = _only_archive(path) if path.is_dir() else path
     if path.suffix in hdf5.SUFFIXES:
-        return hdf5.open_hdf5(path, keys, chosen)
+        return hdf5.open_hdf5(path, keys, chosen, forces=forces)
     if is_plain_xyz(path):
         return open_plain_xyz(path, chosen)
-    return _open_archive(path, chosen, option, keys) if path.suffix == ".npz" else _open_ase(path, chosen, option, keys)
+    if path.suffix == ".npz":
+        return _open_archive(path, chosen, option, keys, forces=forces)
+    return _open_ase(path, chosen, option, keys)
 
 
 def _only_archive(folder: Path) -> Path:
@@ -72,8 +84,8 @@ def _only_archive(folder: Path) -> Path:
     return found[0] if found else folder
 
 
-def _open_archive(path: Path, chosen: Units | None, option: str, keys: Keys) -> Frames:
-    archive = read_archive(path, keys)
+def _open_archive(path: Path, chosen: Units | None, option: str, keys: Keys, *, forces: bool) -> Frames:
+    archive = read_archive(path, keys, forces=forces)
     named, units = archive.units, chosen or archive.units or archive.usual
     if units is None:
         raise ValueError(

@@ -91,13 +91,14 @@ class _Arrays(NamedTuple):
     charge: float
 
 
-def open_hdf5(path: Path, keys: Keys, chosen: Units | None = None) -> Frames:
+def open_hdf5(path: Path, keys: Keys, chosen: Units | None = None, *, forces: bool = True) -> Frames:
     """Open an HDF5 file; groups are read when a frame of theirs is asked for.
 
     Args:
         path: The file.
         keys: Of energies and forces, where they are not the usual ones.
         chosen: The units, if not those of the set.
+        forces: Whether they are wanted.
 
     Raises:
         ImportError: If h5py is not installed.
@@ -110,6 +111,7 @@ def open_hdf5(path: Path, keys: Keys, chosen: Units | None = None) -> Frames:
         found = "no groups with arrays" if first is None else f"a group {first} with {', '.join(file[first])}"
         raise ValueError(f"{path} has {found}, which is neither ANI-1, ANI-1x nor SPICE: is it a set of molecules?")
     layout = _with_keys(layout, keys, file[first])
+    layout = layout if forces else layout._replace(forces=None)
     _require_units(path, file[first], layout, chosen)
     groups, dropped = _usable(path, file, layout)
     ends = np.cumsum([len(group.rows) for group in groups])
@@ -147,7 +149,10 @@ class _Reader:
 
     def read(self, group: _Group, row: int, fid: int) -> Structure:
         if self._last is None or self._last[0] != group.name:
-            self._last = group.name, self._arrays(group.name)
+            try:
+                self._last = group.name, self._arrays(group.name)
+            except OSError as error:
+                raise ValueError(f"{self._path}, group {group.name} cannot be read ({error}): {_AGAIN}") from error
         arrays = self._last[1]
         return molecule_frame(
             arrays.elements,

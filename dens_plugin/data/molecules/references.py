@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from ase.data import chemical_symbols
+from ase.data import atomic_numbers, chemical_symbols
 
 from dens_plugin.data.molecules.frames import Frames
 from dens_plugin.data.structures import Structure
@@ -77,17 +77,19 @@ class Labels(NamedTuple):
     values: Mapping[str, np.ndarray]
 
 
-def labels_of(frames: Frames, indices: np.ndarray) -> Labels:
-    """Read the energies and targets of some frames."""
-    compositions, values = [], []
-    for index in indices.tolist():
+def labels_of(frames: Frames, indices: np.ndarray, symbols: Sequence[str]) -> Labels:
+    """Read the energies and targets of some frames, whose elements are among ``symbols``."""
+    names = ["energy", *frames.targets]
+    columns = np.array([atomic_numbers[symbol] for symbol in symbols])
+    counts = np.zeros((len(indices), len(symbols)))
+    values = np.zeros((len(names), len(indices)))
+    for row, index in enumerate(indices.tolist()):
         structure = frames.read(index)
-        compositions.append(np.bincount(structure.numbers, minlength=len(chemical_symbols)).astype(np.uint16))
-        values.append({"energy": structure.energy, **structure.properties})
-    counts = np.array(compositions)
-    present = np.flatnonzero(counts.any(axis=0))
-    columns = {name: np.array([row[name] for row in values]) for name in values[0]}
-    return Labels(counts[:, present].astype(float), [chemical_symbols[z] for z in present], columns)
+        counts[row] = np.bincount(structure.numbers, minlength=len(chemical_symbols))[columns]
+        values[:, row] = [structure.energy, *(structure.properties[name] for name in frames.targets)]
+    is_there = counts.any(axis=0)
+    there = [symbol for symbol, found in zip(symbols, is_there, strict=True) if found]
+    return Labels(counts[:, is_there], there, dict(zip(names, values, strict=True)))
 
 
 def choose(choice: str, frames: Frames, labels: Labels, *, one_formula: bool) -> References:

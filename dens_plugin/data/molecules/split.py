@@ -158,6 +158,22 @@ def draw_cormorant(candidates: np.ndarray) -> Split:
     return Split(*(np.sort(part) for part in np.split(order, _CORMORANT[1:])))
 
 
+def among(split: Split, candidates: np.ndarray, *, frames: int) -> Split:
+    """A given split without the frames that are excluded.
+
+    One that divides as many frames as are left counts only those, as splits of QM9 by users of PyG do.
+
+    Args:
+        split: As it was read.
+        candidates: Indices of the frames that are left, sorted, shape (n,).
+        frames: Number of all frames.
+    """
+    everything = np.concatenate(split)
+    if len(candidates) < frames and len(everything) == len(candidates) and everything.max() < len(candidates):
+        return Split(*(candidates[part] for part in split))
+    return Split(*(part[np.isin(part, candidates)] for part in split))
+
+
 def published(parts: Mapping[str, np.ndarray], sizes: Sizes | None, *, frames: int, seed: int, where: str) -> Split:
     """The split that a data set itself has; validation, or both parts, are drawn where sizes are given.
 
@@ -171,6 +187,8 @@ def published(parts: Mapping[str, np.ndarray], sizes: Sizes | None, *, frames: i
     Raises:
         ValueError: If there are fewer frames than asked for, or the parts are not of these frames.
     """
+    if sizes is None and "val" not in parts:
+        raise ValueError(f"{where} says what is for training, and not what is for validation: give --split.")
     nothing = np.zeros(0, dtype=int)
     split = Split(*(np.asarray(parts.get(name, nothing)) for name in NAMES))
     if sizes is not None:

@@ -445,8 +445,10 @@ class TestRefusals:
 
     def test_no_forces(self, frames, tmp_path):
         np.savez(tmp_path / "a.npz", z=NUMBERS, R=frames[0], E=frames[1])
-        with pytest.raises(ValueError, match=r"a.npz has no F: training needs energies and forces"):
+        with pytest.raises(ValueError, match=r"a.npz has no F: training needs energies and forces.*--energies-only"):
             make(tmp_path / "a.npz", tmp_path / "out")
+        alone = OPTIONS._replace(units="eV", energies_only=True)
+        assert "forces" not in read(make(tmp_path / "a.npz", tmp_path / "alone", alone).out / "train")[0]
         ase.io.write(tmp_path / "b.extxyz", [Atoms(NUMBERS, positions=positions) for positions in frames[0]])
         with pytest.raises(ValueError, match=r"frame 0 has no energy and no forces"):
             make(tmp_path / "b.extxyz", tmp_path / "out")

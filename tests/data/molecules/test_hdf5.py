@@ -146,6 +146,16 @@ def test_charges_of_smiles(smiles, charge):
     assert hdf5.charge_of(smiles) == charge
 
 
+def test_energies_alone_need_no_forces(tmp_path):
+    path = write_ani1x(tmp_path / "a.h5")
+    with h5py.File(path, "a") as file:
+        for name in MOLECULES:
+            del file[name]["wb97x_dz.forces"]
+    options = Options(Sizes(0.8, 0.1), energies_only=True)
+    assert convert(path, tmp_path / "out", options, progress=False).counts["train"] == 46
+    assert "forces" not in LmdbDataset({"src": str(tmp_path / "out" / "train")})[0]
+
+
 class TestRefusals:
     def test_without_h5py(self, tmp_path, monkeypatch):
         path = write_ani1(tmp_path / "a.h5")

@@ -132,6 +132,8 @@ def test_tensors_of_pyg(folder, tmp_path):
         assert frames.read(6).properties == pytest.approx(expected(7), rel=1e-5)
         assert frames.read(6).molecule == "C7"
         assert frames.numbers[6] == 7
+    (tmp_path / "raw" / "uncharacterized.txt").write_text("100\n")  # left out by PyG already
+    assert sum(convert(tmp_path, tmp_path / "out", Options(Sizes(20, 5)), progress=False).counts.values()) == 40
 
 
 def test_targets_become_fields_that_a_batch_keeps(archive, tmp_path):
@@ -163,6 +165,20 @@ def test_excluded_molecules_are_named_by_the_set_from_one(archive, tmp_path):
     convert(archive, tmp_path / "out", Options(Sizes(30, 8), exclude=tmp_path / "mine.txt"), progress=False)
     split = np.load(tmp_path / "out" / "split.npz")
     assert sorted([*split["train"], *split["val"]]) == list(range(1, 39))
+
+
+@pytest.mark.parametrize("counted", ["all", "those that are left"])
+def test_split_of_the_molecules_that_are_left(counted, archive, tmp_path):
+    """Splits of QM9 count all molecules, or, by users of PyG, those that are not excluded."""
+    (tmp_path / "mine.txt").write_text("1\n40\n")
+    count = 38 if counted != "all" else 40
+    parts = {"idx_train": list(range(30)), "idx_val": list(range(30, 35)), "idx_test": list(range(35, count))}
+    np.savez(tmp_path / "s.npz", **parts)
+    options = Options(exclude=tmp_path / "mine.txt")
+    convert(archive, tmp_path / "out", options, split_files=[tmp_path / "s.npz"], progress=False)
+    split = np.load(tmp_path / "out" / "split.npz")
+    assert sorted([*split["train"], *split["val"], *split["test"]]) == list(range(1, 39))
+    assert split["train"].tolist() == (list(range(1, 30)) if counted == "all" else list(range(1, 31)))
 
 
 class TestExclusionList:
