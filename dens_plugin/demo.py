@@ -1,86 +1,149 @@
-"""The main job in miniature: synthetic data, LMDBs, a small EquiformerV2 with and without DeNS, a report."""
+"""What the package does, in ten minutes: the main job on slabs, and DeNS against the baseline on a real molecule."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 from dens_plugin.config_files import packaged_folder
 from dens_plugin.data import oc20, synthetic
+from dens_plugin.data.molecules import command as molecules
 from dens_plugin.report import report
 
-_SPLITS = {"train": "train", "val": "val_id", "test": "val_ood"}
-_OBJECTIVES = ("s2ef", "dens")
+_SLABS = {"train": "train", "val": "val_id", "test": "val_ood"}
+_MOLECULE = "malonaldehyde"
+_METHODS = ("s2ef", "dens")
+_AT_A_TIME = 2  # runs on the molecule, a core each
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class Training(NamedTuple):
+    """A run of the demo.
+
+    Attributes:
+        config: ``demo_{config}.yml``, among the package's experiments.
+        name: of the run and its log.
+        data: split -> the folder of its LMDB.
+        folder: of the run.
+        seed: of weights and noise.
+        epochs: None for the config's.
+    """
+
+    config: str
+    name: str
+    data: dict[str, Path]
+    folder: Path
+    seed: int
+    epochs: int | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `dens demo`."""
-    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, runs and report")
-    parser.add_argument("--epochs", type=int, default=2, help="passes over the training set (default: 2)")
-    parser.add_argument("--systems", type=int, default=24, help="relaxations to generate (default: 24)")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the noise")
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, runs and reports")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the slabs (default: 1)")
+    parser.add_argument("--systems", type=int, default=24, help="relaxations of slabs to generate (default: 24)")
+    parser.add_argument("--molecule-epochs", type=int, help="passes over the molecule's frames (default: 460)")
+    parser.add_argument("--seeds", type=int, default=2, help="runs of each method on the molecule (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="the first one, and that of the slabs")
 
 
 def run(args: argparse.Namespace) -> None:
     """Run `dens demo`; steps that an earlier call finished are not done again."""
     started = time.monotonic()
-    print("[1/4] Relaxations of random slabs with adsorbates (EMT)", flush=True)
-    raw = args.out / "raw"
+    print("[1/5] Relaxations of random slabs with adsorbates (EMT), to LMDBs", flush=True)
+    raw, lmdb = args.out / "raw", args.out / "lmdb"
     if not raw.exists():
         synthetic.generate(raw, systems=args.systems, seed=args.seed)
-    print("[2/4] Raw frames to LMDBs", flush=True)
-    for folder in _SPLITS.values():
-        oc20.convert(raw / folder, args.out / "lmdb" / folder, workers=2)
-    for number, objective in enumerate(_OBJECTIVES):
-        print(f"[3/4] Training {number + 1} of {len(_OBJECTIVES)}: {objective}", flush=True)
-        _train(objective, args)
-    print("[4/4] Report", flush=True)
-    _report(args)
+    for folder in _SLABS.values():
+        oc20.convert(raw / folder, lmdb / folder, workers=2)
+    print("[2/5] The main job: EquiformerV2 with DeNS on slabs", flush=True)
+    slabs = {split: lmdb / folder for split, folder in _SLABS.items()}
+    _train([Training("dens", "dens", slabs, args.out / "slabs", args.seed, args.epochs)])
+    print(f"[3/5] {_MOLECULE.capitalize()} of revised MD17, a hundred labelled frames", flush=True)
+    frames = args.out / _MOLECULE
+    if not frames.exists():
+        _call(molecules, [f"shipped:{_MOLECULE}", str(frames), "--split", "100,50"])
+    print(f"[4/5] The comparison: PaiNN without and with DeNS, {args.seeds} seeds each", flush=True)
+    splits = {split: frames / split for split in ("train", "val", "test")}
+    seeds = range(args.seed, args.seed + args.seeds)
+    runs = args.out / "runs"
+    for method in _METHODS:
+        trainings = [
+            Training(f"molecule_{method}", f"{method}_seed{seed}", splits, runs, seed, args.molecule_epochs)
+            for seed in seeds
+        ]
+        for first in range(0, len(trainings), _AT_A_TIME):
+            _train(trainings[first : first + _AT_A_TIME])
+    print("[5/5] Reports", flush=True)
+    for folder, name in ((args.out / "slabs", "slabs_report"), (runs, "report")):
+        _call(report, [str(folder), "--out", str(args.out / name), "--split", "test"])
     print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes: open {args.out / 'report' / 'report.html'}")
 
 
-def _train(objective: str, args: argparse.Namespace) -> None:
-    """Train in a process of its own, as a user would, and keep its log."""
-    run_dir = args.out / "runs"
-    if list(run_dir.glob(f"checkpoints/*-{objective}/best_checkpoint.pt")):
+def _train(trainings: Sequence[Training]) -> None:
+    """Train side by side, each in a process of its own, as a user would; the first one's progress is shown."""
+    todo = [one for one in trainings if not list(one.folder.glob(f"checkpoints/*-{one.name}/best_checkpoint.pt"))]
+    if not todo:
         print("  already trained")
         return
-    command = [
-        *(sys.executable, "-m", "dens_plugin.cli", "train", "--cpu", "--seed", str(args.seed)),
-        *("--config-yml", str(packaged_folder() / "experiment" / f"demo_{objective}.yml")),
-        *("--run-dir", str(run_dir), "--identifier", objective, "--print-every", "20"),
-        *(f"--dataset.{split}.src={args.out / 'lmdb' / folder}" for split, folder in _SPLITS.items()),
-        f"--optim.max_epochs={args.epochs}",
+    logs = [one.folder / f"{one.name}.log" for one in todo]
+    with contextlib.ExitStack() as stack:
+        started = []
+        for one, log in zip(todo, logs, strict=True):
+            log.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(log.open("w", buffering=1))
+            threads = {} if len(todo) == 1 else {"OMP_NUM_THREADS": "1"}
+            process = subprocess.Popen(
+                _command(one), stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **threads}
+            )
+            stack.callback(process.terminate)
+            started.append(process)
+        _follow(logs[0], started[0])
+        failed = [log for log, process in zip(logs, started, strict=True) if process.wait()]
+    if failed:
+        raise ValueError(f"a training run failed; its log is {failed[0]}")
+
+
+def _command(one: Training) -> list[str]:
+    config = packaged_folder() / "experiment" / f"demo_{one.config}.yml"
+    epochs = [] if one.epochs is None else [f"--optim.max_epochs={one.epochs}"]
+    return [
+        *(sys.executable, "-m", "dens_plugin.cli", "train", "--cpu", "--config-yml", str(config)),
+        *("--run-dir", str(one.folder), "--identifier", one.name, "--seed", str(one.seed), "--print-every", "20"),
+        *(f"--dataset.{split}.src={folder}" for split, folder in one.data.items()),
+        *epochs,
     ]
-    log = args.out / f"train_{objective}.log"
-    with (
-        log.open("w", buffering=1) as file,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process,
-    ):
-        for line in process.stdout or ():
-            file.write(line)
-            _show(line)
-    if process.returncode:
-        raise ValueError(f"training with objective '{objective}' failed; its log is {log}")
 
 
-def _show(line: str) -> None:
-    """Print what is logged of a step or an evaluation, without the time of day."""
-    found = re.match(r"[\d:]{8} (.*forces_mae: .*)", line)
-    if found:
-        print("  " + found[1][: _width()], flush=True)
+def _follow(log: Path, process: subprocess.Popen) -> None:
+    """Print what a run logs of its progress until it ends, at most every few seconds."""
+    with log.open() as lines:
+        shown = 0.0
+        while process.poll() is None:
+            for line in lines:
+                if time.monotonic() - shown > _SECONDS_BETWEEN_LINES and (text := _progress(line)):
+                    print("  " + text[: int(os.environ.get("COLUMNS", "160")) - 2], flush=True)
+                    shown = time.monotonic()
+            time.sleep(0.2)
 
 
-def _width() -> int:
-    return int(os.environ.get("COLUMNS", "160")) - 2
+def _progress(line: str) -> str:
+    """What is logged of a step, without the time of day; nothing of another line."""
+    found = re.match(r"[\d:]{8} (.*forces_mae.*)", line)
+    return found[1] if found else ""
 
 
-def _report(args: argparse.Namespace) -> None:
+def _call(command: ModuleType, arguments: list[str]) -> None:
+    """Run one of the package's commands."""
     parser = argparse.ArgumentParser()
-    report.add_arguments(parser)
-    report.run(parser.parse_args([str(args.out / "runs"), "--out", str(args.out / "report"), "--split", "test"]))
+    command.add_arguments(parser)
+    command.run(parser.parse_args(arguments))

@@ -154,7 +154,7 @@ def predict(run: Run, split: str, *, max_structures: int) -> Predictions:
         torch.manual_seed(0)  # of edge frames, on which predictions depend in their last digits
         parts = [
             _predict_batch(trainer, [dataset[at] for at in batch], split)
-            for batch in tqdm(batches, desc=f"{run.label}, {split}", unit="batch", leave=False)
+            for batch in tqdm(batches, desc=f"{run.label}, {split}", unit="batch", leave=False, disable=None)
         ]
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
