@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 import dens_plugin.backbones
 
@@ -64,6 +65,7 @@ class Family:
         plain_heads: as ``heads``, of fairchem's.
         same_everywhere: whether fairchem's checkpoints and ours need no conversion.
         encoding: how names of the weights that encode forces begin.
+        undecayed: names of a model's parameters that weight decay spares, by the rule of the network's authors.
     """
 
     title: str
@@ -77,6 +79,7 @@ class Family:
     plain_heads: Mapping[str, str] = field(default_factory=dict)
     same_everywhere: bool = False
     encoding: tuple[str, ...] = ("backbone.force_embedding.",)
+    undecayed: Callable[[nn.Module], Collection[str]] | None = None
 
     def knows(self, state: Mapping[str, torch.Tensor]) -> bool:
         """Whether weights are of this network, by their names."""

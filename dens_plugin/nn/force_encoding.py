@@ -23,14 +23,15 @@ class ForceEncoding(nn.Module):
         lmax: the largest degree.
         channels: C, channels of the node features.
         weight_init: ``uniform`` or ``normal``, as for the linear layers of the backbone.
+        within: where uniform weights are drawn, on both sides of zero.
     """
 
-    def __init__(self, lmax: int, channels: int, weight_init: str = "uniform") -> None:
+    def __init__(self, lmax: int, channels: int, weight_init: str = "uniform", *, within: float = 1.0) -> None:
         super().__init__()
         self.lmax = lmax
         self.weight = nn.Parameter(torch.empty(lmax + 1, channels, 1))
         with torch.random.fork_rng(devices=[]):  # a model with DeNS starts from the weights of the one without
-            nn.init.normal_(self.weight) if weight_init == "normal" else nn.init.uniform_(self.weight, -1, 1)
+            nn.init.normal_(self.weight) if weight_init == "normal" else nn.init.uniform_(self.weight, -within, within)
 
     def forward(self, forces: torch.Tensor) -> torch.Tensor:
         """Encode forces (N, 3) in eV/Å as (N, L, C)."""

@@ -6,12 +6,17 @@ averages four, clipping multiplies every gradient even by one. Here each is one 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+from fairchem.core.models.base import GraphModelMixin
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from dens_plugin.backbones.description import describe
 
 _FUSED = ("Adam", "AdamW")
 _WAYS = ("fused", "foreach", "capturable", "differentiable")  # options of torch about how, not what, to compute
@@ -43,6 +48,17 @@ def with_fused_step(optim: Mapping[str, Any], parameters: Iterable[torch.Tensor]
     if known and all(value.device.type in ("cpu", "cuda") and value.is_floating_point() for value in parameters):
         options = {**options, "fused": True}
     return {**optim, "optimizer_params": options}
+
+
+def spare_from_decay(model: nn.Module) -> None:
+    """Let weight decay spare what the authors of a model's backbone spare, heads included.
+
+    fairchem asks a model for its ``no_weight_decay``. Networks in one piece have their own rule; those of backbone and
+    heads get one for all networks, which spares embeddings and decays the weights of norms.
+    """
+    family, rule = describe(model).family, getattr(type(model), "no_weight_decay", None)
+    if family is not None and family.undecayed is not None and rule is GraphModelMixin.no_weight_decay:
+        model.no_weight_decay = functools.partial(family.undecayed, model)
 
 
 def keep_way_of_stepping(optimizer: torch.optim.Optimizer) -> None:

@@ -54,6 +54,7 @@ from dens_plugin.training.loading import (
     loader_search,
 )
 from dens_plugin.training.losses import Loss, Term, term, total_loss
+from dens_plugin.training.optimizer import spare_from_decay
 from dens_plugin.training.options import LOADER_WORKERS
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import ObjectiveErrors, averaged, summed, with_metrics
@@ -119,6 +120,11 @@ class DeNSTrainer(DurableTrainer):
             raise ValueError(
                 f"no model can be built from the settings under `model`: {error or type(error).__name__}, at {where!r}"
             ) from error
+
+    def load_optimizer(self) -> None:
+        """fairchem's, whose weight decay spares what the network's authors spare."""
+        spare_from_decay(self._unwrapped_model)
+        super().load_optimizer()
 
     def load_datasets(self) -> None:
         """fairchem's, after a look at model and files and before one at the first structure; not for inference."""

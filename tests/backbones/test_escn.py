@@ -231,6 +231,12 @@ def test_warm_start_from_fairchems_escn(tmp_path):
     assert torch.equal(ours.backbone.force_embedding.weight, encoding)
 
 
+def test_forces_are_encoded_by_the_authors_small_weights():
+    """Of the same uniform numbers as in EquiformerV2, a thousandth."""
+    weight = flat().backbone.force_embedding.weight
+    assert 0.9e-3 < weight.abs().max() <= 1e-3
+
+
 def test_noise_head_is_not_the_force_head():
     batch = random_batch()
     every = torch.ones(batch.num_nodes, dtype=torch.bool)

@@ -6,10 +6,19 @@ import copy
 
 import pytest
 import torch
+from fairchem.core.models.base import HydraModel
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
+from samples import MODEL
 
+import dens_plugin
 from dens_plugin.training.loop import TrainingLoop
-from dens_plugin.training.optimizer import Averages, clip_gradients, keep_way_of_stepping, with_fused_step
+from dens_plugin.training.optimizer import (
+    Averages,
+    clip_gradients,
+    keep_way_of_stepping,
+    spare_from_decay,
+    with_fused_step,
+)
 
 SHAPES = ((7, 5), (13,), (1,), (3, 4, 5))
 ULP = {torch.float32: 1.2e-7, torch.float64: 2.3e-16}
@@ -170,3 +179,32 @@ class TestInTheTrainer:
         assert all(torch.equal(value, before[name]) for name, value in trainer.model.named_parameters())
         assert trainer.scaler.get_scale() == pytest.approx(5e37, rel=1e-3)
         assert trainer.bad_steps._in_a_row == 0
+
+
+class TestDecay:
+    """What weight decay spares in a model of backbone and heads, against the same network in one piece."""
+
+    def spared(self, model):
+        spare_from_decay(model)
+        names = model.no_weight_decay()
+        return {name for name, _ in model.named_parameters() if any(name.endswith(each) for each in names)}
+
+    def test_is_the_authors_rule_in_both_forms(self):
+        settings = {key: value for key, value in MODEL.items() if key != "name"}
+        flat = dens_plugin.FlatEquiformerV2DeNS(**settings)
+        heads = {"energy": "EnergyHead", "forces": "ForceHead", "noise": "NoiseHead"}
+        hydra = HydraModel(
+            backbone={"model": "dens_plugin.EquiformerV2DeNS", **settings},
+            heads={name: {"module": f"dens_plugin.{head}"} for name, head in heads.items()},
+            pass_through_head_outputs=True,
+        )
+        spared = self.spared(hydra)
+        assert spared == self.spared(flat)
+        assert {"backbone.norm.affine_weight", "backbone.blocks.0.ga.proj.bias"} <= spared
+        assert "backbone.sphere_embedding.weight" not in spared
+        assert "output_heads.forces.force_block.proj.weight" not in spared
+
+    def test_of_a_network_without_a_rule_all_decays(self):
+        model = torch.nn.Linear(2, 2)
+        spare_from_decay(model)
+        assert not hasattr(model, "no_weight_decay")

@@ -18,11 +18,16 @@ from dens_plugin.fields import CORRUPTION, NOISE, ROWS, Corruption, rows_of
 from dens_plugin.testing import random_structure
 from dens_plugin.training.history import FILE_NAME, read_history
 from dens_plugin.training.loop import TrainingLoop
+from dens_plugin.training.optimizer import spare_from_decay
 from dens_plugin.training.step_random import seed_step
 
 
 class SeededHost(EquiformerV2ForcesTrainer):
-    """fairchem's trainer with the random numbers of ours, which are a function of the step."""
+    """fairchem's trainer with the random numbers of ours, a function of the step, and the authors' weight decay."""
+
+    def load_optimizer(self):
+        spare_from_decay(self._unwrapped_model)
+        super().load_optimizer()
 
     def _forward(self, batch):
         seed_step(0, self.step, "train" if self.model.training else "val")

@@ -15,6 +15,7 @@ FAMILY = Family(
     signs=(".ga.so2_conv_1.",),
     translate=translate,
     fairchems=EquiformerV2Backbone,
+    undecayed=EquiformerV2Backbone.no_weight_decay,
     plain="equiformer_v2_backbone",
     plain_heads={"energy": "equiformerV2_scalar_head", "forces": "equiformerV2_vector_head"},
 )

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
     from dens_plugin.fields import Rows
 
+_ENCODING = 1e-3  # within which the authors draw the weights that encode forces
+
 
 @registry.register_model("escn_dens_plugin_backbone")
 class ESCNDeNS(eSCNBackbone):
@@ -65,7 +67,7 @@ class ESCNDeNS(eSCNBackbone):
         if self.activation_checkpoint:
             raise ValueError("fairchem's eSCN backbone ignores activation_checkpoint; leave it out, or lower the batch")
         self.direct_forces = True  # tells fairchem's `conditional_grad` that no position gradient will be taken
-        self.force_embedding = ForceEncoding(self.lmax_list[0], self.sphere_channels)
+        self.force_embedding = ForceEncoding(self.lmax_list[0], self.sphere_channels, within=_ENCODING)
         self.fast = switch(fast, "model.backbone.fast")
         allow_no_edges(self)
 

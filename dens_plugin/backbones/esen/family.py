@@ -24,6 +24,7 @@ FAMILY = Family(
     signs=(".edge_wise.so2_conv_1.",),
     translate=_translate,
     fairchems=eSEN_Backbone,
+    undecayed=eSEN_Backbone.no_weight_decay,
     plain="esen_backbone",
     plain_heads={"energy": "esen_mlp_energy_head", "forces": "esen_linear_force_head"},
     same_everywhere=True,
