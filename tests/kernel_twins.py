@@ -122,7 +122,29 @@ def stand_in(monkeypatch):
         for name, twin in globals().items()
         if getattr(getattr(module, name, None), "__module__", None) == module.__name__
     }
-    for module in [sys.modules[name] for name in list(sys.modules) if name.startswith("dens_plugin.nn")]:
+    for module in [sys.modules[name] for name in list(sys.modules) if name.startswith("dens_plugin.")]:
         for name, value in list(vars(module).items()):
             if isinstance(value, types.FunctionType) and value in kernels:
                 monkeypatch.setattr(module, name, kernels[value])
+
+
+def layer_norm(features, norm):
+    weight, bias, eps = norm
+    return torch.nn.functional.layer_norm(features, weight.shape, weight.to(features), bias.to(features), eps)
+
+
+def attention_logits(scalars, norm, vectors, slope):
+    scalars = scalars.to(wide(scalars.dtype)).unflatten(1, vectors.shape)
+    normed = layer_norm(scalars, norm)
+    return ((slope * normed + (1 - slope) * silu(normed)) * vectors.to(normed)).sum(2)
+
+
+def norm_silu(features, norm, tables=None, elements=None):
+    out = features.to(wide(features.dtype))
+    if tables is not None:
+        out = out + sum(table.to(out.dtype)[numbers] for table, numbers in zip(tables, elements.numbers, strict=True))
+    return silu(layer_norm(out, norm)).to(features.dtype)
+
+
+def drop_path(features, draws, batch, keep):
+    return features * ((keep + draws).floor() / keep)[batch].view(-1, *(1 for _ in features.shape[1:])).to(features)

@@ -12,6 +12,7 @@ EquiformerV2: Liao, Wood, Das and Smidt, arXiv:2306.12059.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -34,13 +35,17 @@ from dens_plugin.backbones.equiformer_v2.weights import (
     feed_forward_weights,
     gates_of,
     has_gates,
-    radial_hidden,
+    radial_function,
+    radial_layers,
     radial_of,
     vector_weights,
 )
 from dens_plugin.backbones.forward_pass import Pass, edge_dtype
 from dens_plugin.backbones.grids import grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
+from dens_plugin.nn.backends.choice import Machine, machine_for
+from dens_plugin.nn.backends.triton.attention_logits import attention_logits
+from dens_plugin.nn.backends.triton.drop_path import drop_path
 from dens_plugin.nn.equiformer_v2.attention import softmax_by_target, vector_sum, weighted_sum
 from dens_plugin.nn.equiformer_v2.convolution import Weights
 from dens_plugin.nn.equiformer_v2.degree_norm import Affine, balance, computes, degree_norm
@@ -133,7 +138,8 @@ class FastEdgeDegreeEmbedding(EdgeDegreeEmbedding):
     ) -> SO3_Embedding:
         """(N, L, C)."""
         edges = self.shared.edges.of_order_zero()
-        radial = radial_of(self.rad_func, self, atomic_numbers, edge_distance, edge_index)
+        layers = radial_layers(self.rad_func)
+        radial = radial_of(self.rad_func, layers, self, atomic_numbers, edge_distance, self.shared.edges)
         scale = self.shared.edges.scale[: len(edges.layout), None] / self.rescale_factor
 
         def sums(edges: RotatedEdges, hidden: torch.Tensor) -> torch.Tensor:
@@ -191,9 +197,9 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
     ) -> torch.Tensor:
         """(M, ...) of `weighted_sum` or `vector_sum`: a few edges at a time where nothing is kept for a gradient."""
         activation = self._activation(edges.layout)
-        function = self.rad_func if self.use_m_share_rad else self.so2_conv_1.rad_func
-        edge_index = torch.stack([edges.source, edges.target])
-        radial = Radial(radial_hidden(function, self, atomic_numbers, edge_distance, edge_index), *weights.radial)
+        with torch.autocast(nodes.device.type, enabled=False), self.shared.products():
+            function, inputs = radial_function(self), (self, atomic_numbers, edge_distance, edges)
+            radial = radial_of(function, weights.radial, *inputs)
 
         def values(edges: RotatedEdges, hidden: torch.Tensor) -> torch.Tensor:
             activated, attention = self._activated(
@@ -219,24 +225,32 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
             with self.shared.products():
                 width = self.num_heads * self.attn_alpha_channels
                 scalars, features = messages(nodes, radial, weights, edges, dtype, num_scalars=width)
-            attention = self._attention(scalars.to(nodes.dtype), edges)
+            attention = self._attention(scalars, edges)
         with self.shared.products():
             return activation(features, len(edges.layout)), attention
 
     def _attention(self, scalars: torch.Tensor, edges: RotatedEdges) -> torch.Tensor:
         """(E, H) attention weights of (E, H A) scalars."""
-        scalars = self.alpha_norm(scalars.unflatten(1, (self.num_heads, self.attn_alpha_channels)))
-        slope = self.alpha_act.alpha  # of fairchem's SmoothLeakyReLU: slope x + (1 - slope) silu(x)
-        activated = torch.add(functional.silu(scalars), scalars, alpha=slope / (1 - slope))
-        logits = torch.einsum("eha,ha->eh", activated, (1 - slope) * self.alpha_dot)
-        attention = softmax_by_target(logits, edges)
+        attention = softmax_by_target(self._logits(scalars), edges)
         if self.alpha_dropout is None or not self.alpha_dropout.training:
             return attention
-        # A mask is drawn in the order of memory: in fairchem's that of this einsum, whose heads newer versions of torch
+        # A mask is drawn in the order of memory: in fairchem's that of an einsum, whose heads newer versions of torch
         # put first.
-        if attention.stride() != logits.stride():
-            attention = torch.empty_like(logits).copy_(attention)
-        return self.alpha_dropout(attention[:, None, :, None])[:, 0, :, 0]
+        if _heads_come_first():
+            attention = attention.t().contiguous().t()
+        elif not attention.is_contiguous():
+            attention = attention.contiguous()
+        return self.alpha_dropout(attention[:, None, :, None]).squeeze(3).squeeze(1)
+
+    def _logits(self, scalars: torch.Tensor) -> torch.Tensor:
+        """(E, H)."""
+        norm, slope = self.alpha_norm, self.alpha_act.alpha  # of fairchem's SmoothLeakyReLU: slope x + (1 - slope) silu
+        if isinstance(norm, nn.LayerNorm) and machine_for(scalars) is Machine.TRITON:
+            return attention_logits(scalars, (norm.weight, norm.bias, norm.eps), self.alpha_dot, slope)
+        scalars = scalars.to(self.alpha_dot.dtype).unflatten(1, (self.num_heads, self.attn_alpha_channels))
+        scalars = norm(scalars)
+        activated = torch.add(functional.silu(scalars), scalars, alpha=slope / (1 - slope))
+        return torch.einsum("eha,ha->eh", activated, (1 - slope) * self.alpha_dot)
 
     def _activation(self, layout: Layout) -> Activation:
         if self.use_gate_act:
@@ -329,6 +343,8 @@ class FastDropPath(GraphDropPath):
             return x
         keep = 1 - self.drop_prob
         draws = torch.rand((self.shared.num_graphs, *(1 for _ in x.shape[1:])), dtype=x.dtype, device=x.device)
+        if machine_for(x) is Machine.TRITON:
+            return drop_path(x, draws, batch, keep)
         return x * ((keep + draws).floor() / keep)[batch]
 
 
@@ -343,6 +359,13 @@ _OF_EDGES = {
     SO2EquivariantGraphAttention: FastGraphAttention,
     GraphDropPath: FastDropPath,
 }
+
+
+@functools.cache
+def _heads_come_first() -> bool:
+    """Whether torch's einsum gives fairchem's attention logits (E, H) in this order of memory."""
+    scalars = torch.zeros(2, 3, 4, device="cpu")
+    return torch.einsum("eha,ha->eh", scalars, scalars[0]).stride(0) == 1
 
 
 def _limit(edges: RotatedEdges, channels: int) -> int:

@@ -19,10 +19,12 @@ from dens_plugin.backbones.equiformer_v2.weights import (
     FeedForwardWeights,
     gates_of,
     has_gates,
-    last_radial,
+    radial_function,
+    radial_layers,
 )
 from dens_plugin.nn.equiformer_v2.convolution import Weights
-from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear, Linear
+from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear
+from dens_plugin.nn.equiformer_v2.linear import Linear
 from dens_plugin.nn.equiformer_v2.whole_convolution import matrices_of
 from dens_plugin.nn.so2.degree_copies import copies_of
 
@@ -44,16 +46,14 @@ def weights_of_blocks(blocks: Sequence[nn.Module], dtype: torch.dtype) -> dict[n
 
 def _of_attentions(attentions: Sequence[SO2EquivariantGraphAttention], dtype: torch.dtype) -> list[AttentionWeights]:
     """Of some attentions that are alike."""
-    layers = [last_radial(attention) for attention in attentions]
-    radial = zip(
-        *(_cast([getattr(layer, name) for layer in layers], dtype) for name in ("weight", "bias")), strict=True
-    )
+    functions = [radial_layers(radial_function(attention)) for attention in attentions]
+    radial = zip(*(_cast_layers(of_place, dtype) for of_place in zip(*functions, strict=True)), strict=True)
     convolutions = [_convolutions([getattr(a, f"so2_conv_{n}") for a in attentions], dtype) for n in (1, 2)]
     copies = copies_of(torch.stack([a.proj.weight for a in attentions]).to(dtype)).unbind()
     biases = _cast([a.proj.bias for a in attentions], dtype)
     projections = [DegreeLinear(copy, bias, is_copied=True) for copy, bias in zip(copies, biases, strict=True)]
     return [
-        AttentionWeights(Linear(*of_radial), *others)
+        AttentionWeights(of_radial, *others)
         for of_radial, *others in zip(radial, *convolutions, projections, strict=True)
     ]
 
@@ -95,6 +95,11 @@ def _convolutions(convolutions: Sequence[SO2_Convolution], dtype: torch.dtype) -
     ]
     matrices = zip(*(of_order.unbind() for of_order in orders), strict=True) if orders else [()] * len(convolutions)
     return [Weights(bias, [zero], tuple(of_one)) for bias, zero, of_one in zip(biases, zeros, matrices, strict=True)]
+
+
+def _cast_layers(layers: Sequence[Linear], dtype: torch.dtype) -> list[Linear]:
+    weights, biases = (_cast(list(parts), dtype) for parts in zip(*layers, strict=True))
+    return [Linear(*layer) for layer in zip(weights, biases, strict=True)]
 
 
 def _cast(parameters: Sequence[torch.Tensor], dtype: torch.dtype) -> Sequence[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,14 @@ from fairchem.core.models.equiformer_v2.transformer_block import FeedForwardNetw
 from torch import nn
 from torch.nn import functional
 
+from dens_plugin.nn.backends.choice import Machine, machine_for
+from dens_plugin.nn.backends.triton.norm_silu import Elements, norm_silu
 from dens_plugin.nn.equiformer_v2.convolution import Weights
-from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear, Linear
+from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear
+from dens_plugin.nn.equiformer_v2.linear import Linear
 from dens_plugin.nn.equiformer_v2.radial import Radial
 from dens_plugin.nn.so2.layout import Layout
+from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 
 
 def convolution_weights(convolution: SO2_Convolution) -> Weights:
@@ -48,13 +53,13 @@ class AttentionWeights(NamedTuple):
     """Of a graph attention.
 
     Attributes:
-        radial: the last layer of the radial function.
+        radial: the linear layers of the radial function.
         first: of the first convolution.
         second: of the second one.
         projection: behind the sum over edges.
     """
 
-    radial: Linear
+    radial: Sequence[Linear]
     first: Weights
     second: Weights
     projection: DegreeLinear
@@ -83,10 +88,10 @@ def attention_weights(attention: SO2EquivariantGraphAttention, dtype: torch.dtyp
         attention: of fairchem's.
         dtype: of products of nodes.
     """
-    radial = last_radial(attention)
+    radial = tuple(layer.to(dtype) for layer in radial_layers(radial_function(attention)))
     convolutions = (convolution_weights(layer) for layer in (attention.so2_conv_1, attention.so2_conv_2))
     projection = DegreeLinear(attention.proj.weight, attention.proj.bias).to(dtype)
-    return AttentionWeights(Linear(radial.weight, radial.bias), *convolutions, projection)
+    return AttentionWeights(radial, *convolutions, projection)
 
 
 def feed_forward_weights(network: FeedForwardNetwork, dtype: torch.dtype) -> FeedForwardWeights:
@@ -115,60 +120,57 @@ def has_gates(network: FeedForwardNetwork) -> bool:
     return network.use_gate_act and not network.use_grid_mlp
 
 
-def last_radial(attention: SO2EquivariantGraphAttention) -> nn.Linear:
-    """The last layer of an attention's radial function."""
-    function = attention.rad_func if attention.use_m_share_rad else attention.so2_conv_1.rad_func
-    return function.net[-1]
+def radial_function(attention: SO2EquivariantGraphAttention) -> RadialFunction:
+    """An attention's."""
+    return attention.rad_func if attention.use_m_share_rad else attention.so2_conv_1.rad_func
+
+
+def radial_layers(function: RadialFunction) -> tuple[Linear, ...]:
+    """Its linear layers, between which are a layer norm and a SiLU each."""
+    return tuple(Linear(layer.weight, layer.bias) for layer in function.net if isinstance(layer, nn.Linear))
 
 
 def radial_of(
     function: RadialFunction,
+    layers: Sequence[Linear],
     owner: nn.Module,
     atomic_numbers: torch.Tensor,
     edge_distance: torch.Tensor,
-    edge_index: torch.Tensor,
+    edges: RotatedEdges,
 ) -> Radial:
     """A radial function, all layers but the last computed.
 
     Args:
         function: fairchem's network of distances and elements.
+        layers: its linear layers, in the precision of their products.
         owner: the module that holds the embeddings of elements.
         atomic_numbers: (N,).
         edge_distance: (E, K) features of the distances.
-        edge_index: (2, E).
+        edges: E of them.
     """
-    last = function.net[-1]
-    hidden = radial_hidden(function, owner, atomic_numbers, edge_distance, edge_index)
-    return Radial(hidden, last.weight, last.bias)
-
-
-def radial_hidden(
-    function: RadialFunction,
-    owner: nn.Module,
-    atomic_numbers: torch.Tensor,
-    edge_distance: torch.Tensor,
-    edge_index: torch.Tensor,
-) -> torch.Tensor:
-    """(E, K) of all layers of a radial function but the last, whose arguments are those of `radial_of`."""
-    first, *middle, _ = function.net
+    first, *middle, last = layers
+    dtype, tables, elements = first.weight.dtype, None, None
+    distance = edges.keep(("distance", dtype), lambda: edge_distance.to(dtype))
     if owner.use_atom_edge_embedding:
-        hidden = _first_layer(first, owner, atomic_numbers[edge_index], edge_distance)
-    else:
-        hidden = first(edge_distance)
-    for layer in middle:
-        hidden = layer(hidden)
-    return hidden
-
-
-def _first_layer(
-    linear: nn.Linear, owner: nn.Module, elements: torch.Tensor, edge_distance: torch.Tensor
-) -> torch.Tensor:
-    """(E, K') of distances and embedded elements (2, E), of which each looks up its product with the weight."""
-    tables = [owner.source_embedding.weight, owner.target_embedding.weight]
-    of_distance, *of_elements = linear.weight.split(
-        [edge_distance.shape[1], *(table.shape[1] for table in tables)], dim=1
-    )
-    hidden = functional.linear(edge_distance, of_distance, linear.bias)
-    for table, part, numbers in zip(tables, of_elements, elements, strict=True):
-        hidden = hidden + functional.embedding(numbers, functional.linear(table, part))
-    return hidden
+        embeddings = owner.source_embedding.weight, owner.target_embedding.weight
+        sizes = [distance.shape[1], *(table.shape[1] for table in embeddings)]
+        weight, *of_elements = first.weight.split(sizes, dim=1)
+        first = Linear(weight, first.bias)
+        tables = [functional.linear(table.to(dtype), part) for table, part in zip(embeddings, of_elements, strict=True)]
+    hidden, uses_kernels = first(distance), machine_for(distance) is Machine.TRITON
+    if tables is not None:
+        elements = edges.keep("elements", lambda: atomic_numbers[torch.stack([edges.source, edges.target])])
+        if uses_kernels:
+            count = len(tables[0])
+            elements = edges.keep(("ones", dtype), lambda: Elements.of(elements, count, dtype))
+        else:  # an element's product with the weight is looked up
+            for table, numbers in zip(tables, elements, strict=True):
+                hidden = hidden + functional.embedding(numbers, table)
+    norms = [layer for layer in function.net if isinstance(layer, nn.LayerNorm)]
+    for norm, layer in zip(norms, [*middle, None], strict=True):
+        if uses_kernels:
+            hidden, tables = norm_silu(hidden, (norm.weight, norm.bias, norm.eps), tables, elements), None
+        else:
+            hidden = functional.silu(norm(hidden.to(norm.weight.dtype))).to(dtype)
+        hidden = hidden if layer is None else layer(hidden)
+    return Radial(hidden, *last)

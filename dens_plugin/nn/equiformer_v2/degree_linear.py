@@ -16,24 +16,9 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from dens_plugin.nn.equiformer_v2.linear import Linear
 from dens_plugin.nn.so2.degree_copies import copies_of
 from dens_plugin.nn.so2.tf32 import backward_as_forward
-
-
-class Linear(NamedTuple):
-    """An ordinary linear layer.
-
-    Attributes:
-        weight: (D, C).
-        bias: (D,).
-    """
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-
-    def to(self, dtype: torch.dtype) -> Linear:
-        """In another precision."""
-        return Linear(self.weight.to(dtype), self.bias.to(dtype))
 
 
 class DegreeLinear(NamedTuple):

@@ -11,6 +11,7 @@ import torch
 from dens_plugin.nn.backends.triton.aggregate import aggregate
 from dens_plugin.nn.backends.triton.rotate_to_edges import rotate_to_edges
 from dens_plugin.nn.equiformer_v2.convolution import Weights
+from dens_plugin.nn.equiformer_v2.linear import Linear
 from dens_plugin.nn.equiformer_v2.radial import Radial
 from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 
@@ -19,7 +20,9 @@ def fused_messages(
     nodes: torch.Tensor, radial: Radial | None, weights: Weights, edges: RotatedEdges, num_scalars: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """As `message.messages`, in the precision of ``nodes``."""
-    factors = None if radial is None else radial.factors(slice(None), 2 * nodes.shape[2])
+    factors = None
+    if radial is not None:
+        factors = Linear(radial.weight, radial.bias)(radial.hidden).unflatten(1, (-1, 2 * nodes.shape[2]))
     features = rotate_to_edges(nodes, edges.in_both_orders, edges.rotation, factors)
     return weights.whole(features, edges.layout, num_scalars)
 

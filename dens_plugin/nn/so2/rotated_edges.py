@@ -6,10 +6,10 @@ import bisect
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -106,6 +106,16 @@ class RotatedEdges:
         """The same edges with the coefficients of m = 0 only."""
         layout = dataclasses.replace(self.layout, mmax=0)
         return dataclasses.replace(self, packed=self.packed[:, : layout.packed_starts[-1]], layout=layout)
+
+    def keep(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What is made of these edges once, by whoever needs it, and kept with them."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    @cached_property
+    def _kept(self) -> dict[Hashable, Any]:
+        return {}
 
     @cached_property
     def rotation(self) -> torch.Tensor:

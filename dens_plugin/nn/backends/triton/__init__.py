@@ -8,6 +8,9 @@
 | `aggregate` | weight, rotate back and sum at the targets, without atomics |
 | `order_planes` | three factors of complex products, and their sums |
 | `degree_norm` | norms of an atom's features |
+| `attention_logits` | norm, activation and product with a vector |
+| `norm_silu` | norm and activation of a radial function |
+| `drop_path` | stochastic depth |
 | `degree_sums` | sums over a degree's components |
 
 Whoever calls them has asked `choice.machine_for`; on a CPU they run in Triton's interpreter (TRITON_INTERPRET=1). Their

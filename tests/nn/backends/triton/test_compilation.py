@@ -10,9 +10,12 @@ from kernel_samples import INTERPRETED
 
 from dens_plugin.nn.backends.triton import (
     aggregate,
+    attention_logits,
     availability,
     degree_norm,
     degree_sums,
+    drop_path,
+    norm_silu,
     order_planes,
     rotate_to_edges,
     s2_activation,
@@ -115,4 +118,18 @@ def test_small_sums_compile(launched, stored):
     layout, features = Layout(6, 2), torch.zeros(2, 29 * 64, dtype=stored)
     planes = order_planes.spread(features, layout, 64, is_conjugate=False)
     order_planes.join(planes, layout, 64, features, is_conjugate=True)
-    assert len(results) == 3
+    drop_path.drop_path(features, torch.zeros(1), torch.zeros(2, dtype=torch.int64), 0.9)
+    assert len(results) == 4
+
+
+@pytest.mark.parametrize(("stored", "capability"), [("fp32", 90), ("bf16", 80)])
+def test_norms_of_edges_compile(launched, stored, capability):
+    results = launched(capability)
+    weight, vectors, kind = torch.zeros(64), torch.zeros(8, 64), STORED[stored]
+    norm = weight, weight, 1e-5
+    run(lambda x: attention_logits.attention_logits(x, norm, vectors, 0.2), [torch.zeros(3, 512, dtype=kind)])
+    elements = norm_silu.Elements.of(torch.zeros(2, 3, dtype=torch.int64), 5, kind)
+    tables = torch.zeros(5, 64, dtype=kind), torch.zeros(5, 64, dtype=kind)
+    run(lambda x: norm_silu.norm_silu(x, norm, tables, elements), [torch.zeros(3, 64, dtype=kind)])
+    run(lambda x: norm_silu.norm_silu(x, norm), [torch.zeros(3, 64, dtype=kind)])
+    assert len(results) == 6
