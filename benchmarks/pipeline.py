@@ -45,9 +45,9 @@ from torch.nn.parallel import DistributedDataParallel
 from dens_plugin.backbones.neighbours import with_neighbours
 from dens_plugin.compat import damage
 from dens_plugin.objectives.noise import StructureRandom
+from dens_plugin.training.checkpoints import NEWEST, commit
 from dens_plugin.training.loading import loader_search
 from dens_plugin.training.optimizer import Averages, clip_gradients, with_fused_step
-from dens_plugin.training.saving import NEWEST, commit
 
 _SEED = 0
 _MODEL = {"lmax": 2, "layers": 2, "channels": 32}

@@ -19,12 +19,11 @@ from dens_plugin.checks.files import config_files
 from dens_plugin.checks.names import require_login
 from dens_plugin.checks.resumption import FINISHED, is_finished
 from dens_plugin.checks.schema import ignored_options
+from dens_plugin.cluster.rank import run_rank
 from dens_plugin.log_lines import set_up_logging
 from dens_plugin.relaxation.run import require_relaxable
 from dens_plugin.training.earlier_runs import unfinished
 from dens_plugin.training.options import LOADER_WORKERS
-from dens_plugin.training.rank import run_rank
-from dens_plugin.training.saving import whole_or_before
 
 _TELLING = (ValueError, OSError, ImportError, FloatingPointError)  # errors of input rather than of a neighbour's end
 # Splits that a mode does not look at, and that need not be opened for it: LMDB opens a file once per process.

@@ -15,6 +15,7 @@ from fairchem.core.common.utils import setup_imports
 from dens_plugin import compat
 from dens_plugin.checks.dataset import require_distinct, require_files, require_normalizers
 from dens_plugin.checks.files import ConfigFile
+from dens_plugin.checks.metrics import with_metrics
 from dens_plugin.checks.model import require_known_model
 from dens_plugin.checks.names import require_known_names
 from dens_plugin.checks.objective import objective_from_config
@@ -50,8 +51,8 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
     require_numbers(mapping(config["optim"], "optim"))
     is_ours = registry.get_trainer_class(config.get("trainer", "ocp")).__module__.startswith("dens_plugin.")
     if is_ours:
-        require_optim(config["optim"])
-        objective_from_config(config)
+        require_optim(config["optim"], amp=bool(config.get("amp")))
+        with_metrics(config.get("evaluation_metrics"), objective_from_config(config))
     require_known_model(config["model"])
     datasets = dict(_datasets(config["dataset"]))
     needed = _NEEDED_SPLITS.get(config.get("mode", ""))

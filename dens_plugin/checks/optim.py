@@ -46,14 +46,20 @@ def without_nulls(optim: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def require_optim(optim: Mapping[str, Any]) -> None:
-    """Raise ValueError for an invalid key, type, or option of optimiser or schedule in ``optim``."""
+def require_optim(optim: Mapping[str, Any], *, amp: bool = False) -> None:
+    """Raise ValueError for an invalid key, type, or option of optimiser or schedule in ``optim``.
+
+    Args:
+        optim: the block.
+        amp: whether fairchem's ``--amp`` is set.
+    """
     optim = without_nulls(mapping(optim, "optim"))
     reject_unknown(optim, OPTIM, "optim")
     for key in _NEEDED:
         if key not in optim:
             raise ValueError(f"optim lacks `{key}`; see the files in configs/schedule")
     require_numbers(optim)
+    _require_steps(optim, amp=amp)
     optimizer = _tried_optimizer(optim)
     name, options = optim["scheduler"], mapping(optim["scheduler_params"], "optim.scheduler_params")
     if name == "LambdaLR":
@@ -77,6 +83,21 @@ def require_numbers(optim: Mapping[str, Any]) -> None:
     decay = optim.get("ema_decay")
     if decay is not None and decay is not False and not 0 <= number(decay, "optim.ema_decay") < 1:
         raise ValueError(f"optim.ema_decay must be between 0 and 1, got {decay!r}")
+
+
+def _require_steps(optim: Mapping[str, Any], *, amp: bool) -> None:
+    """Look at precision and accumulation; checkpoints are at the end of a step, so that no gradient is lost."""
+    if "autocast" in optim and optim["autocast"] != "bf16":
+        raise ValueError(
+            f"optim.autocast must be 'bf16' or left out, got {optim['autocast']!r}; fp16 is fairchem's --amp"
+        )
+    if "autocast" in optim and amp:
+        raise ValueError("optim.autocast: bf16 and --amp (fp16) exclude each other; drop one of them")
+    steps = optim.get("accumulate_steps", 1)
+    for key in ("eval_every", "checkpoint_every"):
+        every = optim.get(key, steps)
+        if every > 0 and every % steps:
+            raise ValueError(f"optim.{key} = {every} must be a multiple of optim.accumulate_steps = {steps}")
 
 
 def _is_whole(value: Any) -> bool:

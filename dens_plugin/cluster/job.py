@@ -32,4 +32,4 @@ class TrainingJob(Checkpointable):
         # By name: submitit heeds signals only once it has unpickled this object, and importing torch takes seconds.
         with importlib.import_module("dens_plugin.cluster.rendezvous").meeting():
             importlib.import_module("dens_plugin.compat").prepare_host()
-            importlib.import_module("dens_plugin.training.rank").run_rank(self.config)
+            importlib.import_module("dens_plugin.cluster.rank").run_rank(self.config)

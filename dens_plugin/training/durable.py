@@ -25,17 +25,25 @@ from dens_plugin import compat
 from dens_plugin.checks.optim import require_optim, without_nulls
 from dens_plugin.data.records import require_structures
 from dens_plugin.settings import with_numbers
+from dens_plugin.training.checkpoints import (
+    NEWEST,
+    RUN,
+    RunRecord,
+    changes_schedule,
+    commit,
+    differences,
+    newest_whole,
+    recorded,
+)
 from dens_plugin.training.disk import trouble
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
 from dens_plugin.training.interruption import workers_let_go
-from dens_plugin.training.ledger import BadSteps, bad_steps_allowed
+from dens_plugin.training.ledger import BadSteps
 from dens_plugin.training.loading import EpochOrder
 from dens_plugin.training.lock import locked
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_fused_step
-from dens_plugin.training.options import accumulate_steps, autocast_dtype, suit_schedule
-from dens_plugin.training.resume import RUN, RunRecord, changes_schedule, differences, recorded
-from dens_plugin.training.saving import NEWEST, commit, keep_checkpoints, newest_whole
+from dens_plugin.training.options import suit_schedule
 from dens_plugin.training.schedule import schedule_at, stated_groups, take_settings
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import MeanLoss, ShareSampler, is_better, summed
@@ -71,11 +79,11 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         self.config["task"].setdefault("prediction_dtype", "float32")  # fairchem's float16 rounds total energies
         self.config["optim"] = optim = without_nulls(with_numbers(self.config["optim"]))
         if not inference_only:
-            require_optim(optim)
-        self._keep_checkpoints = keep_checkpoints(optim)
-        self._autocast_dtype = autocast_dtype(self.config)
-        self.accumulate_steps = accumulate_steps(optim)
-        self.bad_steps = BadSteps(bad_steps_allowed(optim))
+            require_optim(optim, amp=self.config["amp"])
+        self._keep_checkpoints = optim.get("keep_checkpoints", 2)
+        self._autocast_dtype = torch.bfloat16 if optim.get("autocast") == "bf16" else None
+        self.accumulate_steps = optim.get("accumulate_steps", 1)
+        self.bad_steps = BadSteps(optim.get("max_bad_steps", 10))
         super().load(inference_only)
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dens_plugin.compat import load_checkpoint
-from dens_plugin.training.saving import NEWEST
+from dens_plugin.training.checkpoints import NEWEST
 
 _FOLDER = "checkpoints"  # in a run's folder, by fairchem
 

@@ -9,7 +9,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -63,14 +63,6 @@ class BadSteps:
                 f"{told}, and {self._limit} bad steps before it; weights and checkpoint are still good: {_REMEDY}"
             )
         logging.warning(f"Left out a step: {told} ({self._in_a_row} in a row, at most {self._limit}).")
-
-
-def bad_steps_allowed(optim: dict[str, Any]) -> int:
-    """The number of ``optim.max_bad_steps``; raises ValueError for anything but a whole number."""
-    limit = optim.get("max_bad_steps", 10)
-    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
-        raise ValueError(f"optim.max_bad_steps must be a whole number of at least 0, got {limit!r}")
-    return limit
 
 
 class Entry(NamedTuple):

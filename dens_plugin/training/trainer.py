@@ -20,6 +20,7 @@ from fairchem.core.common.registry import registry
 import dens_plugin.checks.registered  # noqa: F401
 from dens_plugin.checks.dataset import require_files, require_normalizers
 from dens_plugin.checks.identifiers import require_identifiers
+from dens_plugin.checks.metrics import with_metrics
 from dens_plugin.checks.objective import labels_of, objective_from_config, without_switches
 from dens_plugin.checks.preflight import (
     limits_of,
@@ -57,7 +58,7 @@ from dens_plugin.training.losses import Loss, Term, term, total_loss
 from dens_plugin.training.optimizer import spare_from_decay
 from dens_plugin.training.options import LOADER_WORKERS
 from dens_plugin.training.step_random import seed_step
-from dens_plugin.training.validation import ObjectiveErrors, averaged, summed, with_metrics
+from dens_plugin.training.validation import ObjectiveErrors, averaged, summed
 from dens_plugin.training.warm_start import warm_start, warn_of_other_scales
 
 if TYPE_CHECKING:

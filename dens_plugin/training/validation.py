@@ -7,7 +7,7 @@ shares, the model runs without DDP, whose forward needs all ranks, and sums and 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,7 +16,6 @@ from torch.utils.data import BatchSampler
 
 from dens_plugin.fields import rows_of
 from dens_plugin.objectives.base import Errors
-from dens_plugin.settings import suggestion
 from dens_plugin.training.losses import Term
 
 if TYPE_CHECKING:
@@ -118,42 +117,6 @@ def _gathered(value: Any) -> list[Any]:
 
 def _number(value: Any) -> float:
     return value.item() if isinstance(value, torch.Tensor) else value
-
-
-_OF_FORCES = ["mae", "cosine_similarity", "magnitude_error"]
-
-
-def with_metrics(settings: Mapping[str, Any] | None, objective: Objective) -> dict[str, Any]:
-    """The block ``evaluation_metrics``, with what suits an objective where it says nothing.
-
-    The first of forces, energy, another label and the objective's own output that there is chooses the best weights.
-
-    Raises:
-        ValueError: if ``primary_metric`` is not among the metrics that are computed.
-    """
-    names = {label.name for label in objective.labels}
-    metrics: dict[str, list[str]] = {name: ["mae"] for name in sorted(names)}
-    if "forces" in names:
-        metrics["forces"] = list(_OF_FORCES)
-    if {"energy", "forces"} <= names:
-        metrics["misc"] = ["energy_forces_within_threshold"]
-    settings = {"metrics": metrics, **(settings or {})}
-    computed = {
-        name if target == "misc" else f"{target}_{name}"
-        for target, wanted in settings["metrics"].items()
-        if target in names or (target == "misc" and names)
-        for name in wanted
-    }
-    own = {f"{output.name}_mae" for output in objective.outputs}
-    preferred = [
-        name for name in ("forces_mae", "energy_mae", *sorted(computed), *sorted(own)) if name in computed | own
-    ]
-    wanted = settings.setdefault("primary_metric", preferred[0])
-    if wanted not in computed | own:
-        raise ValueError(
-            f"evaluation_metrics.primary_metric '{wanted}' is not computed; {suggestion(wanted, computed | own)}"
-        )
-    return settings
 
 
 class ObjectiveErrors:

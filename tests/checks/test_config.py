@@ -62,7 +62,11 @@ def test_a_mode_needs_its_structures(config, mode, split):
         ("dataset.val.src", None, r"dataset.val.src must be a path .*--dataset.val=None"),
         ("dataset.train.src", 3, r"dataset.train.src must be a path or a list of paths, got 3"),
         ("dataset.train.transforms", None, r"dataset.train.transforms must be a block"),
-        ("dataset.train.transforms.normalizer.energy.stdev", 0, r"normalizer.energy.stdev must be above 0"),
+        (
+            "dataset.train.transforms.normalizer.energy.stdev",
+            0.0,
+            r"normalizer.energy.stdev is 0.0; it must be above 0",
+        ),
         ("dataset.train.transforms.normalizer.energy.mean", None, r"normalizer.energy needs `mean` and `stdev`, or a"),
         ("outputs.forces.train_on_free_atoms", "false", r"must be true or false .*got 'false'"),
         ("outputs.energy.level", None, r"unknown outputs.energy.level 'None'; allowed are atom, system"),

@@ -22,11 +22,11 @@ from rank_runs import RUN_NAME, Ranks, assert_same_run, final_state, run_to_the_
 from samples import write_lmdb
 
 from dens_plugin.testing import random_structure
+from dens_plugin.training import checkpoints, loop
 from dens_plugin.training import lock as lock_file
-from dens_plugin.training import loop, saving
+from dens_plugin.training.checkpoints import whole_or_before
 from dens_plugin.training.history import FILE_NAME, read_history
 from dens_plugin.training.lock import locked
-from dens_plugin.training.saving import whole_or_before
 
 KILLS = 20
 CHECKPOINTS = f"checkpoints/{RUN_NAME}"
@@ -177,9 +177,9 @@ def die_writing(trainer):
     "change",
     [
         die_writing,
-        functools.partial(die_in, module=saving, name="_sync", count=5),
-        functools.partial(die_in, module=saving, name="_sync", count=6),
-        functools.partial(die_in, module=saving, name="predecessor", count=6),
+        functools.partial(die_in, module=checkpoints, name="_sync", count=5),
+        functools.partial(die_in, module=checkpoints, name="_sync", count=6),
+        functools.partial(die_in, module=checkpoints, name="predecessor", count=6),
     ],
     ids=["half written", "before the sync", "after the renames", "between the renames"],
 )
