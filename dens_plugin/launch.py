@@ -22,6 +22,7 @@ from dens_plugin.checks.schema import ignored_options
 from dens_plugin.cluster.rank import run_rank
 from dens_plugin.log_lines import set_up_logging
 from dens_plugin.relaxation.run import require_relaxable
+from dens_plugin.training.checkpoints import whole_or_before
 from dens_plugin.training.earlier_runs import unfinished
 from dens_plugin.training.options import LOADER_WORKERS
 
