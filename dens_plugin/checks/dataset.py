@@ -64,7 +64,7 @@ def require_normalizers(transforms: Any, where: str) -> None:
         for name in numbers:
             found = finite(values[name], f"{key}.{name}", least=-math.inf)
             if name != "mean" and found <= 0:
-                raise ValueError(f"{key}.{name} is {found}; it must be above 0: `dens data check` prints a normaliser")
+                raise ValueError(f"{key}.{name} must be above 0, got {found}; `dens data check` prints a normaliser")
 
 
 def _sources(dataset: Mapping[str, Any], split: str) -> list[str]:

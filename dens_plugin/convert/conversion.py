@@ -73,7 +73,8 @@ def convert(
             f"'{source}' is an {family.title}, which needs no conversion: `task.warm_start: {source}` trains on from "
             "it, with DeNS or without, and `dens nve` and load_calculator take it as it is"
         )
-    if to == _PLAIN and family.plain is None:
+    backbone = family.backbone if to == _DENS else family.plain
+    if backbone is None:
         raise ValueError(f"fairchem has no {family.title} to convert to; ours takes no more time at inference than one")
     if config_yml is not None:
         checkpoint = _completed(checkpoint, load_config(Path(config_yml))[0], source)
@@ -87,7 +88,7 @@ def convert(
     state = {key: value for key, value in found.state.items() if key.startswith(kept)}
     if to == _PLAIN:
         state = {key: value for key, value in state.items() if not key.startswith(family.encoding)}
-    model = _hydra(found.settings, backbone=family.backbone if to == _DENS else family.plain, heads=heads)
+    model = _hydra(found.settings, backbone=backbone, heads=heads)
     state = _fitted(model, state, source)
     for note in found.notes:
         logging.warning(note)

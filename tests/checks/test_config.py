@@ -65,7 +65,7 @@ def test_a_mode_needs_its_structures(config, mode, split):
         (
             "dataset.train.transforms.normalizer.energy.stdev",
             0.0,
-            r"normalizer.energy.stdev is 0.0; it must be above 0",
+            r"normalizer.energy.stdev must be above 0, got 0.0",
         ),
         ("dataset.train.transforms.normalizer.energy.mean", None, r"normalizer.energy needs `mean` and `stdev`, or a"),
         ("outputs.forces.train_on_free_atoms", "false", r"must be true or false .*got 'false'"),
