@@ -20,7 +20,7 @@ from typing import Any
 
 import dens_plugin.stand_ins  # noqa: F401  (its import makes fairchem-core importable without torch-scatter)
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # fairchem reads its own constants by torch.load at every import; five lines of warning for each of three files.
 warnings.filterwarnings("ignore", "You are using `torch.load`", FutureWarning, module=r"fairchem\.core\.")
