@@ -12,7 +12,7 @@ from torch_geometric.data import Batch, Data
 
 import dens_plugin.backbones.painn  # noqa: F401  (registers its names)
 from dens_plugin.backbones.painn.keys import to_plugin_keys
-from dens_plugin.nn.painn.edges import one_of_two, open_pairs
+from dens_plugin.nn.pairs import one_of_two, open_pairs
 from dens_plugin.testing import (
     BackboneContract,
     GradientForceContract,

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from fairchem.core.models.gemnet.layers.embedding_block import AtomEmbedding
 from torch import nn
 
-from dens_plugin.backbones.description import Description, by_attributes
-from dens_plugin.backbones.neighbours import found_graph
 from dens_plugin.backbones.painn.family import FAMILY
+from dens_plugin.backbones.pair_backbone import PairBackbone
 from dens_plugin.fields import corruption_of
 from dens_plugin.nn.force_encoding import VectorForceEncoding
-from dens_plugin.nn.painn.edges import Edges, one_of_two, open_pairs
 from dens_plugin.nn.painn.layers import Form, Message, Update
 from dens_plugin.nn.painn.radial import CosineEnvelope, PolynomialEnvelope, RadialBases
+from dens_plugin.nn.pairs import Edges
 from dens_plugin.settings import mapping, reject_unknown, suggestion
 
 if TYPE_CHECKING:
@@ -32,7 +30,7 @@ _ENVELOPES = {"polynomial": PolynomialEnvelope, "cosine": CosineEnvelope}
 
 
 @registry.register_model("painn_plugin_backbone")
-class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
+class PaiNN(PairBackbone):
     """PaiNN without DeNS. Defaults are fairchem's, for its checkpoints; `configs/backbone` has one for molecules.
 
     Args:
@@ -54,8 +52,7 @@ class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
         ValueError: for options that do not exist.
     """
 
-    is_differentiated = False
-    """Whether a head takes gradients with respect to positions; such a head says so."""
+    family = FAMILY
 
     def __init__(
         self,
@@ -73,63 +70,37 @@ class PaiNN(nn.Module, BackboneInterface, GraphModelMixin):
         num_elements: int = 83,
         otf_graph: bool = True,
     ) -> None:
-        super().__init__()
-        if not otf_graph:
-            raise ValueError(
-                "PaiNN finds neighbours itself, as those of corrupted structures are stored nowhere; "
-                "leave `otf_graph` out of the backbone or set it to true"
-            )
+        super().__init__(
+            cutoff=cutoff,
+            max_neighbors=max_neighbors,
+            use_pbc=use_pbc,
+            use_pbc_single=use_pbc_single,
+            max_num_elements=num_elements + 1,
+            otf_graph=otf_graph,
+        )
         if hidden_channels % 2:
             raise ValueError(f"model.backbone.hidden_channels must be even, as heads halve it, got {hidden_channels}")
         if form not in get_args(Form):
             raise ValueError(f"unknown form '{form}' in model.backbone; {suggestion(str(form), get_args(Form))}")
         if dict(rbf or {"name": "gaussian"}) != {"name": "gaussian"}:
             raise ValueError(f"model.backbone.rbf must be {{name: gaussian}} or left out, got {rbf}")
-        self.otf_graph, self.enforce_max_neighbors_strictly = True, True
-        self.cutoff, self.max_neighbors = cutoff, max_neighbors
-        self.use_pbc, self.use_pbc_single = use_pbc, use_pbc_single
         self.hidden_channels, self.form = hidden_channels, form
-        self.max_num_elements = num_elements + 1
         self.atom_emb = AtomEmbedding(hidden_channels, num_elements)
         self.radial_basis = RadialBases(num_rbf, cutoff, _envelope(envelope, form), smooth=form == "paper")
         self.message_layers = nn.ModuleList([Message(hidden_channels, num_rbf, form) for _ in range(num_layers)])
         self.update_layers = nn.ModuleList([Update(hidden_channels, form) for _ in range(num_layers)])
 
-    def forward(self, data: Batch) -> dict[str, torch.Tensor]:
-        """Scalars (N, C), vectors (N, 3, C), and the positions (N, 3) to differentiate by.
-
-        An autograd graph is built under ``torch.no_grad()`` too if a head takes gradients; that head ends it.
-        """
-        with torch.set_grad_enabled(torch.is_grad_enabled() or self.is_differentiated):
-            positions = data.pos.detach().requires_grad_(self.is_differentiated)  # not the caller's tensor
-            edges = self._edges(data, positions)
-            bases = self.radial_basis(edges.distances)
-            scalars, vectors = self.atom_emb(data.atomic_numbers.long()), self._first_vectors(data)
-            for message, update in zip(self.message_layers, self.update_layers, strict=True):
-                scalars, vectors = update(*message(scalars, vectors, edges, bases))
-            return {"scalars": scalars, "vectors": vectors, "positions": positions}
-
-    def describe(self) -> Description:
-        """What others must know of it."""
-        own_search = "" if self.use_pbc else "it pairs the atoms of molecules faster itself"
-        return by_attributes(self, family=FAMILY, own_search=own_search)
+    def features(self, data: Batch, edges: Edges) -> dict[str, torch.Tensor]:
+        """Scalars (N, C) and vectors (N, 3, C)."""
+        bases = self.radial_basis(edges.distances)
+        scalars, vectors = self.atom_emb(data.atomic_numbers.long()), self._first_vectors(data)
+        for message, update in zip(self.message_layers, self.update_layers, strict=True):
+            scalars, vectors = update(*message(scalars, vectors, edges, bases))
+        return {"scalars": scalars, "vectors": vectors}
 
     def _first_vectors(self, data: Batch) -> torch.Tensor | None:
         """(N, 3, C) before the first layer; None for zeros."""
         return None
-
-    def _edges(self, data: Batch, positions: torch.Tensor) -> Edges:
-        with torch.no_grad():  # which atoms are neighbours is not differentiated
-            if not self.use_pbc and data.natoms.max() <= self.max_neighbors + 1:
-                pairs, offsets = open_pairs(data.pos, data.batch, data.natoms, self.cutoff), None
-            else:
-                graph = found_graph(self, data)
-                kept = one_of_two(graph.edge_index, graph.cell_offsets)
-                pairs, offsets = graph.edge_index[:, kept], graph.offset_distances[kept].to(positions.dtype)
-        first, second = pairs
-        vectors = positions.index_select(0, first) - positions.index_select(0, second)
-        vectors = vectors if offsets is None else vectors + offsets
-        return Edges.of(pairs, vectors, data.batch, data.num_graphs)
 
 
 @registry.register_model("painn_dens_plugin_backbone")
@@ -143,13 +114,11 @@ class PaiNNDeNS(PaiNN):
         **kwargs: as of `PaiNN`.
     """
 
+    encodes_forces = True
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.force_embedding = VectorForceEncoding(self.hidden_channels)
-
-    def describe(self) -> Description:
-        """What others must know of it."""
-        return super().describe()._replace(encodes_forces=True)
 
     def _first_vectors(self, data: Batch) -> torch.Tensor | None:
         corruption = corruption_of(data)

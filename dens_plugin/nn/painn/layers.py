@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from dens_plugin.nn.painn.edges import Edges
-from dens_plugin.nn.painn.message import sum_messages
+from dens_plugin.nn.pair_messages import sum_messages
+from dens_plugin.nn.pairs import Edges
 
 Form = Literal["paper", "open_catalyst"]
 

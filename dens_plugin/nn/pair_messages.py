@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from dens_plugin.nn.backends.cpu import painn_message as loops
 from dens_plugin.nn.backends.cpu.team import uses_loops
-from dens_plugin.nn.painn.edges import Edges
+from dens_plugin.nn.pairs import Edges
 
 
 def sum_messages(

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dens_plugin.nn import pair_messages as message
 from dens_plugin.nn.backends.cpu.team import loops_reason
-from dens_plugin.nn.painn import message
-from dens_plugin.nn.painn.edges import Edges
+from dens_plugin.nn.pairs import Edges
 from dens_plugin.testing import assert_close
 
 needs_loops = pytest.mark.skipif(loops_reason() is not None, reason="loops do not run here")
