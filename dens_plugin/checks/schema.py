@@ -43,6 +43,13 @@ _TASK = """
     type metric labels grad_input
 """.split()  # noqa: SIM905  (the last four in files of before 2.0, for the reader)
 _SPLITS = ("train", "val", "test", "relax")
+_TRAINERS_DATASETS = (
+    "dataset",
+    "val_dataset",
+    "test_dataset",
+    "relax_dataset",
+)  # of these splits, in fairchem's trainers
+_BLOCKS = ("task", "optim", "outputs", "loss_functions", "evaluation_metrics", "logger")
 _DATASET = """
     format src key_mapping transforms lin_ref metadata_path total_shards shard splits seed max_atoms subset_to first_n
     sample_n no_shuffle use_train_settings train_split_settings val_split_settings test_split_settings normalize_labels
@@ -103,6 +110,13 @@ def require_known_keys(config: Mapping[str, Any], files: Iterable[ConfigFile] = 
         return
     for unknown in unknown_keys(config):
         raise ValueError(unknown.message(files))
+
+
+def require_known_blocks(config: Mapping[str, Any]) -> None:
+    """The same for a config as fairchem's trainers keep it: the plain `fairchem` command builds them without a look."""
+    blocks = {name: config[name] for name in _BLOCKS if name in config}
+    datasets = {split: config.get(key) for split, key in zip(_SPLITS, _TRAINERS_DATASETS, strict=True)}
+    require_known_keys({**blocks, "dataset": {split: block for split, block in datasets.items() if block}})
 
 
 def ignored_options(files: Iterable[ConfigFile]) -> Iterator[str]:

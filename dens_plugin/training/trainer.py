@@ -32,6 +32,7 @@ from dens_plugin.checks.preflight import (
     require_outputs,
     require_scales,
 )
+from dens_plugin.checks.schema import require_known_blocks
 from dens_plugin.checks.trust import require_plain_files
 from dens_plugin.data.layout import completed
 from dens_plugin.data.molecules.manifest import with_origin
@@ -85,6 +86,8 @@ class DeNSTrainer(DurableTrainer):
     def load(self, inference_only: bool) -> None:
         """Read the objective, then everything else."""
         require_plain_files(self.config)
+        if not inference_only:
+            require_known_blocks(self.config)
         self.objective = S2EF(labels=labels_of(self.config)) if inference_only else objective_from_config(self.config)
         self.config["model"] = without_switches(self.config["model"])
         self._predict_fixed_atoms = switch(

@@ -98,3 +98,10 @@ def test_data_sets_of_other_code_read_what_they_like(config):
         require_known_keys(changed(config, "dataset.train", {"format": "other", "anything": 1}))
     finally:
         del registry.mapping["dataset_name_mapping"]["other"]
+
+
+def test_the_plain_fairchem_command_meets_the_same(config, build):
+    """It builds the trainer without a look at the config."""
+    config["dataset"]["val"]["sample"] = 3
+    with pytest.raises(ValueError, match=r"unknown key 'sample' in dataset.val; did you mean 'sample_n'"):
+        build(config)
