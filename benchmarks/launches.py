@@ -95,6 +95,8 @@ def _of_step(model: str, settings: Settings, sample: Sample, precision: str) -> 
     batch = sample.corrupted.clone()
     batch[ROWS] = {key: rows.listed() for key, rows in batch[ROWS].items()}
     batch = with_neighbours(batch, loader_search(network, {"loader_graph": True}))
+    if model == "escn":
+        network(batch)  # which makes fairchem's mappings
     on_device = batch.clone()
     for key in list(batch.keys()):
         on_device[key] = moved(batch[key])

@@ -8,6 +8,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.layout import Layout
 
+_CAST = WeakTensorKeyDictionary()
 _KNOWN = WeakTensorKeyDictionary()  # a model's blocks share their grids, and ask for them in every step
 
 
@@ -25,3 +26,14 @@ def grid_matrix(matrix: torch.Tensor, layout: Layout) -> GridMatrix:
             known = GridMatrix.of(matrix.detach()[:, :, order], [m for _, m in layout.coefficients])
         _KNOWN[matrix] = known
     return known
+
+
+def flat_grid(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(G, S) of fairchem's (B, A, S) in another precision, made once."""
+    if matrix.dtype == dtype:
+        return matrix.flatten(0, 1)
+    known: dict[torch.dtype, torch.Tensor] = _CAST.setdefault(matrix, {})
+    if dtype not in known:
+        with torch.inference_mode(False):  # whose tensors no later training step could use
+            known[dtype] = matrix.detach().flatten(0, 1).to(dtype)
+    return known[dtype]

@@ -36,12 +36,12 @@ from dens_plugin.backbones.equiformer_v2.weights import (
     gates_of,
     has_gates,
     radial_function,
-    radial_layers,
     radial_of,
+    radial_weights,
     vector_weights,
 )
 from dens_plugin.backbones.forward_pass import Pass, edge_dtype
-from dens_plugin.backbones.grids import grid_matrix
+from dens_plugin.backbones.grids import flat_grid, grid_matrix
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.backends.choice import Machine, machine_for
 from dens_plugin.nn.backends.triton.attention_logits import attention_logits
@@ -138,8 +138,8 @@ class FastEdgeDegreeEmbedding(EdgeDegreeEmbedding):
     ) -> SO3_Embedding:
         """(N, L, C)."""
         edges = self.shared.edges.of_order_zero()
-        layers = radial_layers(self.rad_func)
-        radial = radial_of(self.rad_func, layers, self, atomic_numbers, edge_distance, self.shared.edges)
+        weights = radial_weights(self.rad_func, self, edge_distance.dtype)
+        radial = radial_of(self.rad_func, weights, atomic_numbers, edge_distance, self.shared.edges)
         scale = self.shared.edges.scale[: len(edges.layout), None] / self.rescale_factor
 
         def sums(edges: RotatedEdges, hidden: torch.Tensor) -> torch.Tensor:
@@ -198,8 +198,7 @@ class FastGraphAttention(SO2EquivariantGraphAttention):
         """(M, ...) of `weighted_sum` or `vector_sum`: a few edges at a time where nothing is kept for a gradient."""
         activation = self._activation(edges.layout)
         with torch.autocast(nodes.device.type, enabled=False), self.shared.products():
-            function, inputs = radial_function(self), (self, atomic_numbers, edge_distance, edges)
-            radial = radial_of(function, weights.radial, *inputs)
+            radial = radial_of(radial_function(self), weights.radial, atomic_numbers, edge_distance, edges)
 
         def values(edges: RotatedEdges, hidden: torch.Tensor) -> torch.Tensor:
             activated, attention = self._activated(
@@ -294,7 +293,8 @@ class FastFeedForward(FeedForwardNetwork):
 
     def _on_grid(self, features: torch.Tensor, weights: FeedForwardWeights) -> torch.Tensor:
         grid = self.SO3_grid[self.max_lmax][self.max_lmax]
-        to_grid, from_grid = grid.to_grid_mat.flatten(0, 1), grid.from_grid_mat.flatten(0, 1)
+        dtype = weights.first.weight.dtype
+        to_grid, from_grid = (flat_grid(matrix, dtype) for matrix in (grid.to_grid_mat, grid.from_grid_mat))
         if self.use_sep_s2_act:
             from_grid = from_grid[:, 1:]
         with torch.autocast(features.device.type, enabled=False):

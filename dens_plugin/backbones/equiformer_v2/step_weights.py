@@ -6,7 +6,7 @@ the backward pass, takes one for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,10 +17,12 @@ from torch import nn
 from dens_plugin.backbones.equiformer_v2.weights import (
     AttentionWeights,
     FeedForwardWeights,
+    RadialWeights,
     gates_of,
     has_gates,
     radial_function,
     radial_layers,
+    split_by_inputs,
 )
 from dens_plugin.nn.equiformer_v2.convolution import Weights
 from dens_plugin.nn.equiformer_v2.degree_linear import DegreeLinear
@@ -46,15 +48,13 @@ def weights_of_blocks(blocks: Sequence[nn.Module], dtype: torch.dtype) -> dict[n
 
 def _of_attentions(attentions: Sequence[SO2EquivariantGraphAttention], dtype: torch.dtype) -> list[AttentionWeights]:
     """Of some attentions that are alike."""
-    functions = [radial_layers(radial_function(attention)) for attention in attentions]
-    radial = zip(*(_cast_layers(of_place, dtype) for of_place in zip(*functions, strict=True)), strict=True)
     convolutions = [_convolutions([getattr(a, f"so2_conv_{n}") for a in attentions], dtype) for n in (1, 2)]
     copies = copies_of(torch.stack([a.proj.weight for a in attentions]).to(dtype)).unbind()
     biases = _cast([a.proj.bias for a in attentions], dtype)
     projections = [DegreeLinear(copy, bias, is_copied=True) for copy, bias in zip(copies, biases, strict=True)]
     return [
-        AttentionWeights(of_radial, *others)
-        for of_radial, *others in zip(radial, *convolutions, projections, strict=True)
+        AttentionWeights(*of_one)
+        for of_one in zip(_radial_functions(attentions, dtype), *convolutions, projections, strict=True)
     ]
 
 
@@ -73,16 +73,21 @@ def _of_networks(networks: Sequence[FeedForwardNetwork], dtype: torch.dtype) -> 
         last = torch.cat([last[:, :1], folded[:, 1:]], dim=1) if networks[0].use_sep_s2_act else folded
     else:
         bias = _cast(bias, dtype)
+    gates = [gates_of(net) for net in networks]
+    if networks[0].use_sep_s2_act:
+        gates = _cast_layers(gates, dtype)
+    if networks[0].use_grid_mlp:
+        middle = _cast(middle, dtype)
     copies = (copies_of(linear.to(dtype)).unbind() for linear in (first, last))
-    parts = zip(networks, middle, *copies, bias, last_bias, strict=True)
+    parts = zip(gates, middle, *copies, bias, last_bias, strict=True)
     return [
         FeedForwardWeights(
             DegreeLinear(of_first, of_bias, is_copied=True),
             of_middle,
             DegreeLinear(of_last, of_last_bias, is_copied=True),
-            gates_of(net),
+            of_gates,
         )
-        for net, of_middle, of_first, of_last, of_bias, of_last_bias in parts
+        for of_gates, of_middle, of_first, of_last, of_bias, of_last_bias in parts
     ]
 
 
@@ -95,6 +100,26 @@ def _convolutions(convolutions: Sequence[SO2_Convolution], dtype: torch.dtype) -
     ]
     matrices = zip(*(of_order.unbind() for of_order in orders), strict=True) if orders else [()] * len(convolutions)
     return [Weights(bias, [zero], tuple(of_one)) for bias, zero, of_one in zip(biases, zeros, matrices, strict=True)]
+
+
+def _radial_functions(
+    attentions: Sequence[SO2EquivariantGraphAttention], dtype: torch.dtype
+) -> Iterator[RadialWeights]:
+    places = zip(*(radial_layers(radial_function(attention)) for attention in attentions), strict=True)
+    first, *others = places
+    owner, tables = attentions[0], [None] * len(attentions)
+    if owner.use_atom_edge_embedding:
+        weights = torch.stack([layer.weight for layer in first]).to(dtype)
+        weight, *parts = split_by_inputs(weights, owner)
+        ends = ([getattr(a, f"{end}_embedding").weight for a in attentions] for end in ("source", "target"))
+        products = [torch.stack(tables).to(dtype) @ part.mT for tables, part in zip(ends, parts, strict=True)]
+        tables = list(zip(*(product.unbind() for product in products), strict=True))
+        biases = _cast([layer.bias for layer in first], dtype)
+        of_first = [Linear(*layer) for layer in zip(weight.unbind(), biases, strict=True)]
+    else:
+        of_first = _cast_layers(first, dtype)
+    layers = zip(of_first, *(_cast_layers(place, dtype) for place in others), strict=True)
+    return map(RadialWeights, layers, tables)
 
 
 def _cast_layers(layers: Sequence[Linear], dtype: torch.dtype) -> list[Linear]:

@@ -49,17 +49,29 @@ def vector_weights(attention: SO2EquivariantGraphAttention, layout: Layout) -> W
     return Weights((projection * bias).sum(1), orders)
 
 
+class RadialWeights(NamedTuple):
+    """Of a radial function.
+
+    Attributes:
+        layers: its linear layers; the first has distances alone where there are tables.
+        tables: (Z, K) what an element adds to the first layer at a source, and at a target, if it does.
+    """
+
+    layers: Sequence[Linear]
+    tables: Sequence[torch.Tensor] | None
+
+
 class AttentionWeights(NamedTuple):
     """Of a graph attention.
 
     Attributes:
-        radial: the linear layers of the radial function.
+        radial: of the radial function.
         first: of the first convolution.
         second: of the second one.
         projection: behind the sum over edges.
     """
 
-    radial: Sequence[Linear]
+    radial: RadialWeights
     first: Weights
     second: Weights
     projection: DegreeLinear
@@ -88,7 +100,7 @@ def attention_weights(attention: SO2EquivariantGraphAttention, dtype: torch.dtyp
         attention: of fairchem's.
         dtype: of products of nodes.
     """
-    radial = tuple(layer.to(dtype) for layer in radial_layers(radial_function(attention)))
+    radial = radial_weights(radial_function(attention), attention, dtype)
     convolutions = (convolution_weights(layer) for layer in (attention.so2_conv_1, attention.so2_conv_2))
     projection = DegreeLinear(attention.proj.weight, attention.proj.bias).to(dtype)
     return AttentionWeights(radial, *convolutions, projection)
@@ -125,15 +137,37 @@ def radial_function(attention: SO2EquivariantGraphAttention) -> RadialFunction:
     return attention.rad_func if attention.use_m_share_rad else attention.so2_conv_1.rad_func
 
 
-def radial_layers(function: RadialFunction) -> tuple[Linear, ...]:
+def radial_layers(function: RadialFunction) -> list[Linear]:
     """Its linear layers, between which are a layer norm and a SiLU each."""
-    return tuple(Linear(layer.weight, layer.bias) for layer in function.net if isinstance(layer, nn.Linear))
+    return [Linear(layer.weight, layer.bias) for layer in function.net if isinstance(layer, nn.Linear)]
+
+
+def radial_weights(function: RadialFunction, owner: nn.Module, dtype: torch.dtype) -> RadialWeights:
+    """Of a radial function, in the precision of its products.
+
+    Args:
+        function: fairchem's network of distances and elements.
+        owner: the module that holds the embeddings of elements.
+        dtype: of the products.
+    """
+    first, *others = (layer.to(dtype) for layer in radial_layers(function))
+    if not owner.use_atom_edge_embedding:
+        return RadialWeights([first, *others], None)
+    embeddings = [table.weight.to(dtype) for table in (owner.source_embedding, owner.target_embedding)]
+    weight, *parts = split_by_inputs(first.weight, owner)
+    tables = [functional.linear(table, part) for table, part in zip(embeddings, parts, strict=True)]
+    return RadialWeights([Linear(weight, first.bias), *others], tables)
+
+
+def split_by_inputs(weight: torch.Tensor, owner: nn.Module) -> tuple[torch.Tensor, ...]:
+    """Parts (..., K, D) of a first layer's weight (..., K, all D): of distances, of sources, of targets."""
+    sizes = [table.weight.shape[1] for table in (owner.source_embedding, owner.target_embedding)]
+    return weight.split([weight.shape[-1] - sum(sizes), *sizes], dim=-1)
 
 
 def radial_of(
     function: RadialFunction,
-    layers: Sequence[Linear],
-    owner: nn.Module,
+    weights: RadialWeights,
     atomic_numbers: torch.Tensor,
     edge_distance: torch.Tensor,
     edges: RotatedEdges,
@@ -142,34 +176,26 @@ def radial_of(
 
     Args:
         function: fairchem's network of distances and elements.
-        layers: its linear layers, in the precision of their products.
-        owner: the module that holds the embeddings of elements.
+        weights: its own.
         atomic_numbers: (N,).
         edge_distance: (E, K) features of the distances.
         edges: E of them.
     """
-    first, *middle, last = layers
-    dtype, tables, elements = first.weight.dtype, None, None
-    distance = edges.keep(("distance", dtype), lambda: edge_distance.to(dtype))
-    if owner.use_atom_edge_embedding:
-        embeddings = owner.source_embedding.weight, owner.target_embedding.weight
-        sizes = [distance.shape[1], *(table.shape[1] for table in embeddings)]
-        weight, *of_elements = first.weight.split(sizes, dim=1)
-        first = Linear(weight, first.bias)
-        tables = [functional.linear(table.to(dtype), part) for table, part in zip(embeddings, of_elements, strict=True)]
-    hidden, uses_kernels = first(distance), machine_for(distance) is Machine.TRITON
+    (first, *middle, last), tables = weights
+    dtype = first.weight.dtype
+    hidden = first(edges.keep(("distance", dtype), lambda: edge_distance.to(dtype)))
+    uses_kernels, ends = machine_for(hidden) is Machine.TRITON, None
     if tables is not None:
         elements = edges.keep("elements", lambda: atomic_numbers[torch.stack([edges.source, edges.target])])
         if uses_kernels:
-            count = len(tables[0])
-            elements = edges.keep(("ones", dtype), lambda: Elements.of(elements, count, dtype))
-        else:  # an element's product with the weight is looked up
+            ends = edges.keep(("ends", dtype), lambda: Elements.of(elements, len(tables[0]), dtype))
+        else:
             for table, numbers in zip(tables, elements, strict=True):
                 hidden = hidden + functional.embedding(numbers, table)
     norms = [layer for layer in function.net if isinstance(layer, nn.LayerNorm)]
     for norm, layer in zip(norms, [*middle, None], strict=True):
         if uses_kernels:
-            hidden, tables = norm_silu(hidden, (norm.weight, norm.bias, norm.eps), tables, elements), None
+            hidden, tables = norm_silu(hidden, (norm.weight, norm.bias, norm.eps), tables, ends), None
         else:
             hidden = functional.silu(norm(hidden.to(norm.weight.dtype))).to(dtype)
         hidden = hidden if layer is None else layer(hidden)
