@@ -85,6 +85,7 @@ class PaiNN(PairBackbone):
         if dict(rbf or {"name": "gaussian"}) != {"name": "gaussian"}:
             raise ValueError(f"model.backbone.rbf must be {{name: gaussian}} or left out, got {rbf}")
         self.hidden_channels, self.form = hidden_channels, form
+        self.scalar_channels = self.vector_channels = hidden_channels
         self.atom_emb = AtomEmbedding(hidden_channels, num_elements)
         self.radial_basis = RadialBases(num_rbf, cutoff, _envelope(envelope, form), smooth=form == "paper")
         self.message_layers = nn.ModuleList([Message(hidden_channels, num_rbf, form) for _ in range(num_layers)])

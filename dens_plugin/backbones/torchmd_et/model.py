@@ -92,7 +92,7 @@ class TorchMDET(PairBackbone):
                 f"embedding_dimension must be even and a multiple of num_heads, got {embedding_dimension} channels and "
                 f"{num_heads} heads"
             )
-        channels = self.channels = self.scalar_channels = embedding_dimension
+        channels = self.channels = self.scalar_channels = self.vector_channels = embedding_dimension
         self.embedding = nn.Embedding(max_num_elements, channels)
         self.distance_expansion = _choice(_EXPANSIONS, rbf_type, "rbf_type")(num_rbf, cutoff, trainable=trainable_rbf)
         self.neighbor_embedding = NeighbourEmbedding(channels, num_rbf, max_num_elements)
