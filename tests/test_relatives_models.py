@@ -23,7 +23,7 @@ def parameters(path):
 
 
 def test_equiformer_v2():
-    """Table 3 of NDeM has 153M without it, as we have, and 157M with it; its auxiliary head, not described, is smaller."""
+    """Table 3 has 153M without NDeM, as we have, and 157M with it: its auxiliary head, not described, is smaller."""
     backbone, heads = parameters(CONFIGS / "experiment" / "ndem_oc20" / "equiformer_v2_ndem_energy4.yml")
     plain = backbone + heads["energy"] + heads["forces"]
     assert abs(plain / 1e6 - 153) < 0.65
