@@ -158,7 +158,7 @@ def main() -> None:
                 values = ("-" if value is None else f"{value:.4g}" for value in list(row.values())[2:])
                 print(f"| {backbone} | {objective} | {' | '.join(values)} |", flush=True)
     if args.out is not None:
-        args.out.write_text(json.dumps({"machine": hardware(), "rows": rows}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"machine": hardware("cpu"), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

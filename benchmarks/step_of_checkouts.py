@@ -134,7 +134,7 @@ def main() -> None:
         middle = f"{row['before, ms']:.1f} | {row['after, ms']:.1f} | {row['before / after']:.3f}"
         print(f"| {size} | {middle} | {row['lower quartile']:.3f} to {row['upper quartile']:.3f} |", flush=True)
     if args.out is not None:
-        args.out.write_text(json.dumps({"machine": hardware(), "rows": rows}, indent=1) + "\n")
+        args.out.write_text(json.dumps({"machine": hardware("cpu"), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
