@@ -144,7 +144,7 @@ def _offered(heads: Mapping[str, nn.Module], names: Sequence[str]) -> dict[str, 
         if name != output and name in names:
             raise ValueError(
                 f"model.heads.{name} is a {type(head).__name__}, which predicts `{output}`; give `{name}` a module "
-                "that predicts it (README.md has a table), or call the head by what it predicts"
+                "that predicts it (docs/configs.md has a table), or call the head by what it predicts"
             )
         for each in head.output_names if isinstance(head, RowHead) else (output,):
             if each in offered:

@@ -159,7 +159,7 @@ def _model_file(model: str, objective: str) -> str:
     if model not in models():
         raise ValueError(f"unknown --model '{model}'; {suggestion(model, models())}")
     special = [name for name in _objectives() if objective.startswith(name)]
-    for name in (*(f"{model}_{each}" for each in special), model):
+    for name in (*(f"{model}_{each}" for each in special), *([] if special else [model])):
         if (packaged_folder() / "model" / f"{name}.yml").exists():
             return name
     raise FileNotFoundError(

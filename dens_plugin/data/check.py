@@ -75,7 +75,7 @@ def check(
     source = open_source(Path(path), format=format, config=config, keys=keys)
     indices = _evenly_spaced(source.length, limit)
     tally, summaries = Tally(), {}
-    for index in tqdm(indices, desc="reading", unit="structure", disable=not progress):
+    for index in tqdm(indices, desc="reading", unit="structure", disable=None if progress else True):
         structure = source.read(index)
         if tally.add(index, structure):
             summaries[index] = summarize(structure)

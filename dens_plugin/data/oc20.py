@@ -75,7 +75,9 @@ def convert(
         return
     require_makeable(out)
     part = _open_part(out, manifest)
-    with tqdm(total=len(pairs), unit="file", desc=f"{raw.name} -> {out.name}", disable=not progress) as bar:
+    with tqdm(
+        total=len(pairs), unit="file", desc=f"{raw.name} -> {out.name}", disable=None if progress else True
+    ) as bar:
         _write_shards(part, pairs, options, workers=workers, bar=bar)
     _finish(part, out)
 

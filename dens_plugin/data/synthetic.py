@@ -59,7 +59,7 @@ def generate(
     # A system's generator depends on its own number: more systems leave the first ones as they are.
     relaxations = [
         draw_relaxation(np.random.default_rng([seed, system]), max_steps=max_steps)
-        for system in tqdm(range(total), desc="relaxing with EMT", unit="system", disable=not progress)
+        for system in tqdm(range(total), desc="relaxing with EMT", unit="system", disable=None if progress else True)
     ]
     part = out.with_name(out.name + PART)
     shutil.rmtree(part, ignore_errors=True)

@@ -50,7 +50,9 @@ def read_test_set(path: Path, *, progress: bool = False) -> TestSet:
     implied = None if source.format.endswith("lmdb") else 0  # fairchem's ASE data sets give every frame an fid
     sids, frames = [], []
     atoms, free = np.empty(source.length, np.int64), np.empty(source.length, np.int64)
-    for index in tqdm(range(source.length), desc=f"ids of {path}", unit="structure", disable=not progress):
+    for index in tqdm(
+        range(source.length), desc=f"ids of {path}", unit="structure", disable=None if progress else True
+    ):
         structure = source.read(index)
         if structure.sid is None:
             raise ValueError(f"{path}: structure {index} has no sid to compare predictions by: leave out --data")

@@ -201,7 +201,9 @@ def _last_energies(folder: Path, *, progress: bool) -> SplitArrays:
     files = sorted(file for file in folder.iterdir() if file.suffix in _TRAJECTORIES)
     if not files:
         raise ValueError(f"'{folder}' holds no {' or '.join(_TRAJECTORIES)} file: give a folder with one per structure")
-    energies = [_last_energy(file) for file in tqdm(files, desc=str(folder), unit="file", disable=not progress)]
+    energies = [
+        _last_energy(file) for file in tqdm(files, desc=str(folder), unit="file", disable=None if progress else True)
+    ]
     return SplitArrays(np.array([file.stem for file in files]), np.array(energies, dtype=np.float64))
 
 

@@ -118,7 +118,9 @@ def relax_structures(
     """
     rank, world_size = distutils.get_rank(), distutils.get_world_size()
     batches = inputs.batches(undone, rank, world_size, settings.batch_size)
-    with tqdm(total=sum(map(len, batches)), desc=f"rank {rank}", unit="structure", disable=rank != 0) as progress:
+    with tqdm(
+        total=sum(map(len, batches)), desc=f"rank {rank}", unit="structure", disable=None if rank == 0 else True
+    ) as progress:
         for batch in batches:
             sources = {inputs.names[at]: dataset[inputs.entries[at].place] for at in batch}
             structures = {name: without_labels(source) for name, source in sources.items()}

@@ -44,6 +44,7 @@ from dens_plugin.training.lock import locked
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_fused_step
 from dens_plugin.training.options import suit_schedule
+from dens_plugin.training.progress import StepLines, closing_line
 from dens_plugin.training.schedule import schedule_at, stated_groups, take_settings
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import MeanLoss, ShareSampler, is_better, summed
@@ -186,12 +187,21 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             f"Effective batch: {record.effective_batch} structures per step = {record.batch_size} per batch x "
             f"{record.world_size} ranks x {record.accumulate_steps} accumulated."
         )
+        self._lines = StepLines(
+            last_step=self.config["optim"]["max_epochs"] * len(self.train_loader),
+            epochs=self.config["optim"]["max_epochs"],
+            structures_per_step=record.batch_size * record.world_size,
+        )
         TrainingLoop(self).run(disable_eval_tqdm=disable_eval_tqdm)
         if self.val_loader is not None and self.step > 0 and not self._has_best():
             self._update_best(disable_tqdm=disable_eval_tqdm)  # of a run that is shorter than an evaluation
         self.save()
         if self._unsaved is not None:
             raise OSError(self._unsaved)
+        if distutils.is_master():
+            has_best = (self._folder / _BEST).is_file()
+            path = self._folder / (_BEST if has_best else NEWEST)
+            logging.info(closing_line(path, self._primary_metric, self.best_val_metric if has_best else None))
 
     def evaluate(self, *, disable_tqdm: bool = True) -> None:
         """What fairchem does every ``eval_every`` steps: validate, keep the best weights, relax, and say a plateau."""
@@ -233,7 +243,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
     def report(self, row: Mapping[str, float]) -> None:
         """Print and log what the last training steps were like."""
         if distutils.is_master():
-            logging.info(", ".join(f"{name}: {value:.2e}" for name, value in row.items()))
+            logging.info(self._lines.line(row, time.monotonic()))
         if self.logger is not None:
             self.logger.log(dict(row), step=self.step, split="train")
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import statistics
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
-_WINDOW = 50  # steps that a pace is taken over, at most
-_PIPE_SECONDS = 10.0  # between two lines where nobody looks at a terminal
+_WINDOW = 10  # lines that a pace is taken over, at most
+_PREFIX = 10  # columns that a log line begins with
+_FIRST = ("loss", "forces_mae", "energy_mae", "noise_mae")
 
 
 class Progress(NamedTuple):
@@ -34,36 +36,41 @@ class Progress(NamedTuple):
     seconds_left: float | None
 
 
-class Pace:
-    """Steps per second over the last steps, without the time that evaluations and checkpoints take.
+class StepLines:
+    """The lines of a training, one for every printed step.
 
-    Call `start` whenever training goes on after a pause and `step` after each step, with the time in seconds.
+    The pace is the median over the last intervals between lines, so that an evaluation in one of them does not count.
+
+    Args:
+        last_step: steps in all.
+        epochs: passes in all.
+        structures_per_step: of all ranks together.
     """
 
-    def __init__(self, window: int = _WINDOW) -> None:
-        self._durations: deque[float] = deque(maxlen=window)
-        self._since: float | None = None
+    def __init__(self, *, last_step: int, epochs: float, structures_per_step: int) -> None:
+        self._last_step, self._epochs, self._structures = last_step, epochs, structures_per_step
+        self._intervals: deque[float] = deque(maxlen=_WINDOW)  # seconds a step
+        self._before: tuple[int, float] | None = None
 
-    def start(self, now: float) -> None:
-        """Note the beginning of a step; what happened since the last one does not count."""
-        self._since = now
-
-    def step(self, now: float) -> None:
-        """Note the end of a step."""
-        if self._since is not None:
-            self._durations.append(now - self._since)
-        self._since = now
-
-    @property
-    def steps_per_second(self) -> float | None:
-        """The pace; None before the first step has ended."""
-        total = sum(self._durations)
-        return len(self._durations) / total if total > 0 else None
-
-    def seconds_for(self, steps: int) -> float | None:
-        """The time that so many steps take at this pace."""
-        pace = self.steps_per_second
-        return None if pace is None else steps / pace
+    def line(self, row: Mapping[str, float], now: float, *, width: int | None = None) -> str:
+        """The line for a row of ``step``, ``epoch``, ``lr`` and errors, at a time in seconds."""
+        step = int(row["step"])
+        if self._before is not None and step > self._before[0]:
+            self._intervals.append((now - self._before[1]) / (step - self._before[0]))
+        self._before = (step, now)
+        seconds = statistics.median(self._intervals) if self._intervals else None
+        progress = Progress(
+            step=step,
+            last_step=self._last_step,
+            epoch=row["epoch"],
+            epochs=self._epochs,
+            learning_rate=row["lr"],
+            structures_per_second=None if not seconds else self._structures / seconds,
+            seconds_left=None if seconds is None else seconds * (self._last_step - step),
+        )
+        errors = {name: value for name, value in row.items() if name not in ("step", "epoch", "lr")}
+        first = [name for name in _FIRST if name in errors]
+        return progress_line(progress, {name: errors[name] for name in dict.fromkeys([*first, *errors])}, width=width)
 
 
 def progress_line(progress: Progress, errors: Mapping[str, float], *, width: int | None = None) -> str:
@@ -74,7 +81,7 @@ def progress_line(progress: Progress, errors: Mapping[str, float], *, width: int
         errors: errors of the last batch or batches by name, the most important ones first.
         width: columns to fill at most; those of the terminal where not given. Errors that do not fit are left out.
     """
-    width = shutil.get_terminal_size((120, 24)).columns - 1 if width is None else width
+    width = shutil.get_terminal_size((160, 24)).columns - _PREFIX if width is None else width
     parts = [
         f"step {progress.step:,}/{progress.last_step:,}",
         f"epoch {progress.epoch:.2f}/{progress.epochs:g}",
@@ -99,17 +106,15 @@ def validation_line(structures: int, seconds: float, errors: Mapping[str, float]
     return f"{split}: {structures:,} structures in {duration(seconds)}  {told}".rstrip()
 
 
-def closing_line(best: Path | None, metric: str, error: float | None, *, step: int | None = None) -> str:
+def closing_line(best: Path, metric: str, error: float | None, *, step: int | None = None) -> str:
     """What a training ends with: its best checkpoint, and the error for which it is the best.
 
     Args:
-        best: the file; None if none was written.
+        best: the file.
         metric: name of the primary metric.
         error: its value on the validation set; None if nothing was validated.
         step: at which it was reached.
     """
-    if best is None:
-        return "No checkpoint was written."
     if error is None:
         return f"Done. The last checkpoint is {best}; nothing was validated, so there is no best one."
     reached = "" if step is None else f" at step {step:,}"
@@ -127,42 +132,3 @@ def duration(seconds: float) -> str:
     if hours < 48:
         return f"{hours} h {minutes:02d} min"
     return f"{hours // 24} d {hours % 24} h"
-
-
-class ProgressWriter:
-    """Writes lines over each other on a terminal; elsewhere a line now and then, so that logs stay short.
-
-    Args:
-        stream: where to write.
-        every: seconds between two lines where the stream is no terminal.
-    """
-
-    def __init__(self, stream: TextIO, *, every: float = _PIPE_SECONDS) -> None:
-        self._stream = stream
-        self._every = every
-        self._on_terminal = stream.isatty()
-        self._last: float | None = None
-        self._open = 0  # columns of a line that is not ended yet
-
-    def is_due(self, now: float) -> bool:
-        """Whether a line would be written now: making one may need numbers from a GPU."""
-        return self._on_terminal or self._last is None or now - self._last >= self._every
-
-    def write(self, line: str, now: float) -> None:
-        """Show a line in place of the one before, or add one if enough time has passed."""
-        if not self.is_due(now):
-            return
-        self._last = now
-        if self._on_terminal:
-            self._stream.write("\r" + line.ljust(self._open))
-            self._open = len(line)
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
-
-    def end_line(self) -> None:
-        """Leave the line as it is, so that others may write below it."""
-        if self._open:
-            self._stream.write("\n")
-            self._stream.flush()
-            self._open = 0

@@ -117,7 +117,7 @@ class DeNSTrainer(DurableTrainer):
             super().load_model()
         except AttributeError as error:
             raise ValueError(
-                f"a head does not fit the backbone ({error}); README.md has a table of which belong together"
+                f"a head does not fit the backbone ({error}); docs/configs.md has a table of which belong together"
             ) from error
         except (AssertionError, TypeError, ZeroDivisionError, IndexError) as error:
             where = traceback.extract_tb(error.__traceback__)[-1].line

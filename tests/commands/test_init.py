@@ -12,6 +12,7 @@ from dens_plugin.checks.schema import require_known_keys
 from dens_plugin.cli import main
 from dens_plugin.commands.init import models
 from dens_plugin.compat import prepare_host
+from dens_plugin.config_files import packaged_folder
 from dens_plugin.testing import random_structure
 
 
@@ -24,7 +25,10 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("model", models())
+WITH_DENS = [model for model in models() if (packaged_folder() / "model" / f"{model}_dens.yml").exists()]
+
+
+@pytest.mark.parametrize("model", WITH_DENS)
 def test_config_of_every_model(workplace, model):
     main(["init", "mine", "--model", model, "--out", "c.yml"])
     prepare_host()
@@ -72,6 +76,8 @@ def test_parts_are_those_of_an_experiment_with_the_model(workplace):
         (["mine", "--model", "equiformer_v3"], "did you mean 'equiformer_v2'?"),
         (["mine", "--backbone", "equiformer_v2_83"], "did you mean 'backbone/equiformer_v2_83m.yml'?"),
         (["mine/train"], "has no folder train"),
+        (["mine", "--model", "eqn"], "unknown --model 'eqn'"),
+        (["mine", "--model", "escn", "--objective", "ndem"], "no config of 'escn' for the objective 'ndem'"),
     ],
 )
 def test_slips(workplace, capsys, arguments, message):

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
 
-from dens_plugin.training.progress import (
-    Pace,
-    Progress,
-    ProgressWriter,
-    closing_line,
-    duration,
-    progress_line,
-    validation_line,
-)
+from dens_plugin.training.progress import Progress, StepLines, closing_line, duration, progress_line, validation_line
 
 HALFWAY = Progress(1200, 2400, 1.5, 3, 4.9e-4, 38.24, 700)
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
 
 
 def test_line_says_all():
@@ -50,42 +36,14 @@ def test_duration(seconds, text):
     assert duration(seconds) == text
 
 
-def test_pace_leaves_out_pauses():
-    pace = Pace()
-    assert pace.seconds_for(10) is None
-    pace.start(0)
-    pace.step(2)
-    pace.step(4)
-    pace.start(100)  # an evaluation
-    pace.step(102)
-    assert pace.steps_per_second == pytest.approx(0.5)
-    assert pace.seconds_for(10) == pytest.approx(20)
-
-
-def test_pace_follows_the_last_steps():
-    pace = Pace(window=2)
-    pace.start(0)
-    for now in (10, 11, 12):
-        pace.step(now)
-    assert pace.steps_per_second == pytest.approx(1)
-
-
-def test_a_pipe_is_not_flooded():
-    stream = io.StringIO()
-    writer = ProgressWriter(stream, every=10)
-    for second in range(25):
-        writer.write(f"at {second}", second)
-    writer.end_line()
-    assert stream.getvalue() == "at 0\nat 10\nat 20\n"
-
-
-def test_a_terminal_shows_the_last_line():
-    stream = Terminal()
-    writer = ProgressWriter(stream)
-    writer.write("a long line", 0)
-    writer.write("short", 0.1)
-    writer.end_line()
-    assert stream.getvalue() == "\ra long line\rshort      \n"
+def test_pace_is_that_of_most_intervals():
+    lines = StepLines(last_step=100, epochs=2, structures_per_step=8)
+    row = {"epoch": 0.2, "lr": 1e-3, "grad_norm": 2.0, "forces_mae": 0.5, "loss": 1.0}
+    first = lines.line({**row, "step": 10}, 0.0, width=200)
+    assert first == "step 10/100  epoch 0.20/2  lr 1.0e-03  loss 1  forces_mae 0.5  grad_norm 2"
+    for step, now in ((20, 5.0), (30, 65.0), (40, 70.0)):  # an evaluation of a minute in the middle
+        line = lines.line({**row, "step": step}, now, width=200)
+    assert "  16 structures/s  30 s left  " in line
 
 
 def test_closing_line():
@@ -94,7 +52,6 @@ def test_closing_line():
         f"Done. Best checkpoint: {path} (forces_mae 0.0512 on the validation set at step 1,200)"
     )
     assert "nothing was validated" in closing_line(path, "forces_mae", None)
-    assert closing_line(None, "forces_mae", None) == "No checkpoint was written."
 
 
 def test_validation_line():

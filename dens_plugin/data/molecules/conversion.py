@@ -319,7 +319,9 @@ def _leaks(
 def _checked(check: FrameCheck, frames: Frames, indices: np.ndarray, options: Options, *, progress: bool) -> np.ndarray:
     """Those of some frames that did not come before."""
     usable, repeats = [], []
-    for index in tqdm(indices.tolist(), unit="frame", desc=f"checking {frames.path.name}", disable=not progress):
+    for index in tqdm(
+        indices.tolist(), unit="frame", desc=f"checking {frames.path.name}", disable=None if progress else True
+    ):
         before = check.add(frames, index)
         if before is None:
             usable.append(index)
