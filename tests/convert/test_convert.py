@@ -266,3 +266,64 @@ class TestEquiformer:
     def test_has_no_plain_network(self, files, tmp_path):
         with pytest.raises(ValueError, match="fairchem has no Equiformer to convert to"):
             convert(files[0], tmp_path / "plain.pt", to="plain", config_yml=files[1])
+
+
+class TestWhatOursLacks:
+    """Parts of the authors' EquiformerV2 that have no counterpart here."""
+
+    @pytest.fixture
+    def source(self, tmp_path):
+        path, _ = ours(tmp_path, block=MODEL | {"use_energy_lin_ref": True, "load_energy_lin_ref": True})
+        return path, torch.load(path, weights_only=False)
+
+    def test_references_of_elements_become_fairchems(self, source, tmp_path):
+        """The network adds them over the normaliser's scale."""
+        path, checkpoint = source
+        references = torch.linspace(1, 2, 90)
+        checkpoint["state_dict"]["backbone.energy_lin_ref"] = references
+        scale = {"mean": torch.tensor(0.0), "rmsd": torch.tensor(2.0)}
+        checkpoint["normalizers"] = {"energy": scale, "forces": scale}
+        torch.save(checkpoint, path)
+        with_references = predicted(convert(path, tmp_path / "with.pt"))
+        checkpoint["config"]["model"]["use_energy_lin_ref"] = False
+        torch.save(checkpoint, path)
+        without = predicted(convert(path, tmp_path / "without.pt"))
+        expected = 2 * references[slab().numbers].sum().item()
+        assert with_references[0] - without[0] == pytest.approx(expected, abs=1e-4)
+        assert np.allclose(with_references[1], without[1], atol=1e-6)
+
+    def test_constants_of_other_versions_are_made_anew(self, tmp_path):
+        shared = {"use_m_share_rad": True}
+        path, model = ours(tmp_path, block=MODEL | shared)
+        state = model.state_dict()
+        index = state["backbone.blocks.0.ga.expand_index"].clone()
+        state["backbone.blocks.0.ga.expand_index"] = index[:-1]
+        torch.save({"state_dict": state, "config": CONFIG | {"model": MODEL | shared}}, path)
+        converted = torch.load(convert(path, tmp_path / "out.pt"), weights_only=False)["state_dict"]
+        assert torch.equal(converted["module.backbone.blocks.0.ga.expand_index"], index)
+
+    def test_the_bias_of_an_encoding_of_sigma_is_folded(self, source, tmp_path, caplog):
+        """At inference sigma is zero, and the encoding is its bias."""
+        path, checkpoint = source
+        block = MODEL | {"use_noise_schedule_sigma_encoding": True}
+        checkpoint["config"]["model"] = block
+        embedding = checkpoint["state_dict"]["backbone.sphere_embedding.weight"].clone()
+        bias = torch.linspace(0, 1, embedding.shape[1])
+        sigma = {"weight": torch.ones(len(bias), 1), "bias": bias}
+        checkpoint["state_dict"].pop("backbone.energy_lin_ref")
+        checkpoint["state_dict"] |= {f"backbone.noise_schedule_sigma_embedding.{key}": sigma[key] for key in sigma}
+        torch.save(checkpoint, path)
+        converted = torch.load(convert(path, tmp_path / "out.pt"), weights_only=False)
+        assert torch.equal(converted["state_dict"]["module.backbone.sphere_embedding.weight"], embedding + bias)
+        assert "encodes sigma, which ours does not. Energies and forces are the same" in caplog.text
+
+
+def test_other_vectors_that_served_training_alone_are_converted_too(tmp_path):
+    """By the names that they have, without a list of them."""
+    path, model = ours(tmp_path)
+    state = {key.replace("heads.noise.", "heads.auxiliary_forces."): value for key, value in model.state_dict().items()}
+    torch.save({"state_dict": state, "config": CONFIG | {"model": MODEL}}, path)
+    heads = torch.load(convert(path, tmp_path / "dens.pt"), weights_only=False)["config"]["model"]["heads"]
+    assert heads["auxiliary_forces"] == {"module": "dens_plugin.NoiseHead", "output_name": "auxiliary_forces"}
+    plain = torch.load(convert(path, tmp_path / "plain.pt", to="plain"), weights_only=False)["config"]["model"]["heads"]
+    assert set(plain) == {"energy", "forces"}

@@ -20,7 +20,8 @@ from dens_plugin.backbones.key_map import EMBEDDING, require_same, to_plugin_key
 
 _SIGMA = "backbone.noise_schedule_sigma_embedding."
 _REFERENCES = "backbone.energy_lin_ref"
-_OF_FILES = ("use_noise_schedule_sigma_encoding", "use_tp_reparam", "use_energy_lin_ref", "load_energy_lin_ref")
+_OF_FILES = ("use_noise_schedule_sigma_encoding", "use_tp_reparam")
+_OF_REFERENCES = ("use_energy_lin_ref", "load_energy_lin_ref")
 _NO_SIGMA = (
     "The network encodes sigma, which ours does not. Energies and forces are the same; when trained on with denoising, "
     "it starts without that encoding."
@@ -34,12 +35,12 @@ def translate(state: Mapping[str, torch.Tensor], settings: Mapping[str, Any]) ->
         ValueError: for ``use_tp_reparam``, of which nothing here is the same.
     """
     require_same(settings, {"use_tp_reparam": False})
-    kept = {key: value for key, value in settings.items() if key not in _OF_FILES}
+    left_out, references = _OF_FILES, None
     found = {key: value for key, value in to_plugin_keys(state).items() if not key.endswith(".expand_index")}
-    references, notes = found.pop(_REFERENCES, None), ()
+    if settings.get("use_energy_lin_ref"):
+        left_out, references = _OF_FILES + _OF_REFERENCES, found.pop(_REFERENCES, None)
     bias, weight = (found.pop(_SIGMA + name, None) for name in ("bias", "weight"))
     if bias is not None:
         found[EMBEDDING] = found[EMBEDDING] + bias
-    if weight is not None and bool(settings.get("use_noise_schedule_sigma_encoding", True)):
-        notes = (_NO_SIGMA,)
-    return Translated(found, kept, references if settings.get("use_energy_lin_ref") else None, notes)
+    kept = {key: value for key, value in settings.items() if key not in left_out}
+    return Translated(found, kept, references, notes=() if weight is None else (_NO_SIGMA,))
