@@ -15,7 +15,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from dens_plugin.nn.backends.choice import Machine, machine_for
-from dens_plugin.nn.backends.cpu.team import uses_loops
 from dens_plugin.nn.backends.triton import softmax_by_target as kernels
 from dens_plugin.nn.equiformer_v2.convolution import Gradient, Weights, write_product
 from dens_plugin.nn.equiformer_v2.fused import fused_weighted_sum
@@ -147,7 +146,7 @@ def _collect_weighed(
     values: torch.Tensor, attention: torch.Tensor, edges: RotatedEdges, piece: Piece, out: torch.Tensor
 ) -> None:
     """Add the sums of the values (e, S H V) of a piece, weighed with (e, H), to (M, (lmax + 1)^2, H V)."""
-    if uses_loops(values, attention, edges.packed):
+    if machine_for(values, attention, edges.packed) is Machine.CPU:
         by_loops.collect(values.view(len(values), len(edges.layout), -1), edges, piece, out, attention)
     else:
         collect(_weigh(values, attention, edges.scale), edges, piece, out)
@@ -158,7 +157,7 @@ def _weighed_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of values (e, S, H V) and attention (e, H) from that of the sums of all targets."""
     values = values.view(len(values), len(edges.layout), -1)
-    if uses_loops(grad, values, attention, edges.packed):
+    if machine_for(grad, values, attention, edges.packed) is Machine.CPU:
         return by_loops.collect_backward(grad, values, attention, edges, piece)
     grad_messages = expand(grad, edges, piece).to(values.dtype)
     of_attention = _attention_backward(grad_messages, values, edges.scale, attention.shape[1])

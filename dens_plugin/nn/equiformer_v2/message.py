@@ -16,7 +16,6 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from dens_plugin.nn.backends.choice import Machine, machine_for
-from dens_plugin.nn.backends.cpu.team import uses_loops
 from dens_plugin.nn.equiformer_v2.convolution import Gradient, Weights, write_product
 from dens_plugin.nn.equiformer_v2.fused import fused_messages
 from dens_plugin.nn.equiformer_v2.inputs import Inputs, PlainInputs
@@ -106,7 +105,7 @@ def _split(convolved: torch.Tensor, num_scalars: int) -> tuple[torch.Tensor, tor
 
 
 def _inputs(nodes: torch.Tensor, radial: Radial | None, edges: RotatedEdges) -> Inputs:
-    return (LoopInputs if uses_loops(nodes, edges.packed) else PlainInputs)(nodes, radial, edges)
+    return (LoopInputs if machine_for(nodes, edges.packed) is Machine.CPU else PlainInputs)(nodes, radial, edges)
 
 
 def _parse(bias: torch.Tensor, rest: Sequence[torch.Tensor], num_orders: int) -> tuple[Weights, Radial | None]:

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from dens_plugin.nn.backends.choice import Machine, machine_for
 from dens_plugin.nn.backends.cpu import s2_activation as s2_loops
-from dens_plugin.nn.backends.cpu.team import uses_loops
 from dens_plugin.nn.backends.triton.s2_activation import s2_activation
 from dens_plugin.nn.so2.grid_matrix import GridMatrix
 from dens_plugin.nn.so2.grid_parts import grid_parts
@@ -148,7 +147,11 @@ def _for_loops(
     features: torch.Tensor, to_grid: GridMatrix, from_grid: GridMatrix
 ) -> tuple[s2_loops.Grid, s2_loops.Grid] | None:
     """Both grids for the loops, or None where plain torch computes these features."""
-    if to_grid.for_loops is None or from_grid.for_loops is None or not uses_loops(features, to_grid.dense):
+    if (
+        to_grid.for_loops is None
+        or from_grid.for_loops is None
+        or machine_for(features, to_grid.dense) is not Machine.CPU
+    ):
         return None
     size, channels = features.shape[1:]
     fits = features.stride()[1:] == (channels, 1) and from_grid.dense.shape[1] == size

@@ -14,7 +14,6 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from dens_plugin.nn.backends.choice import Machine, machine_for
-from dens_plugin.nn.backends.cpu.team import uses_loops
 from dens_plugin.nn.backends.triton.aggregate import aggregate
 from dens_plugin.nn.so2 import by_loops
 from dens_plugin.nn.so2.rotated_edges import Piece, RotatedEdges
@@ -49,7 +48,7 @@ def expand(features: torch.Tensor, edges: RotatedEdges, piece: Piece) -> torch.T
     Returns:
         (e, S, C), of the edges of the piece.
     """
-    if uses_loops(features, edges.packed):
+    if machine_for(features, edges.packed) is Machine.CPU:
         return by_loops.expand(features, edges, piece)
     rotation = edges.rotation[piece.edges].to(features.dtype)
     if piece.degree is None:
@@ -67,7 +66,7 @@ def collect(features: torch.Tensor, edges: RotatedEdges, piece: Piece, out: torc
         piece: which of them.
         out: (M, (lmax + 1)^2, C), of all targets.
     """
-    if uses_loops(features, edges.packed, out):
+    if machine_for(features, edges.packed, out) is Machine.CPU:
         by_loops.collect(features, edges, piece, out)
         return
     rotation = edges.rotation[piece.edges].to(features.dtype)

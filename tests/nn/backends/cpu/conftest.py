@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dens_plugin.nn.backends.choice import Machine
 from dens_plugin.nn.so2 import rotated_edges
 
 
@@ -21,6 +22,6 @@ def in_plain_torch(monkeypatch):
 
     def turn_off():
         for module in (activation, attention, message, rotation):
-            monkeypatch.setattr(module, "uses_loops", lambda *_: False)
+            monkeypatch.setattr(module, "machine_for", lambda *_: Machine.PLAIN)
 
     return turn_off
