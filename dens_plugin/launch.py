@@ -24,7 +24,7 @@ from dens_plugin.log_lines import set_up_logging
 from dens_plugin.relaxation.run import require_relaxable
 from dens_plugin.training.checkpoints import whole_or_before
 from dens_plugin.training.earlier_runs import unfinished
-from dens_plugin.training.options import LOADER_WORKERS
+from dens_plugin.training.loading import LOADER_WORKERS
 
 _TELLING = (ValueError, OSError, ImportError, FloatingPointError)  # errors of input rather than of a neighbour's end
 # Splits that a mode does not look at, and that need not be opened for it: LMDB opens a file once per process.

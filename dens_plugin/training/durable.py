@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dens_plugin import compat
 from dens_plugin.checks.optim import require_optim, without_nulls
 from dens_plugin.data.records import require_structures
+from dens_plugin.disk import trouble
 from dens_plugin.settings import with_numbers
 from dens_plugin.training.checkpoints import (
     NEWEST,
@@ -35,7 +36,6 @@ from dens_plugin.training.checkpoints import (
     newest_whole,
     recorded,
 )
-from dens_plugin.training.disk import trouble
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
 from dens_plugin.training.interruption import workers_let_go
 from dens_plugin.training.ledger import BadSteps
@@ -43,9 +43,8 @@ from dens_plugin.training.loading import EpochOrder
 from dens_plugin.training.lock import locked
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_fused_step
-from dens_plugin.training.options import suit_schedule
 from dens_plugin.training.progress import StepLines, closing_line
-from dens_plugin.training.schedule import schedule_at, stated_groups, take_settings
+from dens_plugin.training.schedule import schedule_at, stated_groups, suit_schedule, take_settings
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import MeanLoss, ShareSampler, is_better, summed
 from dens_plugin.training.warm_start import warn_of_other_model

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dens_plugin.training.disk import trouble
+from dens_plugin.disk import trouble
 
 FILE_NAME = "history.jsonl"
 WEIGHTS, SOURCE = "weights", "src"  # of a validation that is no part of a training: which weights, and which data

@@ -18,7 +18,6 @@ from dens_plugin.fields import structure_name
 from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.settings import switch
-from dens_plugin.training.options import LOADER_WORKERS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,6 +123,8 @@ def require_like_structures(structures: Sequence[Data]) -> None:
             )
 
 
+# fairchem's local launch of several ranks resets `num_workers` to 0 and leaves this key alone.
+LOADER_WORKERS = "loader_workers"
 LOADER_GRAPH = "loader_graph"  # key of ``optim``
 
 

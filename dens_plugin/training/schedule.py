@@ -1,7 +1,8 @@
-"""Optimiser and schedule of a resumed run by the settings of now, where those of its checkpoint were others."""
+"""The schedule: what fairchem would stumble over, and a resumed run by the settings of now where they were others."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,20 @@ Group = dict[str, Any]
 _PLATEAU = "ReduceLROnPlateau"
 _OF_PLATEAU = ("best", "num_bad_epochs", "cooldown_counter", "last_epoch")  # what it has seen, as opposed to settings
 _RATES = ("lr", "initial_lr")
+_FACTORS = {"warmup_factor", "lr_min_factor", "decay_rate"}
+
+
+def suit_schedule(optim: dict[str, Any], steps_per_epoch: int) -> None:
+    """Make the warm-up at least one step long, whose steps fairchem rounds down and divides by, and factors floats."""
+    schedule = optim.get("scheduler_params", {})
+    for name in _FACTORS & schedule.keys():
+        schedule[name] = float(schedule[name])  # fairchem refuses whole numbers, as 1
+    warmup = schedule.get("warmup_epochs", 1)
+    if warmup * steps_per_epoch < 1:
+        logging.warning(
+            f"optim.scheduler_params.warmup_epochs = {warmup} is less than a step; the warm-up takes one step"
+        )
+        schedule["warmup_epochs"] = 1.000001 / steps_per_epoch
 
 
 def stated_groups(optimizer: torch.optim.Optimizer) -> list[Group]:

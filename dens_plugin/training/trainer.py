@@ -48,6 +48,7 @@ from dens_plugin.settings import switch, with_numbers
 from dens_plugin.training.durable import DurableTrainer
 from dens_plugin.training.interruption import leave_to_trainer, workers_let_go
 from dens_plugin.training.loading import (
+    LOADER_WORKERS,
     AllFreeCollater,
     FixedEpoch,
     HasEpoch,
@@ -57,7 +58,6 @@ from dens_plugin.training.loading import (
 )
 from dens_plugin.training.losses import Loss, Term, term, total_loss
 from dens_plugin.training.optimizer import spare_from_decay
-from dens_plugin.training.options import LOADER_WORKERS
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import ObjectiveErrors, averaged, summed
 from dens_plugin.training.warm_start import warm_start, warn_of_other_scales
