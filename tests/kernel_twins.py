@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import types
 
@@ -109,8 +110,8 @@ def normed_backward(grad, features, balance, weights, *, is_separate):
     return of_features, torch.cat([first[None], others, bias[None]])
 
 
-def degree_sums(of_components):
-    sizes = [2 * degree + 1 for degree in range(round(of_components.shape[-3] ** 0.5))]
+def degree_sums(of_components, lowest=0):
+    sizes = [2 * degree + 1 for degree in range(lowest, math.isqrt(of_components.shape[-3] + lowest**2))]
     return torch.stack([part.sum(-3) for part in of_components.split(sizes, dim=-3)], dim=-3)
 
 

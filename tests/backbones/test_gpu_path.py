@@ -10,6 +10,8 @@ import kernel_twins
 import pytest
 import torch
 from test_equiformer_v2_fast import both
+from test_escn_fast import LONE_ATOMS
+from test_escn_fast import both as escn_both
 from two_paths import a_corrupted_batch, assert_same_step, step
 
 from dens_plugin.nn.backends.cpu import team
@@ -52,3 +54,11 @@ def test_equiformer_v2_gives_fairchems_numbers(changes, as_on_a_gpu):
     expected = step(host, batch)
     as_on_a_gpu()
     assert_same_step(step(fast, batch), expected, outputs=1e-5, gradients=1e-4)
+
+
+def test_escn_gives_fairchems_numbers(as_on_a_gpu):
+    host, fast = escn_both()
+    batch = a_corrupted_batch()
+    expected = step(host, batch)
+    as_on_a_gpu()
+    assert_same_step(step(fast, batch), expected, outputs=1e-5, gradients=1e-4, rounding=LONE_ATOMS)

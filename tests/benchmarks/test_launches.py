@@ -10,6 +10,7 @@ import torch
 CEILINGS = {  # of the 83M network; the number of channels does not matter
     ("equiformer_v2", "fp32"): 2378,
     ("equiformer_v2", "bf16"): 2487,
+    ("escn", "fp32"): 4031,
 }
 
 

@@ -12,6 +12,7 @@ five edges it is more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 
+from dens_plugin.nn.so2.degree_copies import copied, summed
 from dens_plugin.nn.so2.layout import Layout
 from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 
@@ -165,6 +167,9 @@ def _by_coefficient(nodes: torch.Tensor, group: Group) -> torch.Tensor:
 
 def _project(features: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """((lmax + 1)^2 - m^2, n, H) features (..., n, C) times the weight (H, (lmax + 1 - m) C) of their degree."""
+    if features.is_cuda:  # where many small products take longer to ask for than to compute
+        copies, m = _copies(features, weight)
+        return torch.bmm(features[m * m :], copies.transpose(1, 2))
     matrices = _of_degrees(features, weight)
     out = features.new_empty(len(features) - matrices[0][0].start, features.shape[1], len(weight))
     for of_all, of_kept, matrix in matrices:
@@ -180,11 +185,24 @@ def _project_backward(
     grad_weight: torch.Tensor,
 ) -> None:
     """Add the gradients of both factors of `_project`."""
+    if features.is_cuda:
+        copies, m = _copies(features, weight)
+        grad_features[m * m :].baddbmm_(grad, copies)
+        of_degrees = summed(torch.bmm(grad.transpose(1, 2), features[m * m :]), m)  # (degrees, H, C)
+        grad_weight.unflatten(1, (-1, features.shape[2])).add_(of_degrees.transpose(0, 1))
+        return
     sums = _of_degrees(features, grad_weight)
     for (of_all, of_kept, matrix), (_, _, total) in zip(_of_degrees(features, weight), sums, strict=True):
         flat = grad[of_kept].flatten(0, 1)
         grad_features[of_all].flatten(0, 1).addmm_(flat, matrix)
         total.addmm_(flat.t(), features[of_all].flatten(0, 1))
+
+
+def _copies(features: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """((lmax + 1)^2 - m^2, H, C) the weight's part for every component, and m."""
+    matrices = weight.unflatten(1, (-1, features.shape[2])).transpose(0, 1)
+    m = math.isqrt(len(features)) - len(matrices)
+    return copied(matrices, m), m
 
 
 def _of_degrees(features: torch.Tensor, weight: torch.Tensor) -> list[tuple[slice, slice, torch.Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -18,22 +19,34 @@ def copies_of(weight: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def copied(weight: torch.Tensor, lowest: int = 0) -> torch.Tensor:
+    """As `copies_of`, of the degrees from a lowest one on; autograd does not see it."""
+    return weight.index_select(-3, _places(weight.shape[-3], lowest, weight.device))
+
+
+def summed(of_components: torch.Tensor, lowest: int = 0) -> torch.Tensor:
+    """The transpose of `copied`: sums over the components of each degree, in a fixed order."""
+    if machine_for(of_components) is Machine.TRITON:
+        return kernels.degree_sums(of_components, lowest)
+    count = math.isqrt(of_components.shape[-3] + lowest**2)
+    parts = of_components.split([2 * degree + 1 for degree in range(lowest, count)], dim=-3)
+    return torch.stack([part.sum(-3) for part in parts], dim=-3)
+
+
 @functools.cache
-def _degrees(count: int, device: torch.device) -> torch.Tensor:
-    """(L,) of all components; made once, as a copy to a GPU waits for it."""
+def _places(count: int, lowest: int, device: torch.device) -> torch.Tensor:
+    """Number of every component's degree; made once, as a copy to a GPU waits for it."""
+    numbers = [number for number in range(count) for _ in range(2 * (number + lowest) + 1)]
     with torch.inference_mode(False):  # whose tensors no later training step could use
-        return torch.tensor([degree for degree in range(count) for _ in range(2 * degree + 1)], device=device)
+        return torch.tensor(numbers, device=device)
 
 
 class _Copies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor) -> torch.Tensor:
-        return weight.index_select(-3, _degrees(weight.shape[-3], weight.device))
+        return copied(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        if machine_for(grad) is Machine.TRITON:
-            return kernels.degree_sums(grad)
-        sizes = [2 * degree + 1 for degree in range(round(grad.shape[-3] ** 0.5))]
-        return torch.stack([part.sum(-3) for part in grad.split(sizes, dim=-3)], dim=-3)
+        return summed(grad)

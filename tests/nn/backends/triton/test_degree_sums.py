@@ -9,7 +9,9 @@ from dens_plugin.nn.backends.triton.degree_sums import degree_sums
 
 
 @needs_triton
-@pytest.mark.parametrize("shape", [(9, 3, 2), (2, 4, 40, 30), (1, 2, 5)])
-def test_triton_degree_sums(shape):
+@pytest.mark.parametrize(
+    ("shape", "lowest"), [((9, 3, 2), 0), ((2, 4, 40, 30), 0), ((1, 2, 5), 0), ((8, 2, 3), 1), ((2, 12, 2, 3), 2)]
+)
+def test_triton_degree_sums(shape, lowest):
     of_components = random(*shape)
-    torch.testing.assert_close(degree_sums(of_components), kernel_twins.degree_sums(of_components))
+    torch.testing.assert_close(degree_sums(of_components, lowest), kernel_twins.degree_sums(of_components, lowest))
