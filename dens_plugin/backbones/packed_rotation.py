@@ -62,6 +62,8 @@ def rotations(frames: torch.Tensor, layout: Layout) -> torch.Tensor:
         layout: of the rows.
     """
     with torch.autocast(frames.device.type, enabled=False):
+        if frames.is_cuda:
+            return _at_once(_angles(frames), _all_degrees(layout, frames.device, frames.dtype))
         turns = [_Turn.by(angle, layout.lmax) for angle in _angles(frames)]
         out = frames.new_empty(len(frames), layout.packed_starts[-1])
         for degree, (matrix, places) in enumerate(_degrees(layout, frames.device, frames.dtype)):
@@ -69,6 +71,65 @@ def rotations(frames: torch.Tensor, layout: Layout) -> torch.Tensor:
             rows = beta.behind(alpha.of(min(degree, layout.mmax)).times(matrix)) @ matrix
             out.index_copy_(1, places, gamma.behind(rows).flatten(1))
     return out
+
+
+class _AllDegrees(NamedTuple):
+    """Constants of all P numbers of a packed rotation: each of a row m and a column j of its degree's matrix.
+
+    Attributes:
+        multiples: (2 lmax + 1,) of an angle, from lmax times it down.
+        of_rows: (P,) which of the multiples belongs to the row.
+        of_columns: (P,) and to the column.
+        direct: (P,) of J, in the row.
+        flipped: (P,) of J, in the row of -m.
+        opposite: (P,) place of the number in the opposite column.
+        matrix: (P, P) of J, from the numbers of a row to those of the same row.
+    """
+
+    multiples: torch.Tensor
+    of_rows: torch.Tensor
+    of_columns: torch.Tensor
+    direct: torch.Tensor
+    flipped: torch.Tensor
+    opposite: torch.Tensor
+    matrix: torch.Tensor
+
+
+def _at_once(angles: tuple[torch.Tensor, ...], constants: _AllDegrees) -> torch.Tensor:
+    """(E, P) for all degrees together, which for a GPU is less to ask for than to compute one by one."""
+    tables = [(multiples.cos(), multiples.sin()) for multiples in (a[:, None] * constants.multiples for a in angles)]
+    cos, sin = (table.index_select(1, constants.of_rows) for table in tables[0])
+    rows = (cos * constants.direct).addcmul_(sin, constants.flipped)
+    rows = _turned(rows, tables[1], constants) @ constants.matrix
+    return _turned(rows, tables[2], constants)
+
+
+def _turned(rows: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor], constants: _AllDegrees) -> torch.Tensor:
+    """Rows times a turn about the axis."""
+    cos, sin = (part.index_select(1, constants.of_columns) for part in table)
+    return (rows * cos).addcmul_(rows.index_select(1, constants.opposite), sin, value=-1)
+
+
+@functools.cache
+def _all_degrees(layout: Layout, device: torch.device, dtype: torch.dtype) -> _AllDegrees:
+    """Made once, as a copy to a GPU waits for it."""
+    count, lmax = layout.packed_starts[-1], layout.lmax
+    numbers = torch.zeros(3, count, dtype=torch.long, device="cpu")
+    values = torch.zeros(2, count, dtype=dtype, device="cpu")
+    matrix = torch.zeros(count, count, dtype=dtype, device="cpu")
+    for degree, of_degree in enumerate(_degrees(layout, torch.device("cpu"), dtype)):
+        largest, size = min(degree, layout.mmax), 2 * degree + 1
+        for row, places in enumerate(of_degree.places.unflatten(0, (-1, size))):
+            own, other = degree - largest + row, degree + largest - row  # rows of J
+            numbers[0, places] = lmax - largest + row
+            numbers[1, places] = lmax - degree + torch.arange(size, device="cpu")
+            numbers[2, places] = places.flip(0)
+            values[:, places] = torch.stack([of_degree.matrix[own], of_degree.matrix[other]])
+            matrix[places[:, None], places] = of_degree.matrix
+    with torch.inference_mode(False):  # whose tensors no later training step could use
+        multiples = torch.arange(lmax, -lmax - 1, -1, dtype=dtype, device=device)
+        rows, columns, opposite = numbers.to(device)
+        return _AllDegrees(multiples, rows, columns, *values.to(device), opposite, matrix.to(device))
 
 
 def _angles(frames: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

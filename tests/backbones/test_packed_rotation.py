@@ -8,6 +8,7 @@ from e3nn import o3
 from fairchem.core.models.equiformer_v2.wigner import wigner_D
 from no_waiting import copies_from_host
 
+from dens_plugin.backbones import packed_rotation
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.nn.edge_frames import edge_frames
 from dens_plugin.nn.so2.layout import Layout
@@ -37,6 +38,15 @@ def test_are_the_hosts_rows(layout, dtype, rounding):
     edge_index = torch.zeros(2, len(frames), dtype=torch.long)
     edges = RotatedEdges.build(edge_index, found, layout, num_atoms=1)
     assert (edges.rotation - hosts(frames, layout)).abs().max() < rounding
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_at_once_are_those_of_each_degree(layout):
+    """A GPU's way on a CPU."""
+    frames = edge_frames(torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    constants = packed_rotation._all_degrees(layout, frames.device, frames.dtype)
+    found = packed_rotation._at_once(packed_rotation._angles(frames), constants)
+    assert torch.allclose(found, rotations(frames, layout), rtol=0, atol=1e-13)
 
 
 def test_no_frame_is_no_number():

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 CEILINGS = {  # of the 83M network; the number of channels does not matter
-    ("equiformer_v2", "fp32"): 2378,
-    ("equiformer_v2", "bf16"): 2487,
-    ("escn", "fp32"): 4031,
+    ("equiformer_v2", "fp32"): 2292,
+    ("equiformer_v2", "bf16"): 2401,
+    ("escn", "fp32"): 3945,
 }
 
 
