@@ -109,8 +109,6 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     require_overrides(overrides, parser)
     config = build_config(parser.parse_args(options), overrides)
     require_sound(config, config_files(path))
-    if not (config["dataset"].get("train") or {}).get("src"):
-        raise ValueError("there are no training structures to probe with; give --set dataset.train.src=DIR")
     return config
 
 

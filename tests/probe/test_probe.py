@@ -76,7 +76,7 @@ def test_says_when_nothing_fits(config, capsys):
         (["--margin=1"], "--margin must be from 0 to below 1"),
         (["--most=0"], "--most and --sample at least 1"),
         (["--set", "optim.lr=3"], "unknown key 'lr' in optim"),
-        (["--set", "dataset.train=None"], "there are no training structures to probe with"),
+        (["--set", "dataset.train=None"], "set dataset.train.src"),
         (["--set", "optim"], "unknown option '--optim'"),
     ],
 )
