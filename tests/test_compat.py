@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 
 from dens_plugin import compat
 from dens_plugin.checks.trust import require_plain_files
+from dens_plugin.training.checkpoints import newest_whole
 
 
 def run(code):
@@ -153,3 +155,17 @@ class TestReadingFiles:
         (tmp_path / "x.pt").write_bytes(content)
         with pytest.raises(ValueError, match=r"x.pt' cannot be read as a checkpoint"):
             compat.load_checkpoint(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize(("at", "bit"), [(8, 0), (10, 0), (10, 3), (42, 0), *((at, 7) for at in range(4, 46))])
+def test_a_flipped_bit_in_the_directory_of_an_archive(tmp_path, at, bit):
+    """Whatever its bytes ask for: a password, an unknown compression, a part that lies nowhere."""
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"step": 2, "state_dict": {"w": torch.ones(9)}}, path)
+    shutil.copy(path, tmp_path / "checkpoint.1.pt")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + at] ^= 1 << bit
+    path.write_bytes(content)
+    found = newest_whole(tmp_path)
+    assert found == (path if compat.damage(path, own=True) is None else tmp_path / "checkpoint.1.pt")
+    assert found != path or bit == 7
