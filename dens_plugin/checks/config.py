@@ -13,7 +13,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
 
 from dens_plugin import compat
-from dens_plugin.checks.dataset import require_distinct, require_files, require_normalizers
+from dens_plugin.checks.dataset import require_counts, require_distinct, require_files, require_normalizers
 from dens_plugin.checks.files import ConfigFile
 from dens_plugin.checks.metrics import with_metrics
 from dens_plugin.checks.model import require_known_model
@@ -61,6 +61,7 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
             f"mode '{config['mode']}' needs structures: set dataset.{needed}.src, e.g. --dataset.{needed}.src=DATA"
         )
     for split, dataset in datasets.items():
+        require_counts(dataset, f"dataset.{split}")
         require_normalizers(dataset.get("transforms", {}), f"dataset.{split}.transforms")
         require_files(dataset, split)
     require_distinct(datasets)

@@ -12,6 +12,8 @@ from dens_plugin.data.lmdb_file import require_whole_lmdb
 from dens_plugin.settings import mapping, reject_unknown
 
 _LMDB_FORMATS = ("lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
+_COUNTS = ("first_n", "sample_n")
+_SPLIT_SETTINGS = "_split_settings"  # ends the names of blocks that change a data set for one of the splits
 _NORMALIZER_KEYS = ("mean", "rmsd", "stdev", "file")
 _FOR_ALL_TARGETS = ("file", "fit")  # keys of ``normalizer`` that are no target's
 
@@ -28,6 +30,22 @@ def require_files(dataset: Mapping[str, Any], split: str) -> None:
             raise FileNotFoundError(f"dataset.{split}.src: there is no '{source}'; set it to a data set's path")
         if dataset.get("format", "lmdb") in _LMDB_FORMATS:
             require_whole_lmdb(source)
+
+
+def require_counts(dataset: Mapping[str, Any], where: str) -> None:
+    """Raise ValueError for an impossible number of structures to take, of which slices would make another one."""
+    for key in _COUNTS:
+        count = dataset.get(key)
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise ValueError(
+                f"{where}.{key} must be a whole number above 0, got {count!r}; leave it out to take all structures"
+            )
+    blocks = {key: value for key, value in dataset.items() if key.endswith(_SPLIT_SETTINGS)}
+    if isinstance(dataset.get("splits"), Mapping):
+        blocks |= {f"splits.{name}": value for name, value in dataset["splits"].items()}
+    for name, block in blocks.items():
+        if isinstance(block, Mapping):
+            require_counts(block, f"{where}.{name}")
 
 
 def require_distinct(datasets: Mapping[str, Mapping[str, Any]]) -> None:

@@ -61,6 +61,10 @@ def test_a_mode_needs_its_structures(config, mode, split):
     [
         ("dataset.val.src", None, r"dataset.val.src must be a path .*--dataset.val=None"),
         ("dataset.train.src", 3, r"dataset.train.src must be a path or a list of paths, got 3"),
+        ("dataset.train.first_n", -3, r"dataset.train.first_n must be a whole number above 0, got -3; leave it out"),
+        ("dataset.val.sample_n", 0, r"dataset.val.sample_n must be a whole number above 0, got 0"),
+        ("dataset.val.val_split_settings", {"first_n": 2.5}, r"val.val_split_settings.first_n must be .*, got 2.5"),
+        ("dataset.train.splits", {"train": {"sample_n": -1}}, r"train.splits.train.sample_n must be .*, got -1"),
         ("dataset.train.transforms", None, r"dataset.train.transforms must be a block"),
         (
             "dataset.train.transforms.normalizer.energy.stdev",
