@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from fairchem.core.common.registry import registry
+from torch_geometric.data import Batch, Data
 
-from dens_plugin.fields import ENERGY, NOISE, corruption_of, rows_of
+from dens_plugin.fields import CORRUPTION, ENERGY, NOISE, ROWS, Corruption, corruption_of, rows_of
 from dens_plugin.objectives.noise import FixedSigma
 from dens_plugin.objectives.noisy_nodes import NoisyNodes
 from dens_plugin.testing import EPOCH, ObjectiveContract, random_batch
+from dens_plugin.training.losses import term
 
 
 class TestOnePassContract(ObjectiveContract):
@@ -56,3 +59,27 @@ def test_target_is_the_noise_in_units_of_sigma(keep_labels):
 def test_settings_from_yaml():
     found = NoisyNodes.from_settings({"sigma": "5e-3", "coefficient": 0.2, "keep_labels": "true"}, labels=(ENERGY,))
     assert found == NoisyNodes(sigma=FixedSigma(0.005), coefficient=0.2, keep_labels=True, labels=(ENERGY,))
+
+
+@pytest.mark.parametrize("case", ["A", "B"])
+def test_loss_is_three_times_the_mean_over_components(golden, case):
+    """The TorchMD-NET line averages squares over components; a squared norm sums the three of an atom."""
+    values = golden("relatives/denoising_loss_reference.json")["cases"][case]
+    inputs = {key: torch.tensor(value) for key, value in values["inputs"].items()}
+    sizes = inputs["batch"].bincount().tolist()
+    batch = Batch.from_data_list([Data(pos=pos, natoms=len(pos)) for pos in inputs["pos"].split(sizes)])
+    every = torch.ones(len(batch.pos), dtype=torch.bool)
+    sigma = inputs["sigma"].expand(len(sizes))
+    batch[CORRUPTION] = Corruption(every, inputs["eps"], sigma, torch.zeros_like(inputs["eps"]))
+    objective = NoisyNodes(labels=())
+    batch[ROWS] = objective.rows(batch)
+    part = term(
+        1.0,
+        registry.get_loss_class(objective.outputs[0].loss)(),
+        prediction=inputs["noise_pred"],
+        target=objective.targets(batch)[NOISE],
+        rows=batch[ROWS][NOISE],
+        natoms=batch.natoms[batch.batch],
+    )
+    expected = 3 * values["outputs"]["pvd_code_mse_against_eps_over_sigma"]
+    assert (part.errors.sum() / part.count).item() == pytest.approx(expected, rel=1e-5)
