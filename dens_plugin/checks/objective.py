@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import pkgutil
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -86,7 +87,9 @@ def _from_authors(optim: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
         return {"name": "s2ef"}
     params = mapping(optim.get("denoising_pos_params"), "optim.denoising_pos_params")
     reject_unknown(params, _AUTHORS_KEYS, "optim.denoising_pos_params")
-    block: dict[str, Any] = {key: params[key] for key in ("prob", "all_atoms") if key in params}
+    if "prob" not in params:
+        logging.warning("optim.denoising_pos_params has no `prob`; by the authors' default of 0 nothing is corrupted")
+    block: dict[str, Any] = {"prob": 0, **{key: params[key] for key in ("prob", "all_atoms") if key in params}}
     block |= {ours: model[theirs] for theirs, ours in _MODEL_SWITCHES.items() if theirs in model}
     if "denoising_pos_coefficient" in optim:
         block["coefficient"] = optim["denoising_pos_coefficient"]
@@ -100,7 +103,10 @@ def _authors_sigma(params: Mapping[str, Any]) -> Any:
     missing = [key for key in needed.values() if key not in params]
     if missing:
         raise ValueError(f"optim.denoising_pos_params lacks {', '.join(missing)} (fixed_noise_std: {fixed})")
-    return params["std"] if fixed else {ours: params[theirs] for ours, theirs in needed.items()}
+    if fixed:
+        return params["std"]
+    # Their target is the noise over std_high, whatever a structure's own level is.
+    return {"normalise_by": "largest", **{ours: params[theirs] for ours, theirs in needed.items()}}
 
 
 def labels_of(config: Mapping[str, Any]) -> tuple[Output, ...]:
