@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -15,7 +15,6 @@ import yaml
 SETTING = "setting"  # key of a dataclass field's metadata: False for a field that no config sets
 
 T = TypeVar("T")
-_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 
 
 def reject_unknown(keys: Iterable[str], allowed: Iterable[str], where: str) -> None:
@@ -67,12 +66,16 @@ def read_block(path: Path, where: str) -> dict[str, Any]:
 
 
 def with_numbers(value: Any) -> Any:
-    """A copy of a block of settings in which numbers that YAML took for text, as it does with ``1e-1``, are numbers."""
+    """A copy of a block of settings in which text that `number` reads, as YAML has for ``1e-1``, is a number."""
     if isinstance(value, Mapping):
         return {key: with_numbers(item) for key, item in value.items()}
     if isinstance(value, list):
         return [with_numbers(item) for item in value]
-    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+    if isinstance(value, str):
+        for kind in (int, float):
+            with contextlib.suppress(ValueError):
+                return kind(value)
+    return value
 
 
 _SWITCHES = {"true": True, "false": False}

@@ -48,8 +48,8 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
     setup_imports(config)
     require_known_keys(config, files)
     require_known_names(config)
-    require_numbers(mapping(config["optim"], "optim"))
     is_ours = registry.get_trainer_class(config.get("trainer", "ocp")).__module__.startswith("dens_plugin.")
+    require_numbers(mapping(config["optim"], "optim"), is_text_read=is_ours)
     if is_ours:
         require_optim(config["optim"], amp=bool(config.get("amp")))
         with_metrics(config.get("evaluation_metrics"), objective_from_config(config))

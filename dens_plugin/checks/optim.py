@@ -68,13 +68,25 @@ def require_optim(optim: Mapping[str, Any], *, amp: bool = False) -> None:
         _try_scheduler(getattr(lr_scheduler, name), optimizer, options, optim)
 
 
-def require_numbers(optim: Mapping[str, Any]) -> None:
-    """Raise ValueError for an impossible number in ``optim``, for every trainer."""
+def require_numbers(optim: Mapping[str, Any], *, is_text_read: bool = True) -> None:
+    """Raise ValueError for an impossible number in ``optim``, for every trainer.
+
+    Args:
+        optim: the block.
+        is_text_read: whether the trainer takes ``'0.001'`` and YAML's ``1e-3`` for numbers, which fairchem's do not.
+    """
+    for key in (*_FRACTIONS, "ema_decay"):
+        if isinstance(optim.get(key), str) and not is_text_read:
+            raise ValueError(
+                f"optim.{key} must be a number, got the text {optim[key]!r}; write it without quotes (1e-3 as 1.0e-3)"
+            )
     for key in (*_WHOLE, *_FRACTIONS):
         value = optim.get(key)
         if value is not None and not (number(value, f"optim.{key}") > 0 and (key in _FRACTIONS or _is_whole(value))):
             kind = "number" if key in _FRACTIONS else "whole number"
             raise ValueError(f"optim.{key} must be a {kind} above 0, got {value!r}")
+    if optim.get("lr_initial") is not None and math.isinf(number(optim["lr_initial"], "optim.lr_initial")):
+        raise ValueError(f"optim.lr_initial must be a finite number above 0, got {optim['lr_initial']!r}")
     for key, least in _LEAST.items():
         value = optim.get(key)
         is_never = key == "checkpoint_every" and value == -1

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from dens_plugin.checks.optim import require_optim, without_nulls
+from dens_plugin.checks.optim import require_numbers, require_optim, without_nulls
 
 PLATEAU = {
     "scheduler": "ReduceLROnPlateau",
@@ -54,6 +54,9 @@ def test_without_nulls_keeps_everything_else():
         ("batch_size", True, "optim.batch_size must be a number, got True"),
         ("max_epochs", 1.5, "optim.max_epochs must be a whole number above 0, got 1.5"),
         ("lr_initial", -1, "optim.lr_initial must be a number above 0, got -1"),
+        ("lr_initial", float("inf"), "optim.lr_initial must be a finite number above 0, got inf"),
+        ("lr_initial", "inf", "optim.lr_initial must be a finite number above 0, got 'inf'"),
+        ("lr_initial", "much", "optim.lr_initial must be a number, got 'much'"),
         ("eval_every", 0, "optim.eval_every must be a whole number of at least 1, got 0"),
         ("accumulate_steps", 0, "optim.accumulate_steps must be a whole number of at least 1, got 0"),
         ("keep_checkpoints", True, "optim.keep_checkpoints must be a whole number of at least 1, got True"),
@@ -68,3 +71,9 @@ def test_numbers(config, key, value, message):
 
 def test_minus_one_never_saves(config):
     require_optim(config["optim"] | {"checkpoint_every": -1})
+
+
+def test_text_for_a_number_needs_a_trainer_that_reads_it():
+    require_numbers({"lr_initial": "0.001"})
+    with pytest.raises(ValueError, match=r"optim.lr_initial must be a number, got the text '1e-3'; write it without"):
+        require_numbers({"lr_initial": "1e-3"}, is_text_read=False)

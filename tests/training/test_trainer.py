@@ -559,9 +559,9 @@ class TestBadInput:
             build(config)
 
     def test_numbers_that_yaml_took_for_text(self, config, build):
-        """As 1e-3 without a dot, wherever a number may stand."""
+        """As 1e-3 without a dot, or what stands in quotes, wherever a number may stand."""
         plain = build(config)
-        config["optim"] |= {"lr_initial": "1e-3", "optimizer_params": {"weight_decay": "1e-3"}}
+        config["optim"] |= {"lr_initial": " 0.001", "optimizer_params": {"weight_decay": "1e-3"}}
         config["optim"]["scheduler_params"] |= {"lr_min_factor": "1e-2", "warmup_factor": "2e-1"}
         config["dataset"]["train"]["transforms"]["normalizer"]["energy"]["stdev"] = "2e0"
         text = build(config)
