@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -72,6 +73,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
 
     _loaded_config: dict[str, Any] | None = None  # of the checkpoint that was loaded
     _newest_step: int | None = None  # of the newest checkpoint that this process wrote
+    _spoilt_metric: float | None = None  # the last primary metric that was NaN or infinite
     _unsaved: str | None = None  # why the last attempt to save failed
 
     def load(self, inference_only: bool) -> None:
@@ -166,7 +168,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         """From the run's own newest checkpoint, if it is ahead of what was loaded, to its last step.
 
         Raises:
-            FloatingPointError: after too many bad steps in a row.
+            FloatingPointError: after too many bad steps in a row, or if no validation had a finite primary metric.
             OSError: if the last checkpoint could not be written.
             ValueError: if another process trains in the run's folder.
         """
@@ -197,6 +199,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         self.save()
         if self._unsaved is not None:
             raise OSError(self._unsaved)
+        self._require_best()
         if distutils.is_master():
             has_best = (self._folder / _BEST).is_file()
             path = self._folder / (_BEST if has_best else NEWEST)
@@ -227,12 +230,25 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             )
             return
         value = val_metrics[primary_metric]["metric"]
+        if not math.isfinite(value):
+            self._spoilt_metric = value
+            logging.warning(f"{primary_metric} is {value} at step {self.step}; these weights are not kept as best.")
         if not is_better(primary_metric, value, self.best_val_metric):
             return
         self.best_val_metric = value
         self.save(metrics=val_metrics, checkpoint_file=_BEST, training_state=False)
         if self.test_loader is not None:
             self.predict(self.test_loader, results_file="predictions", disable_tqdm=disable_eval_tqdm)
+
+    def _require_best(self) -> None:
+        """Raise FloatingPointError if the set was validated, and never with a finite primary metric."""
+        best = self.best_val_metric
+        if self._spoilt_metric is not None and (best is None or not math.isfinite(best)):
+            raise FloatingPointError(
+                f"{self._primary_metric} was {self._spoilt_metric} in each validation, so no best_checkpoint.pt was "
+                f"written, and the last weights are in '{self._folder / NEWEST}': lower optim.lr_initial, or look at "
+                "dataset.val.src with `dens data check`"
+            )
 
     def _has_best(self) -> bool:
         found = [(self._folder / _BEST).exists() if distutils.is_master() else None]

@@ -7,6 +7,7 @@ shares, the model runs without DDP, whose forward needs all ranks, and sums and 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sized
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,9 +44,12 @@ class ShareSampler(BatchSampler):
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether a metric's value beats the best so far; None where there is none. Errors are better if they are lower."""
-    if best is None:
-        return True
+    """Whether a metric's value beats the best so far; None where there is none. Errors are better if they are lower.
+
+    A value that is NaN or infinite is never the best.
+    """
+    if best is None or not math.isfinite(best) or not math.isfinite(value):
+        return math.isfinite(value)
     return value > best if any(word in metric for word in _HIGHER_IS_BETTER) else value < best
 
 

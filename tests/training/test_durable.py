@@ -27,6 +27,7 @@ from dens_plugin.training import lock as lock_file
 from dens_plugin.training.checkpoints import whole_or_before
 from dens_plugin.training.history import FILE_NAME, read_history
 from dens_plugin.training.lock import locked
+from dens_plugin.training.validation import is_better
 
 KILLS = 20
 CHECKPOINTS = f"checkpoints/{RUN_NAME}"
@@ -320,6 +321,29 @@ class TestBadSteps:
         config["optim"]["max_bad_steps"] = 2
         change = functools.partial(self.spoil, steps={2, 3, 4}, rank=1)
         assert Ranks(copied(config, tmp_path / "a"), tmp_path / "run", 2, change).exit_codes() == [1, 1]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("value", "best", "better"),
+    [(NAN, None, False), (INF, None, False), (NAN, 1.0, False), (2.0, NAN, True), (2.0, None, True), (2.0, 1.0, False)],
+)
+def test_a_metric_that_is_not_finite_is_never_the_best(value, best, better):
+    assert is_better("forces_mae", value, best) is better
+
+
+@pytest.mark.parametrize("values", [[NAN] * 9, [NAN, 0.5, NAN]], ids=["never", "once"])
+def test_a_run_without_a_finite_validation_ends_with_an_error(config, build, monkeypatch, values):
+    trainer = build(config)
+    told = iter(values)
+    monkeypatch.setattr(trainer, "_validated", lambda *_: {trainer._primary_metric: {"metric": next(told)}})
+    never = pytest.raises(FloatingPointError, match=r"was nan in each validation, so no best_checkpoint.pt was written")
+    with never if 0.5 not in values else contextlib.nullcontext():
+        trainer.train(disable_eval_tqdm=True)
+    assert (trainer._folder / "best_checkpoint.pt").exists() == (0.5 in values)
+    assert (trainer._folder / "checkpoint.pt").exists()
 
 
 def accumulate_synchronised(trainer):
