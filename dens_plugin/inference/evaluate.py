@@ -102,14 +102,23 @@ def run(args: argparse.Namespace) -> None:
     frames = open_frames(Path(args.file), units=args.units, keys=Keys(energy=args.energy_key, forces=args.forces_key))
     most = frames.length if args.max_structures is None else min(frames.length, args.max_structures)
     indices = np.unique(np.linspace(0, frames.length - 1, most).round().astype(int)).tolist()
+    names = [f"structure {index} of {args.file}" for index in indices]
+    for index, name in zip(indices, names, strict=True):  # before hours of work
+        _require_finite_labels(frames.read(index), name)
     calculator = load_calculator(args.checkpoint, device="cpu" if args.cpu else args.device)
     structures = (frames.read(index) for index in tqdm(indices, unit="structure", disable=None))
-    evaluated = list(evaluate(structures, calculator, names=[f"structure {index} of {args.file}" for index in indices]))
+    evaluated = list(evaluate(structures, calculator, names=names))
     print("\n".join(table(evaluated)))
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write(args.out, [each.as_atoms() for each in evaluated], format="extxyz")
         print(f"Predictions: {args.out} ({ENERGY} in eV, {FORCES} in eV/Å)")
+
+
+def _require_finite_labels(structure: Structure, name: str) -> None:
+    for label, value in (("energy", structure.energy), ("forces", structure.forces)):
+        if value is not None and not np.isfinite(value).all():
+            raise ValueError(f"{name} has NaN or infinite {label}: remove the frame, or its label")
 
 
 def evaluate(structures: Iterator[Structure], calculator: Calculator, *, names: Sequence[str]) -> Iterator[Evaluated]:
@@ -134,7 +143,7 @@ def evaluate(structures: Iterator[Structure], calculator: Calculator, *, names: 
 
 
 def errors_of(evaluated: Sequence[Evaluated]) -> dict[str, Error]:
-    """Errors by what they are of; without those of which no structure has a label."""
+    """Errors by what they are of; without those of which nothing has a label, or all that has one is fixed."""
     energies = [each for each in evaluated if each.structure.energy is not None]
     differences: dict[str, list[Any]] = {
         "energy (meV)": [each.energy - (each.structure.energy or 0.0) for each in energies],
@@ -147,7 +156,8 @@ def errors_of(evaluated: Sequence[Evaluated]) -> dict[str, Error]:
             if each.structure.forces is not None
         ],
     }
-    return {name: _error(np.hstack(values)) for name, values in differences.items() if values}
+    joined = {name: np.hstack(values) for name, values in differences.items() if values}
+    return {name: _error(values) for name, values in joined.items() if values.size}
 
 
 def table(evaluated: Sequence[Evaluated]) -> list[str]:

@@ -52,6 +52,11 @@ def test_fixed_atoms_do_not_count():
     assert errors_of(evaluated(water(1.0, 0.1, fixed=[0, 2])))["forces (meV/Å)"].numbers == 3
 
 
+def test_nothing_is_said_of_forces_where_all_atoms_are_fixed(recwarn):
+    assert list(errors_of(evaluated(water(1.0, 0.1, fixed=[0, 1, 2])))) == ["energy (meV)", "energy per atom (meV)"]
+    assert not recwarn.list
+
+
 def test_no_labels():
     bare = Atoms("OH", [[0, 0, 0], [0, 0, 1]])
     assert table(evaluated(bare))[-1] == "There are no labels to compare with."
@@ -78,6 +83,19 @@ def test_command_writes_predictions_beside_labels(tmp_path, monkeypatch, capsys)
     assert first.get_potential_energy() == 1.3
     assert not second.arrays["predicted_forces"].any()
     assert first.constraints[0].index.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "label"), [(np.nan, 0.1, "energy"), (1.0, np.nan, "forces"), (1.0, np.inf, "forces")]
+)
+def test_a_label_that_is_not_finite_is_told_before_anything_is_computed(
+    tmp_path, monkeypatch, capsys, energy, force, label
+):
+    monkeypatch.chdir(tmp_path)
+    ase.io.write("mine.extxyz", [water(1.3, 0.1), water(energy, force)])
+    with pytest.raises(SystemExit):
+        main(["evaluate", "mine.extxyz", "--checkpoint", "best.pt"])
+    assert f"structure 1 of mine.extxyz has NaN or infinite {label}: remove the frame" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
