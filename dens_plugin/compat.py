@@ -94,6 +94,8 @@ def read_tensors(
         with _harmless_types_known():
             return torch.load(path, map_location=map_location, mmap=mmap, weights_only=not may_run_code)
     except Exception as error:  # torch raises a different type for each way in which a file can be broken
+        if _is_text(path):
+            raise ValueError(f"'{path}' is no checkpoint but text; give the path of a .pt file") from error
         foreign = _FOREIGN.search(str(error))
         if foreign is not None:
             raise ValueError(
@@ -104,6 +106,16 @@ def read_tensors(
         raise ValueError(
             f"'{path}' cannot be read as a checkpoint ({what}); it may have been cut short: take an older one"
         ) from error
+
+
+def _is_text(path: str | Path) -> bool:
+    """Whether a file begins as text does, which neither an archive nor a pickle is."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    printable = set(range(32, 127)) | {9, 10, 13}
+    return (
+        bool(head) and not head.startswith((b"PK", b"\x80")) and all(byte in printable or byte > 127 for byte in head)
+    )
 
 
 @contextmanager

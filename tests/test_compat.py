@@ -150,7 +150,12 @@ class TestReadingFiles:
         monkeypatch.setenv(compat.TRUST, "1")
         assert isinstance(compat.load_checkpoint(tmp_path / "foreign.pt")["x"], Foreign)
 
-    @pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"garbage"])
+    def test_text(self, tmp_path):
+        (tmp_path / "config.yml").write_text("model: {name: hydra}\n")
+        with pytest.raises(ValueError, match=r"config.yml' is no checkpoint but text; give the path of a .pt file"):
+            compat.load_checkpoint(tmp_path / "config.yml")
+
+    @pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"\x80\x02garbage"])
     def test_files_that_are_none(self, tmp_path, content):
         (tmp_path / "x.pt").write_bytes(content)
         with pytest.raises(ValueError, match=r"x.pt' cannot be read as a checkpoint"):
