@@ -20,7 +20,7 @@ from dens_plugin.checks.model import require_known_model
 from dens_plugin.checks.names import require_known_names
 from dens_plugin.checks.objective import objective_from_config
 from dens_plugin.checks.optim import require_numbers, require_optim
-from dens_plugin.checks.schema import require_known_keys
+from dens_plugin.checks.schema import require_known_keys, require_read_keys
 from dens_plugin.checks.trust import require_plain_files
 from dens_plugin.checks.warm_start import warm_start_of
 from dens_plugin.data.oc22_references import require_references
@@ -47,6 +47,7 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
         raise ValueError(f"the config has no `{missing[0]}` block; see configs/experiment for examples")
     setup_imports(config)
     require_known_keys(config, files)
+    require_read_keys(config)
     require_known_names(config)
     is_ours = registry.get_trainer_class(config.get("trainer", "ocp")).__module__.startswith("dens_plugin.")
     require_numbers(mapping(config["optim"], "optim"), is_text_read=is_ours)

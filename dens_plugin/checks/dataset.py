@@ -15,6 +15,7 @@ _LMDB_FORMATS = ("lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "o
 _COUNTS = ("first_n", "sample_n")
 _SPLIT_SETTINGS = "_split_settings"  # ends the names of blocks that change a data set for one of the splits
 _NORMALIZER_KEYS = ("mean", "rmsd", "stdev", "file")
+_NORMALIZER_FILES = (".pt", ".npz")  # that fairchem reads
 _FOR_ALL_TARGETS = ("file", "fit")  # keys of ``normalizer`` that are no target's
 
 
@@ -65,8 +66,14 @@ def require_distinct(datasets: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def require_normalizers(transforms: Any, where: str) -> None:
-    """Raise ValueError for an invalid ``normalizer`` among the ``transforms`` of a data set."""
+    """Raise ValueError for an invalid ``normalizer`` among the ``transforms`` of a data set.
+
+    Raises:
+        FileNotFoundError: for a file of it that does not exist, naming the key.
+    """
     block = mapping(mapping(transforms, where).get("normalizer") or {}, f"{where}.normalizer")
+    if block.get("file") is not None and not Path(str(block["file"])).is_file():
+        raise FileNotFoundError(f"{where}.normalizer.file: there is no '{block['file']}'; set it to a file of them")
     for target in block.keys() - set(_FOR_ALL_TARGETS):
         key = f"{where}.normalizer.{target}"
         values = mapping(block[target], key)
@@ -79,10 +86,19 @@ def require_normalizers(transforms: Any, where: str) -> None:
                 f"{key} has both a file and {', '.join(numbers)}, perhaps of an included config, and fairchem would "
                 "take the file alone: set one of them to null"
             )
+        if values.get("file") is not None:
+            _require_readable(values["file"], f"{key}.file")
         for name in numbers:
             found = finite(values[name], f"{key}.{name}", least=-math.inf)
             if name != "mean" and found <= 0:
                 raise ValueError(f"{key}.{name} must be above 0, got {found}; `dens data check` prints a normaliser")
+
+
+def _require_readable(file: Any, where: str) -> None:
+    if not isinstance(file, (str, Path)) or Path(file).suffix not in _NORMALIZER_FILES:
+        raise ValueError(f"{where} must be a .pt or .npz file, got {file!r}; or give `mean` and `stdev` in its place")
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{where}: there is no '{file}'; set it to a normaliser's path")
 
 
 def _sources(dataset: Mapping[str, Any], split: str) -> list[str]:

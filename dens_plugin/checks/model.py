@@ -48,7 +48,7 @@ def require_known_model(model: Any) -> None:
     _require_sizes(settings, "model")
     if cls is HydraModel:
         _require_part(settings.get("backbone") or {}, "model", "model.backbone")
-        for name, head in (settings.get("heads") or {}).items():
+        for name, head in mapping(settings.get("heads") or {}, "model.heads").items():
             _require_part(head, "module", f"model.heads.{name}")
 
 

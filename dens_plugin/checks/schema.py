@@ -71,6 +71,18 @@ _LOGGER = ("name", "project", "entity", "group", "watch")
 # Where a key that is at home in one block is told to belong, when it stands in another.
 _HOMES = {"optim": OPTIM, "task": _TASK, "evaluation_metrics": _METRICS, "dataset.train": _DATASET}
 
+# Keys of before 2.0, which fairchem reads only where there are no `loss_functions` -> those of now.
+_OLD_KEYS = {
+    ("optim", "loss_energy"): "loss_functions.energy.fn",
+    ("optim", "loss_force"): "loss_functions.forces.fn",
+    ("optim", "loss_forces"): "loss_functions.forces.fn",
+    ("optim", "energy_coefficient"): "loss_functions.energy.coefficient",
+    ("optim", "force_coefficient"): "loss_functions.forces.coefficient",
+    ("task", "primary_metric"): "evaluation_metrics.primary_metric",
+    ("task", "train_on_free_atoms"): "outputs.forces.train_on_free_atoms",
+    ("task", "eval_on_free_atoms"): "outputs.forces.eval_on_free_atoms",
+}
+
 
 class Unknown(NamedTuple):
     """A key that nothing reads.
@@ -110,6 +122,22 @@ def require_known_keys(config: Mapping[str, Any], files: Iterable[ConfigFile] = 
         return
     for unknown in unknown_keys(config):
         raise ValueError(unknown.message(files))
+
+
+def require_read_keys(config: Mapping[str, Any]) -> None:
+    """Raise ValueError for a key of fairchem's configs of before 2.0 in a newer one, where fairchem passes over it.
+
+    Args:
+        config: as the command line has it: fairchem's trainers add the newer keys to an old config.
+    """
+    if not (config.get("loss_functions") or config.get("loss_fns")):
+        return
+    for (block, key), new in _OLD_KEYS.items():
+        if _block(config.get(block)).get(key) is not None:
+            raise ValueError(
+                f"{block}.{key} is not read where a config has `loss_functions`: set {new} instead and take {key} out, "
+                "or set it to null where an included config has it"
+            )
 
 
 def require_known_blocks(config: Mapping[str, Any]) -> None:

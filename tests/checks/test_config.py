@@ -8,6 +8,7 @@ import pytest
 
 import dens_plugin.training.trainer  # noqa: F401
 from dens_plugin.checks.config import require_sound
+from dens_plugin.checks.schema import require_read_keys
 
 STRANGE = (None, [], {}, "text", -1, [None], {"a": 1}, float("nan"))
 
@@ -81,9 +82,33 @@ def test_a_mode_needs_its_structures(config, mode, split):
         ("optim.scheduler", ["StepLR"], r"unknown optim.scheduler '\['StepLR'\]'"),
         ("optim.optimizer", "Adamm", r"unknown optim.optimizer 'Adamm'; did you mean 'Adam'\?"),
         ("task", 3, r"task must be a block"),
+        ("model", {"name": "hydra", "heads": ["energy"]}, r"model.heads must be a block"),
+        ("model", {"name": "hydra", "heads": "energy"}, r"model.heads must be a block"),
+        ("dataset.train.transforms.normalizer.energy", {"file": "mean.yml"}, r"energy.file must be a .pt or .npz file"),
+        ("optim.force_coefficient", 100, r"not read where a config has `loss_functions`: set loss_functions.forces.c"),
+        ("optim.loss_energy", "mae", r"optim.loss_energy is not read .* set loss_functions.energy.fn instead"),
+        ("task.primary_metric", "forces_mae", r"set evaluation_metrics.primary_metric instead"),
+        ("task.eval_on_free_atoms", False, r"set outputs.forces.eval_on_free_atoms instead"),
         ("task.objective.name", ["dens"], r"unknown objective"),
     ],
 )
 def test_what_it_says(config, path, value, message):
     with pytest.raises(ValueError, match=message):
         require_sound(changed(config, path.split("."), value))
+
+
+@pytest.mark.parametrize("where", ["energy.file", "file"])
+def test_a_normalizer_file_that_does_not_exist(config, where):
+    *block, key = f"dataset.train.transforms.normalizer.{where}".split(".")
+    config = (
+        changed(config, block, {key: "none.pt"}) if block[-1] == "energy" else changed(config, [*block, key], "n.pt")
+    )
+    with pytest.raises(FileNotFoundError, match=rf"dataset.train.transforms.normalizer.{where}: there is no 'n"):
+        require_sound(config)
+
+
+def test_old_keys_in_an_old_config(config):
+    old = {"optim": {"force_coefficient": 100}, "task": {"primary_metric": "forces_mae"}}
+    require_read_keys(old)
+    require_read_keys(old | {"loss_functions": {}})
+    require_read_keys({"loss_functions": config["loss_functions"], "optim": {"force_coefficient": None}})

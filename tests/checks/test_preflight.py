@@ -59,8 +59,9 @@ class TestScales:
         require_fitting_scales({"energy": self.SCALES}, structures, {"energy": object()})
         require_fitting_scales({}, structures, {})
 
-    def test_a_file_and_numbers(self):
-        both = {"energy": {"file": "normalizer.npz", "mean": 0.0, "stdev": 1.0}}
+    def test_a_file_and_numbers(self, tmp_path):
+        (tmp_path / "normalizer.npz").touch()
+        both = {"energy": {"file": str(tmp_path / "normalizer.npz"), "mean": 0.0, "stdev": 1.0}}
         with pytest.raises(ValueError, match=r"normalizer.energy has both a file and mean, stdev"):
             require_normalizers({"normalizer": both}, "dataset.train.transforms")
         for alone in ({"file": None}, {"mean": None, "stdev": None}):
