@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
@@ -145,6 +146,6 @@ def _read_record(value: Any, records: list[Any], where: str) -> Any:
 
 def _whole(value: Any, where: str) -> int:
     found = number(value, where)
-    if found != int(found):
+    if not math.isfinite(found) or found != int(found):
         raise ValueError(f"{where} must be a whole number, got {value!r}")
     return int(found)

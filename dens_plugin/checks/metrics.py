@@ -19,7 +19,7 @@ def with_metrics(settings: Mapping[str, Any] | None, objective: Objective) -> di
     The first of forces, energy, another label and the objective's own output that there is chooses the best weights.
 
     Raises:
-        ValueError: if ``primary_metric`` is not among the metrics that are computed.
+        ValueError: if nothing is trained on or computed, or ``primary_metric`` is not among what is computed.
     """
     names = {label.name for label in objective.labels}
     metrics: dict[str, list[str]] = {name: ["mae"] for name in sorted(names)}
@@ -38,6 +38,9 @@ def with_metrics(settings: Mapping[str, Any] | None, objective: Objective) -> di
     preferred = [
         name for name in ("forces_mae", "energy_mae", *sorted(computed), *sorted(own)) if name in computed | own
     ]
+    if not computed | own:
+        nothing = "nothing is computed: name a metric of a label under evaluation_metrics.metrics, as `forces: [mae]`"
+        raise ValueError(nothing if names else "there is nothing to train on: name an output under `loss_functions`")
     wanted = settings.setdefault("primary_metric", preferred[0])
     if wanted not in computed | own:
         raise ValueError(

@@ -10,14 +10,15 @@ import importlib
 import inspect
 import logging
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any, Literal
 
 import dens_plugin.objectives
 from dens_plugin.checks.optim import without_nulls
 from dens_plugin.fields import ENERGY, FORCES, Output
 from dens_plugin.objectives.base import Objective
-from dens_plugin.settings import mapping, reject_unknown, suggestion
+from dens_plugin.settings import SETTING, mapping, reject_unknown, suggestion
 
 _MODEL_SWITCHES = {"use_force_encoding": "encode_forces", "use_denoising_energy": "energy_of_corrupted"}
 _AUTHORS_KEYS = {"prob", "fixed_noise_std", "std", "num_steps", "std_low", "std_high", "corrupt_ratio", "all_atoms"}
@@ -43,8 +44,11 @@ def objective_from_config(config: Mapping[str, Any]) -> Objective:
         )
     block = mapping(task["objective"], "task.objective") if ours else _from_authors(optim, config["model"])
     name = block.pop("name", None)
+    _require_one_loss_each(config.get("loss_functions") or [])
     try:
-        return objective_class(name).from_settings(block, labels=labels_of(config), free_only=_free_only(config))
+        cls = objective_class(name)
+        block = _settings_of(cls, block, str(name))
+        return cls.from_settings(block, labels=labels_of(config), free_only=_free_only(config))
     except ValueError as error:
         where = "task.objective" if ours else "optim.denoising_pos_params"
         raise ValueError(str(error) if "task.objective" in str(error) else f"{where}: {error}") from error
@@ -53,15 +57,48 @@ def objective_from_config(config: Mapping[str, Any]) -> Objective:
 def objective_class(name: Any) -> type[Objective]:
     """The objective of a short name (its file in ``dens_plugin/objectives``) or of a dotted path to a class."""
     if isinstance(name, str) and "." in name:
-        module, _, attribute = name.rpartition(".")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"task.objective.name '{name}' cannot be imported: {error}") from error
+        return _imported(name)
     known = _shipped()
+    if name is None:
+        raise ValueError(f"task.objective lacks `name`; {suggestion('', known)}, or a dotted path to a class")
     if not isinstance(name, str) or name not in known:
         raise ValueError(f"unknown objective '{name}' in task.objective.name; {suggestion(str(name), known)}")
     return known[name]
+
+
+def _imported(name: str) -> type[Objective]:
+    module, _, attribute = name.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the last two for a name that is no path
+        raise ValueError(f"task.objective.name '{name}' cannot be imported: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, Objective)):
+        raise ValueError(
+            f"task.objective.name '{name}' is no objective: name a subclass of dens_plugin.objectives.base.Objective"
+        )
+    return found
+
+
+def _settings_of(cls: type[Objective], block: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A block less the nulls of keys that an objective lacks: a config drops so what an included one has."""
+    known = {entry.name for entry in fields(cls) if entry.metadata.get(SETTING, True)}
+    given = {key: value for key, value in block.items() if value is not None or key in known}
+    if given and not known:
+        key = next(iter(given))
+        raise ValueError(
+            f"unknown key '{key}' in task.objective: {name} has no settings; take '{key}' out, or set it to null "
+            "where an included config has it"
+        )
+    return given
+
+
+def _require_one_loss_each(losses: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError for an output with two losses, of which this package's trainer would drop the first."""
+    seen = set()
+    for name in (name for loss in losses for name in loss):
+        if name in seen:
+            raise ValueError(f"loss_functions has two losses of '{name}': an output has one here, so take one out")
+        seen.add(name)
 
 
 def without_switches(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,6 +36,6 @@ def warm_start_of(value: Any) -> WarmStart:
     path, heads = value.get("path"), value.get("new_heads") or ()
     if not (isinstance(path, (str, Path)) and str(path)):
         raise ValueError(f"{where}.path must be the path of a checkpoint, got {path!r}")
-    if isinstance(heads, str) or not all(isinstance(name, str) for name in heads):
+    if not isinstance(heads, (list, tuple)) or not all(isinstance(name, str) for name in heads):
         raise ValueError(f"{where}.new_heads must be a list of names of heads, as [energy, forces], got {heads!r}")
     return WarmStart(Path(path), tuple(heads))
