@@ -110,8 +110,10 @@ def _sources(path: Path) -> dict[str, list[str]]:
         block = file.settings.get("dataset")
         for split, dataset in block.items() if isinstance(block, dict) else ():
             source = dataset.get("src") if isinstance(dataset, dict) else None
-            if source:
-                sources.setdefault(split, [source] if isinstance(source, str) else list(source))
+            paths = [source] if isinstance(source, str) else source
+            is_readable = isinstance(paths, list) and all(isinstance(one, str) for one in paths)
+            if paths:
+                sources.setdefault(split, paths if is_readable else [])  # `require_sound` tells what is no path
     return sources
 
 

@@ -134,3 +134,10 @@ class TestConfigs:
         assert find_config("configs/base.yml") == find_config("base.yml")
         with pytest.raises(FileNotFoundError, match=r"did you mean 'base.yml'\?"):
             find_config("bse.yml")
+
+
+@pytest.mark.parametrize("source", [5, True, [5]])
+def test_sources_that_are_no_paths_are_left_to_the_look_at_the_config(source, tmp_path):
+    path = tmp_path / "a.yml"
+    path.write_text(yaml.safe_dump({"dataset": {"train": {"src": source}, "val": {"src": "val"}}}))
+    assert dens_plugin.commands.modes._sources(path) == {"train": [], "val": ["val"]}
