@@ -5,13 +5,13 @@ Only YAML is needed for it, so that a slip in a path is told at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from dens_plugin.config_files import find_include
+from dens_plugin.config_files import find_include, packaged_names
 from dens_plugin.settings import suggestion
 
 INCLUDES = "includes"
@@ -39,15 +39,15 @@ def config_files(path: Path) -> list[ConfigFile]:
 
     Raises:
         FileNotFoundError: for a file that is not there.
-        ValueError: for one that holds no settings, or whose ``includes`` are no list of files.
+        ValueError: for one that holds no settings, whose ``includes`` are no list of files, or set the same twice.
     """
     return list(_walk(Path(path), by=()))
 
 
-def _walk(path: Path, by: tuple[Path, ...]) -> Iterator[ConfigFile]:
+def _walk(path: Path, by: tuple[Path, ...], name: str | None = None) -> Iterator[ConfigFile]:
     included = f", which {by[-1]} includes" if by else ""
     if not path.is_file():
-        raise FileNotFoundError(f"there is no config file '{path}'{included}{_neighbour(path)}")
+        raise FileNotFoundError(f"there is no config file '{path}'{included}{_neighbour(path, name)}")
     if path.resolve() in [other.resolve() for other in by]:
         raise ValueError(f"the config file '{path}' includes itself, by way of {by[-1]}: leave one of them out")
     settings = _settings(path, included)
@@ -56,8 +56,33 @@ def _walk(path: Path, by: tuple[Path, ...]) -> Iterator[ConfigFile]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         example = names if isinstance(names, str) else "common.yml"
         raise ValueError(f"`includes` of '{path}' must be a list of files, as `includes: [{example}]`; got {names!r}")
+    owners: dict[str, str] = {}  # setting -> the included file that has it
     for name in names:
-        yield from _walk(find_include(name, path.parent) or path.parent / name, (*by, path))
+        included_files = list(_walk(find_include(name, path.parent) or path.parent / name, (*by, path), name))
+        _require_apart(included_files, name, owners, path)
+        yield from included_files
+
+
+def _require_apart(files: Iterable[ConfigFile], name: str, owners: dict[str, str], path: Path) -> None:
+    """Raise ValueError for a setting that an earlier file of the same ``includes`` has too; else note whose it is."""
+    own = sorted({setting for file in files for setting in _settings_in(file.settings)})
+    twice = [setting for setting in own if setting in owners]
+    if twice:
+        raise ValueError(
+            f"'{path}' includes '{owners[twice[0]]}' and '{name}', which both set {', '.join(twice[:3])}"
+            f"{f' and {len(twice) - 3} more' if len(twice) > 3 else ''}: include one of them, or one from within the "
+            "other, whose own settings then count"
+        )
+    owners |= dict.fromkeys(own, name)
+
+
+def _settings_in(block: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """Dotted names of all settings of a block."""
+    for key, value in block.items():
+        if isinstance(value, Mapping):
+            yield from _settings_in(value, f"{where}{key}.")
+        else:
+            yield f"{where}{key}"
 
 
 def _settings(path: Path, included: str) -> Mapping[str, Any]:
@@ -74,8 +99,10 @@ def _settings(path: Path, included: str) -> Mapping[str, Any]:
     return settings
 
 
-def _neighbour(path: Path) -> str:
-    """A file of nearly this name in the same folder."""
+def _neighbour(path: Path, name: str | None) -> str:
+    """A file of nearly this name in the same folder, or of the package."""
     names = [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
     hint = suggestion(path.name, names)
+    if "did you mean" not in hint and name is not None:
+        hint = suggestion(name.removeprefix("configs/"), packaged_names())
     return f"; {hint}" if "did you mean" in hint else ""

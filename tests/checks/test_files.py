@@ -50,6 +50,19 @@ def test_a_missing_file_and_its_neighbour(tmp_path):
         config_files(path)
 
 
+def test_a_missing_file_of_the_package(tmp_path):
+    path = write(tmp_path, a="includes: [objective/denz.yml]")
+    with pytest.raises(FileNotFoundError, match=r"denz.yml', which .*; did you mean 'objective/dens.yml'\?"):
+        config_files(path)
+
+
+def test_two_included_files_that_set_the_same(tmp_path):
+    path = write(tmp_path, a="includes: [b.yml, c.yml]", b="x: {y: 1, z: 2}", c="includes: [d.yml]", d="x: {y: 3}")
+    with pytest.raises(ValueError, match=r"a.yml' includes 'b.yml' and 'c.yml', which both set x.y: include one of"):
+        config_files(path)
+    assert len(config_files(write(tmp_path, d="x: {w: 3}"))) == 4
+
+
 def test_settings_that_the_command_line_replaces(tmp_path):
     path = write(tmp_path, a="includes: [b.yml]\nis_debug: true", b="seed: 3\namp: true")
     told = list(ignored_options(config_files(path)))
