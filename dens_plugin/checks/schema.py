@@ -127,17 +127,31 @@ def require_known_keys(config: Mapping[str, Any], files: Iterable[ConfigFile] = 
 def require_read_keys(config: Mapping[str, Any]) -> None:
     """Raise ValueError for a key of fairchem's configs of before 2.0 in a newer one, where fairchem passes over it.
 
+    One that says what the newer key says may stay, as in the authors' files.
+
     Args:
         config: as the command line has it: fairchem's trainers add the newer keys to an old config.
     """
     if not (config.get("loss_functions") or config.get("loss_fns")):
         return
     for (block, key), new in _OLD_KEYS.items():
-        if _block(config.get(block)).get(key) is not None:
+        stated = _block(config.get(block)).get(key)
+        if stated is not None and stated != _at(config, new):
             raise ValueError(
                 f"{block}.{key} is not read where a config has `loss_functions`: set {new} instead and take {key} out, "
                 "or set it to null where an included config has it"
             )
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    """What stands at a dotted path, in which ``loss_functions`` is a list of blocks; None where nothing does."""
+    found: Any = config
+    for part in path.split("."):
+        if isinstance(found, list):
+            found = next((block[part] for block in found if isinstance(block, Mapping) and part in block), None)
+        else:
+            found = _block(found).get(part)
+    return found
 
 
 def require_known_blocks(config: Mapping[str, Any]) -> None:

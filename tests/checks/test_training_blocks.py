@@ -6,6 +6,7 @@ import pytest
 
 from dens_plugin.checks.metrics import with_metrics
 from dens_plugin.checks.objective import objective_from_config
+from dens_plugin.checks.schema import require_read_keys
 from dens_plugin.checks.warm_start import warm_start_of
 from dens_plugin.objectives.s2ef import S2EF
 
@@ -64,3 +65,14 @@ def test_no_metrics():
 def test_new_heads_are_a_list(heads):
     with pytest.raises(ValueError, match=r"task.warm_start.new_heads must be a list of names of heads"):
         warm_start_of({"path": "x.pt", "new_heads": heads})
+
+
+@pytest.mark.parametrize(("fn", "is_read"), [("mae", True), ("mse", False)])
+def test_old_keys_may_say_what_the_new_ones_say(fn, is_read):
+    """The authors' files have both."""
+    config = {"loss_functions": LOSSES, "optim": {"loss_energy": fn}}
+    if is_read:
+        require_read_keys(config)
+    else:
+        with pytest.raises(ValueError, match=r"optim.loss_energy is not read .* set loss_functions.energy.fn instead"):
+            require_read_keys(config)
