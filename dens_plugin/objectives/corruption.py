@@ -12,6 +12,8 @@ from dens_plugin.fields import CORRUPTION, Corruption, corruption_of
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
+    from dens_plugin.objectives.noise import Sigma
+
 
 def moved(
     batch: Batch, mask: torch.Tensor, *, normal: torch.Tensor, sigma: torch.Tensor, encoded: torch.Tensor | None = None
@@ -43,6 +45,11 @@ def record_of(batch: Batch) -> Corruption:
     if corruption is None:
         raise ValueError("this batch was not corrupted; pass it through `Objective.prepare` first")
     return corruption
+
+
+def noise_scale(batch: Batch, sigma: Sigma) -> torch.Tensor:
+    """(N, 1) Å, the unit in which the noise of a corrupted batch is predicted."""
+    return sigma.scale(record_of(batch).sigma)[batch.batch, None]
 
 
 def where(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

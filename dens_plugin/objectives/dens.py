@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from dens_plugin.fields import NOISE, Corruption, Output, Rows, corrupted_structures, free_atoms, md_structures
+from dens_plugin.fields import NOISE, Output, Rows, corrupted_structures, free_atoms, md_structures
 from dens_plugin.objectives.base import Errors, Objective, Outputs
 from dens_plugin.objectives.coefficient import linearly, require_coefficient
-from dens_plugin.objectives.corruption import moved, record_of, with_copies
+from dens_plugin.objectives.corruption import moved, noise_scale, record_of, with_copies
 from dens_plugin.objectives.noise import FixedSigma, Sigma, StructureRandom
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ class DeNS(Objective):
     def targets(self, batch: Batch) -> Outputs:
         """Noise over its scale, dimensionless (line 25)."""
         corruption = record_of(batch)
-        return {NOISE: corruption.noise / self._atom_scale(batch, corruption)}
+        return {NOISE: corruption.noise / noise_scale(batch, self.sigma)}
 
     def coefficients(self, progress: float) -> dict[str, float]:
         """lambda_DeNS after a share ``progress`` of the training."""
@@ -192,7 +192,7 @@ class DeNS(Objective):
         corruption, counted = record_of(batch), self.counted_atoms(batch)
         corrupted = corrupted_structures(batch, corruption.mask)  # (B,)
         of_corrupted = corrupted[batch.batch]  # (N,)
-        noise = (outputs[NOISE] * self._atom_scale(batch, corruption) - corruption.noise).abs()
+        noise = (outputs[NOISE] * noise_scale(batch, self.sigma) - corruption.noise).abs()
         asked = torch.zeros_like(corruption.mask) if self.only_drop_labels else corruption.mask
         found = {"noise_mae": Errors(noise, asked)}
         if "forces" in outputs:
@@ -204,10 +204,6 @@ class DeNS(Objective):
             found["energy_clean_mae"] = Errors(energy, ~corrupted)
             found["energy_corrupted_mae"] = Errors(energy, corrupted)
         return found
-
-    def _atom_scale(self, batch: Batch, corruption: Corruption) -> torch.Tensor:
-        """(N, 1) Å, the unit in which noise is predicted."""
-        return self.sigma.scale(corruption.sigma)[batch.batch, None]
 
 
 def _sum_by_structure(values: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from dens_plugin.fields import NOISE, Output, Rows, free_atoms, md_structures
 from dens_plugin.objectives.base import Errors, Objective, Outputs
 from dens_plugin.objectives.coefficient import linearly, require_coefficient
-from dens_plugin.objectives.corruption import moved, record_of, with_copies
+from dens_plugin.objectives.corruption import moved, noise_scale, record_of, with_copies
 from dens_plugin.objectives.noise import FixedSigma, Sigma
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class NoisyNodes(Objective):
 
     def targets(self, batch: Batch) -> Outputs:
         """Noise over its scale, dimensionless."""
-        return {NOISE: record_of(batch).noise / self._atom_scale(batch)}
+        return {NOISE: record_of(batch).noise / noise_scale(batch, self.sigma)}
 
     def coefficients(self, progress: float) -> dict[str, float]:
         """The weight after a share ``progress`` of the training."""
@@ -77,9 +77,7 @@ class NoisyNodes(Objective):
         """The noise (Å)."""
         corruption = record_of(batch)
         return {
-            "noise_mae": Errors((outputs[NOISE] * self._atom_scale(batch) - corruption.noise).abs(), corruption.mask)
+            "noise_mae": Errors(
+                (outputs[NOISE] * noise_scale(batch, self.sigma) - corruption.noise).abs(), corruption.mask
+            )
         }
-
-    def _atom_scale(self, batch: Batch) -> torch.Tensor:
-        """(N, 1) Å, the unit in which noise is predicted."""
-        return self.sigma.scale(record_of(batch).sigma)[batch.batch, None]
