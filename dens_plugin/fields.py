@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 CORRUPTION = "corruption"  # Corruption, set by the training loader alone
 ROWS = "rows"  # dict: output -> Rows, set by the training loader alone
 NEIGHBOURS = "neighbours"  # the record of `backbones.neighbours`, set by loaders alone
+PADDING = "padding"  # Padding, set by loaders alone
+CLEAN_ATOMS = "clean_atoms"  # (N,) the same atom of the clean structure, where a method has it in the batch
 MD = "md"  # (B,) bool, structures from molecular dynamics, which are never corrupted
 _IDENTIFIERS = ("id", "sid", "fid")  # what data sets call a structure
 NOISE = "noise"  # the name of the noise output, (N, 3), in units of its scale
@@ -72,12 +74,14 @@ class Rows(NamedTuple):
         count: () int64, this rank's share of the loss's denominator.
         chosen: (n,) int64, the rows of ``mask``; None where no loader listed them.
         weight: (N,) or (B,) what the error of each row is multiplied by; None for one.
+        is_padded: whether ``chosen`` ends with rows of ghosts, which do not count, some of them several times.
     """
 
     mask: torch.Tensor
     count: torch.Tensor
     chosen: torch.Tensor | None = None
     weight: torch.Tensor | None = None
+    is_padded: bool = False
 
     @classmethod
     def mean(cls, mask: torch.Tensor) -> Rows:
@@ -89,8 +93,43 @@ class Rows(NamedTuple):
         return self._replace(chosen=self.mask.nonzero().view(-1))
 
     def where(self) -> torch.Tensor:
-        """(n,) int64 the rows that count, in ascending order."""
-        return holding(self.mask, self.chosen)
+        """(n,) int64 the rows that count, in ascending order; and ghosts behind them, if the list is padded."""
+        return holding(self.mask, self.chosen, is_padded=self.is_padded)
+
+
+class Padding(NamedTuple):
+    """Which atoms and structures of a padded batch are real: ghosts behind them fill it to a size that many share.
+
+    Attributes:
+        atoms: (N,) bool.
+        structures: (B,) bool.
+        num_atoms: how many of the atoms are real.
+        num_structures: how many of the structures are real.
+    """
+
+    atoms: torch.Tensor
+    structures: torch.Tensor
+    num_atoms: int
+    num_structures: int
+
+
+def padding_of(batch: Batch) -> Padding | None:
+    """Which atoms and structures of a batch are real; None for a batch without ghosts."""
+    return batch.get(PADDING)
+
+
+def real_atoms(batch: Batch) -> torch.Tensor:
+    """(N,) bool, all atoms but ghosts."""
+    padding = padding_of(batch)
+    return torch.ones_like(batch.batch, dtype=torch.bool) if padding is None else padding.atoms
+
+
+def real_structures(batch: Batch) -> torch.Tensor:
+    """(B,) bool, all structures but ghosts."""
+    padding = padding_of(batch)
+    if padding is None:
+        return torch.ones(batch.num_graphs, dtype=torch.bool, device=batch.pos.device)
+    return padding.structures
 
 
 def corruption_of(batch: Batch) -> Corruption | None:
@@ -106,13 +145,14 @@ def rows_of(batch: Batch) -> dict[str, Rows] | None:
     return batch.get(ROWS)
 
 
-def holding(mask: torch.Tensor, listed: torch.Tensor | None) -> torch.Tensor:
+def holding(mask: torch.Tensor, listed: torch.Tensor | None, *, is_padded: bool = False) -> torch.Tensor:
     """(n,) int64 where a mask holds, in ascending order.
 
     Args:
         mask: bool, one-dimensional.
         listed: (n,) the same as a loader listed it, which a GPU takes on trust: looking would wait for it. None where
             there is no list, so that the device must be asked how many there are.
+        is_padded: whether places follow in the list where the mask does not hold; they are returned too.
 
     Raises:
         ValueError: on a CPU, for a list of another mask.
@@ -120,19 +160,20 @@ def holding(mask: torch.Tensor, listed: torch.Tensor | None) -> torch.Tensor:
     if listed is not None and mask.is_cuda:
         return listed
     found = mask.nonzero().view(-1)
-    if listed is not None and not torch.equal(found, listed):
+    if listed is None:
+        return found
+    rest = listed[len(found) :] if is_padded else listed[:0]
+    if not torch.equal(found, listed[: len(listed) - len(rest)]) or bool(mask[rest].any()):
         raise ValueError(
             f"a batch lists {len(listed)} rows or edges that count, and its mask (`rows`) has {len(found)}, or others; "
             "list rows again where the mask changes (`Rows.listed`), and edges (`with_neighbours`)"
         )
-    return found
+    return listed
 
 
 def free_atoms(batch: Batch) -> torch.Tensor:
-    """(N,) bool, the atoms that may move; all of them where the data set marks none as fixed."""
-    if "fixed" in batch:
-        return batch.fixed == 0
-    return torch.ones_like(batch.batch, dtype=torch.bool)
+    """(N,) bool, the atoms that may move; all real ones where the data set marks none as fixed."""
+    return batch.fixed == 0 if "fixed" in batch else real_atoms(batch)  # ghosts are fixed
 
 
 def corrupted_structures(batch: Batch, mask: torch.Tensor) -> torch.Tensor:
@@ -161,8 +202,10 @@ class Identifiers(NamedTuple):
 
 
 def identifiers(batch: Batch) -> Identifiers:
-    """What the structures of a batch are called, by whatever fields the data set has."""
-    return Identifiers({field: batch[field] for field in _IDENTIFIERS if field in batch}, batch.num_graphs)
+    """What the structures of a batch are called, by whatever fields the data set has; ghosts are not named."""
+    padding = padding_of(batch)
+    number = batch.num_graphs if padding is None else padding.num_structures
+    return Identifiers({field: batch[field] for field in _IDENTIFIERS if field in batch}, number)
 
 
 def names_of(known: Identifiers, indices: Iterable[int] | None = None) -> str:

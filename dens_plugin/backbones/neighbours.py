@@ -202,7 +202,7 @@ def edges_to(graph: GraphData, target: str, rows: Rows) -> torch.Tensor:
         rows: those of this target in the batch.
     """
     listed = graph.record.incoming.get(target) if isinstance(graph, GraphOfRecord) else None
-    return holding(rows.mask[graph.edge_index[1]], listed)
+    return holding(rows.mask[graph.edge_index[1]], listed, is_padded=rows.is_padded)
 
 
 def _graph(found: Neighbours, data: Batch) -> GraphOfRecord:

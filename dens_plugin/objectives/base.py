@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from typing_extensions import Self
 
-from dens_plugin.fields import ENERGY, FORCES, ROWS, Output, Rows, free_atoms
+from dens_plugin.fields import ENERGY, FORCES, ROWS, Output, Rows, free_atoms, real_atoms, real_structures
 from dens_plugin.settings import SETTING, read_fields
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Objective(ABC):
 
     def counted_atoms(self, batch: Batch) -> torch.Tensor:
         """(N,) bool, the atoms whose labels may enter the loss."""
-        return free_atoms(batch) if self.free_only else torch.ones_like(batch.batch, dtype=torch.bool)
+        return free_atoms(batch) if self.free_only else real_atoms(batch)
 
     def label_rows(
         self, batch: Batch, *, structures: torch.Tensor | None = None, atoms: torch.Tensor | None = None
@@ -128,6 +128,6 @@ class Objective(ABC):
             atoms: (N,) bool, whose labels count; `counted_atoms` by default.
         """
         if structures is None:
-            structures = torch.ones(batch.num_graphs, dtype=torch.bool, device=batch.pos.device)
+            structures = real_structures(batch)
         masks = {"structure": structures, "atom": self.counted_atoms(batch) if atoms is None else atoms}
         return {label.name: Rows.mean(masks[label.level]) for label in self.labels}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 
-from dens_plugin.fields import NOISE, Output, Rows, corrupted_structures, free_atoms, md_structures
+from dens_plugin.fields import NOISE, Output, Rows, corrupted_structures, free_atoms, md_structures, real_structures
 from dens_plugin.objectives.base import Errors, Objective, Outputs
 from dens_plugin.objectives.coefficient import linearly, require_coefficient
 from dens_plugin.objectives.corruption import moved, noise_scale, record_of, with_copies
@@ -201,7 +201,7 @@ class DeNS(Objective):
             found["forces_uncorrupted_mae"] = Errors(forces, counted & of_corrupted & ~corruption.mask)
         if "energy" in outputs:
             energy = (outputs["energy"].view(-1) - batch.energy).abs()
-            found["energy_clean_mae"] = Errors(energy, ~corrupted)
+            found["energy_clean_mae"] = Errors(energy, real_structures(batch) & ~corrupted)
             found["energy_corrupted_mae"] = Errors(energy, corrupted)
         return found
 

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from dens_plugin.fields import Output, Rows, free_atoms, md_structures
+from dens_plugin.fields import CLEAN_ATOMS, Output, Rows, free_atoms, md_structures
 from dens_plugin.objectives.base import Objective, Outputs
 from dens_plugin.objectives.coefficient import linearly, require_coefficient
-from dens_plugin.objectives.corruption import moved, record_of, with_copies
+from dens_plugin.objectives.corruption import moved, record_of, where, with_copies
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -79,6 +79,7 @@ class NDeM(Objective):
         level = draws.level if self.sigma_per == "structure" else draws.level[:1].expand_as(draws.level)
         sigma = self.sigma_low + (self.sigma_high - self.sigma_low) * level  # (B,)
         doubled = with_copies(batch, torch.ones_like(level, dtype=torch.bool))
+        doubled[CLEAN_ATOMS] = torch.arange(len(mask), device=mask.device).repeat(2)
         return moved(
             doubled,
             torch.cat([torch.zeros_like(mask), mask]),
@@ -106,9 +107,10 @@ class NDeM(Objective):
 
     def predictions(self, outputs: Outputs, batch: Batch) -> Outputs:
         """Forces of the clean structure less those of its copy; without labels of forces the former are zero."""
-        of_copies = outputs[AUXILIARY_FORCES].chunk(2)[1]
-        of_clean = outputs["forces"].chunk(2)[0] if "forces" in outputs else torch.zeros_like(of_copies)
-        return {AUXILIARY_FORCES: torch.cat([torch.zeros_like(of_copies), of_clean - of_copies])}
+        of_copies, clean = outputs[AUXILIARY_FORCES], batch[CLEAN_ATOMS]
+        is_copy = clean != torch.arange(len(clean), device=clean.device)
+        of_clean = outputs["forces"].index_select(0, clean) if "forces" in outputs else torch.zeros_like(of_copies)
+        return {AUXILIARY_FORCES: where(is_copy, of_clean - of_copies)}
 
     def coefficients(self, progress: float) -> dict[str, float]:
         """lambda_NDeM after a share ``progress`` of the training."""

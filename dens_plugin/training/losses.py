@@ -73,7 +73,11 @@ def term(
     if prediction.shape != target.shape:
         raise ValueError(f"prediction has shape {tuple(prediction.shape)}, its target {tuple(target.shape)}")
     chosen = rows.where()
-    errors = loss_fn(prediction[chosen], target[chosen], natoms[chosen])
+    values = prediction[chosen], target[chosen]
+    if rows.is_padded:  # before the error, whose gradient at ghosts could be NaN
+        counts = rows.mask[chosen, None]
+        values = tuple(torch.where(counts, value, value.new_zeros(())) for value in values)
+    errors = loss_fn(*values, natoms[chosen])
     if rows.weight is not None:
         errors = errors * rows.weight[chosen].view(-1, *[1] * (errors.dim() - 1))
     return Term(coefficient, errors, rows.count * errors.shape[1:].numel())

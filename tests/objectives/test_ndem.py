@@ -7,7 +7,7 @@ import torch
 from fairchem.core.common.registry import registry
 from torch_geometric.data import Batch, Data
 
-from dens_plugin.fields import CORRUPTION, ENERGY, ROWS, Corruption, corruption_of, rows_of
+from dens_plugin.fields import CLEAN_ATOMS, CORRUPTION, ENERGY, ROWS, Corruption, corruption_of, rows_of
 from dens_plugin.objectives.ndem import AUXILIARY_FORCES, NDeM
 from dens_plugin.testing import EPOCH, ObjectiveContract, random_batch, random_structure
 from dens_plugin.training.losses import term
@@ -76,6 +76,7 @@ def loss_of(objective, inputs, *, mask):
         torch.full((2 * len(sizes),), inputs["sigma"]),
         torch.cat([nothing, nothing]),
     )
+    batch[CLEAN_ATOMS] = torch.arange(len(mask)).repeat(2)
     batch[ROWS] = objective.rows(batch)
     clean, copies = torch.cat([inputs["f_hat"], nothing]), torch.cat([nothing, inputs["f_hat_aux"]])
     outputs = {"forces": clean, AUXILIARY_FORCES: copies}
