@@ -11,7 +11,7 @@ from dens_plugin.checks.optim import finite
 from dens_plugin.data.lmdb_file import require_whole_lmdb
 from dens_plugin.settings import mapping, reject_unknown
 
-_LMDB_FORMATS = ("lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
+_LMDB_FORMATS = ("lmdb", "joined_lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
 _COUNTS = ("first_n", "sample_n")
 _SPLIT_SETTINGS = "_split_settings"  # ends the names of blocks that change a data set for one of the splits
 _NORMALIZER_KEYS = ("mean", "rmsd", "stdev", "file")

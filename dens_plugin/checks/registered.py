@@ -9,6 +9,7 @@ import importlib
 import pkgutil
 
 import dens_plugin.backbones
+import dens_plugin.data.joined_lmdb
 import dens_plugin.data.md_lmdb
 import dens_plugin.data.oc22
 
