@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from dens_plugin.report.runs import Run, grouped, seeds_of
+from dens_plugin.report.runs import Run, grouped, seed_of
 
 FALLING = 0.03  # of the error, over the last fifth of the steps: more than this and the run is not done
 LEARNT = 0.7  # of the error of predicting no noise: above this the noise has taught nothing yet
 ENOUGH_SEEDS = 2
 _LAST = 0.2  # share of the steps
+
+
+class Progress(NamedTuple):
+    """How far a run came.
+
+    Attributes:
+        fall: the share by which its error fell in the end, as `fall`.
+        noise: as `noise_error`.
+        seed: what tells it from other runs of the same configuration.
+    """
+
+    fall: float | None
+    noise: float | None
+    seed: int | str
+
+
+def progress_of(run: Run) -> Progress:
+    """How far a run came."""
+    return Progress(fall(run), noise_error(run), seed_of(run))
 
 
 def fall(run: Run, metric: str = "forces_mae") -> float | None:
@@ -43,17 +63,21 @@ def noise_error(run: Run) -> float | None:
 
 def warning(runs: Sequence[Run]) -> str | None:
     """A line for runs whose comparison is not ready to be judged; None if it is."""
-    reasons = list(_reasons(runs))
+    return warning_of({name: [progress_of(run) for run in members] for name, members in grouped(runs).items()})
+
+
+def warning_of(groups: Mapping[str, Sequence[Progress]]) -> str | None:
+    """The same for configurations by name, each with its runs, where nothing else is left of these."""
+    reasons = list(_reasons(groups))
     if not reasons:
         return None
     remedies = dict.fromkeys(remedy for _, remedy in reasons)
     return f"Not ready to be judged: {'; '.join(text for text, _ in reasons)}. It takes {', and '.join(remedies)}."
 
 
-def _reasons(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
+def _reasons(groups: Mapping[str, Sequence[Progress]]) -> Iterator[tuple[str, str]]:
     """What is missing, and what would help."""
-    groups = grouped(runs)
-    falls = {name: _median(fall(run) for run in members) for name, members in groups.items()}
+    falls = {name: _median(run.fall for run in members) for name, members in groups.items()}
     falling = {name: value for name, value in falls.items() if value is not None and value > FALLING}
     if falling:
         told = ", ".join(f"{name} by {100 * value:.0f}%" for name, value in falling.items())
@@ -62,7 +86,7 @@ def _reasons(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
     if unknown:
         told = ", ".join(unknown)
         yield f"too few validations to tell whether errors still fall ({told})", "a smaller optim.eval_every"
-    noise = {name: _median(noise_error(run) for run in members) for name, members in groups.items()}
+    noise = {name: _median(run.noise for run in members) for name, members in groups.items()}
     unlearnt = {name: value for name, value in noise.items() if value is not None and value > LEARNT}
     if unlearnt:
         told = ", ".join(f"{name} {value:.2f}" for name, value in unlearnt.items())
@@ -70,7 +94,7 @@ def _reasons(runs: Sequence[Run]) -> Iterator[tuple[str, str]]:
             f"the noise error is above {LEARNT:g} of predicting none ({told})",
             "runs that are long enough to learn the noise, or more of it",
         )
-    few = [name for name, members in groups.items() if len(seeds_of(members)) < ENOUGH_SEEDS]
+    few = [name for name, members in groups.items() if len({run.seed for run in members}) < ENOUGH_SEEDS]
     if few:
         yield ("one seed each" if len(few) == len(groups) else f"one seed of {', '.join(few)}", "more seeds (--seed)")
 

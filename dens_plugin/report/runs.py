@@ -111,11 +111,16 @@ def grouped(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return groups
 
 
+def seed_of(run: Run) -> int | str:
+    """A run's seed; a run whose seed nobody knows has one of its own."""
+    return run.label if run.seed is None else run.seed
+
+
 def seeds_of(runs: Iterable[Run]) -> dict[int | str, list[Run]]:
-    """Seed -> its runs, one in general; a run whose seed nobody knows has one of its own."""
+    """Seed -> its runs, one in general."""
     seeds: dict[int | str, list[Run]] = {}
     for run in runs:
-        seeds.setdefault(run.label if run.seed is None else run.seed, []).append(run)
+        seeds.setdefault(seed_of(run), []).append(run)
     return seeds
 
 
