@@ -2,13 +2,16 @@
 
     python benchmarks/gains.py run gains --molecules ethanol malonaldehyde --methods s2ef dens --steps 6000
     python benchmarks/gains.py table gains                        # what is finished: a table, a plot, JSON
+    python benchmarks/gains.py run search --points benchmarks/gain_points.yml --methods dens dens_gentle ...
+    python benchmarks/gains.py table search --validation          # to choose settings by; no test set is read
 
 ``run`` goes through `dens train` and `dens data molecules`, one run after the other, or as many at a time as ``--jobs``
-says; each has a folder with its config, its log and its checkpoints. What is finished is skipped and what was
-interrupted starts again, so that the same command goes on where it was stopped. The files of molecules are revised
-MD17's, as ``rmd17_<molecule>_{train,test}.extxyz.xz`` in ``--data``. A seed decides which frames have labels, and the
-first weights. Settings are those of `configs` for light networks; validation chooses the weights, and ``table`` reads
-the test set once for each finished run and keeps what it found.
+says; several of these commands may share a folder. Each run has a folder with its config, its log and its checkpoints.
+What is finished is skipped and what was interrupted starts again, so that the same command goes on where it was
+stopped. The files of molecules are revised MD17's, as ``rmd17_<molecule>_{train,test}.extxyz.xz`` in ``--data``. A seed
+decides which frames have labels, and the first weights. Settings are those of `configs` for light networks, and the
+methods those of `gain_methods.py`; validation chooses the weights. ``table`` reads the test set once for each finished
+run and keeps what it found; what other folders gave stays in its JSON.
 """
 
 from __future__ import annotations
@@ -16,275 +19,116 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import subprocess
-import sys
+import statistics
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import numpy as np
 import yaml
+from gain_methods import METHODS, NETWORKS, model, read_points
+from gain_runs import LABELS, Study, cell_of, homes, is_finished, source_of
+from gain_tables import Finished, gains, known_results, markdown, written
 from machine import hardware
+from plots import plot_gains
 
 from dens_plugin.report.predictions import predict
-from dens_plugin.report.runs import find_runs
+from dens_plugin.report.readiness import progress_of
+from dens_plugin.report.runs import MILLI, Run, find_runs
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-_DENS = {
-    "name": "dens",
-    "prob": 0.5,
-    "corrupt_ratio": 0.5,
-    "sigma": 0.05,
-    "coefficient": 5,
-    "decay_to": 0,
-    "denominators": "own",
-}
-METHODS: dict[str, dict[str, Any]] = {
-    "s2ef": {"name": "s2ef"},
-    "dens": _DENS,
-    "dens_quarter": _DENS | {"prob": 0.25, "corrupt_ratio": 0.25},
-    "dens_copy": _DENS | {"keep_labels": True},
-    "dens_no_encoding": _DENS | {"encode_forces": False},
-    "dropped_labels": _DENS | {"only_drop_labels": True},
-    "noisy_nodes": {"name": "noisy_nodes", "sigma": 0.005, "coefficient": 0.1, "keep_labels": True},
-}
-NETWORKS = {"painn": "painn_molecule", "torchmd_et": "torchmd_et_md17"}  # configs of model and backbone
-_BATCH, _VALIDATED, _EVALUATIONS, _WARM_UP = 8, 50, 8, 200
+_RESULTS = Path("benchmarks/results")
 _FOUND = "test.json"
-
-
-class Cell(NamedTuple):
-    """One run.
-
-    Attributes:
-        molecule: of revised MD17.
-        frames: with labels, for training.
-        network: of `NETWORKS`.
-        method: of `METHODS`.
-        seed: of frames and first weights.
-    """
-
-    molecule: str
-    frames: int
-    network: str
-    method: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Of its folder."""
-        return f"{self.molecule}-{self.frames}-{self.network}-{self.method}-s{self.seed}"
-
-    @classmethod
-    def of(cls, name: str) -> Cell:
-        """By the name of its folder."""
-        molecule, frames, network, method, seed = name.split("-")
-        return cls(molecule, int(frames), network, method, int(seed.removeprefix("s")))
-
-
-class Finished(NamedTuple):
-    """Errors of a run's best weights on the test frames, in meV and meV/Å, and what its training left.
-
-    Attributes:
-        cell: which run.
-        forces: mean absolute error of components.
-        energy: mean absolute error.
-        steps: of its optimiser.
-        noise: error on a corrupted copy of the validation frames over that of predicting zero; None without denoising.
-    """
-
-    cell: Cell
-    forces: float
-    energy: float
-    steps: int
-    noise: float | None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, or say what came out."""
     args = _arguments(argv)
-    if args.command == "run":
-        cells = [Cell(*each) for each in itertools.product(*(getattr(args, key) for key in _AXES))]
-        with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda cell: run(cell, args.folder, args.data.resolve(), args.steps), cells))
-    else:
-        report(args.folder, args.out)
-
-
-def run(cell: Cell, folder: Path, data: Path, steps: int) -> None:
-    """Train unless this was done; what goes wrong stands in the run's log."""
-    home = (folder / "runs" / cell.name).resolve()
-    if is_finished(home):
+    if args.command == "table":
+        out = args.out or _RESULTS / ("gains_validation.json" if args.validation else "gains.json")
+        report(args.folders, out, validation=args.validation)
         return
-    home.mkdir(parents=True, exist_ok=True)
-    source = folder.resolve() / "data" / f"{cell.molecule}-{cell.frames}-s{cell.seed}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (home / "log.txt").open("w") as log:
-        if not (source / "manifest.json").exists():
-            files = [data / f"rmd17_{cell.molecule}_{part}.extxyz.xz" for part in ("train", "test")]
-            split = f"{cell.frames},{_VALIDATED}"
-            options = ["--test", files[1], "--split", split, "--seed", cell.seed, "--quiet"]
-            _dens(["data", "molecules", files[0], source, *options], log, environment)
-        (home / "config.yml").write_text(yaml.safe_dump(config(cell, source, steps), sort_keys=False))
-        options = ["--run-dir", home, "--identifier", cell.name, "--seed", cell.seed, "--print-every", 200, "--cpu"]
-        status = _dens(["train", "--config-yml", home / "config.yml", *options], log, environment)
-        log.write(f"exit {status}\n")
-    print(f"{cell.name}: exit {status}", flush=True)
+    methods = METHODS | (read_points(args.points) if args.points else {})
+    unknown = set(args.methods) - set(methods)
+    if unknown:
+        raise SystemExit(f"unknown methods {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
+    for network, method in itertools.product(args.networks, args.methods):
+        model(NETWORKS[network], methods[method])  # or an error, before the first run
+    study = Study(args.folder, args.data, methods)
+    axes = (args.molecules, args.frames, args.networks, args.methods, args.seeds, args.steps)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda each: study.run(cell_of(*each)), itertools.product(*axes)))
 
 
-def config(cell: Cell, source: Path, steps: int) -> dict[str, Any]:
-    """A run's config: shared parts of this package, its data, its method, and a schedule of so many steps."""
-    model = f"model/{cell.network}{'' if cell.method == 's2ef' else '_dens'}.yml"
-    parts = ["base_molecules.yml", model, f"backbone/{NETWORKS[cell.network]}.yml"]
-    each_epoch = -(-cell.frames // _BATCH)
-    epochs = round(steps / each_epoch)
-    normalizer = {name: {"file": str(source / f"normalizer_{name}.npz")} for name in ("energy", "forces")}
-    return {
-        "includes": [str(CONFIGS / part) for part in parts],
-        "dataset": {
-            "train": {"format": "lmdb", "src": str(source / "train"), "transforms": {"normalizer": normalizer}},
-            "val": {"src": str(source / "val")},
-        },
-        "task": {"objective": METHODS[cell.method]},
-        "optim": {
-            "batch_size": _BATCH,
-            "eval_batch_size": _VALIDATED,
-            "num_workers": 0,
-            "lr_initial": 1e-3,
-            "optimizer": "AdamW",
-            "optimizer_params": {"weight_decay": 1e-6},
-            "scheduler": "LambdaLR",
-            "scheduler_params": {
-                "lambda_type": "cosine",
-                "warmup_factor": 5e-3,
-                "warmup_epochs": _WARM_UP / each_epoch,
-                "lr_min_factor": 2e-3,
-            },
-            "ema_decay": 0.998,  # no warm-up: of the first weights nothing may be left at the end
-            "clip_grad_norm": 2000,
-            "max_epochs": epochs,
-            "eval_every": each_epoch * max(1, epochs // _EVALUATIONS),
-        },
-    }
+def finished(folder: Path, *, validation: bool) -> Iterator[Finished]:
+    """All runs that are, in the order of their names.
 
-
-def is_finished(home: Path) -> bool:
-    """Whether a run's log ends well."""
-    log = home / "log.txt"
-    return log.is_file() and log.read_text(errors="replace").rstrip().endswith("exit 0")
-
-
-def finished(folder: Path) -> Iterator[Finished]:
-    """All runs that are, in the order of their names; the test set is read for those that it was not read for yet."""
-    for home in sorted((folder / "runs").iterdir()):
-        if is_finished(home):
-            cell = Cell.of(home.name)
-            known = home / _FOUND
-            if not known.exists():
-                known.write_text(
-                    json.dumps(_tested(home, folder / "data" / f"{cell.molecule}-{cell.frames}-s{cell.seed}"))
-                )
-            yield Finished(cell, **json.loads(known.read_text()))
-
-
-def _tested(home: Path, source: Path) -> dict[str, Any]:
-    (run_folder,) = (home / "checkpoints").iterdir()
-    (found,) = find_runs([run_folder])
-    tested = found._replace(config={**found.config, "test_dataset": {"src": str((source / "test").resolve())}})
-    errors = predict(tested, "test", max_structures=10_000)
-    noise = [row["noise_relative"] for row in found.history if "noise_relative" in row]
-    return {
-        "forces": 1e3 * errors.forces_mae,
-        "energy": 1e3 * errors.energy_mae,
-        "steps": max(row["step"] for row in found.history),
-        "noise": noise[-1] if noise else None,
-    }
-
-
-def gains(results: Sequence[Finished]) -> list[dict[str, Any]]:
-    """For every molecule, number of frames, network and method: means over seeds, deviations, gains over s2ef.
-
-    A gain is the mean over seeds that both have of how much less the error is, in percent, pairwise; its uncertainty is
-    the standard error of that mean, None for one seed.
+    Args:
+        folder: of all runs.
+        validation: errors of the frames by which the weights were chosen. Else those of the test set, which is read for
+            those runs that it was not read for yet, and left alone for methods of a search.
     """
-    by_cell = {result.cell: result for result in results}
-    rows = []
-    for key in sorted({result.cell._replace(seed=0) for result in results}):
-        own = [result for result in results if result.cell._replace(seed=0) == key]
-        row = {**key._asdict(), "seeds": [result.cell.seed for result in own], "steps": own[0].steps}
-        del row["seed"]
-        for error in ("forces", "energy"):
-            values = [getattr(result, error) for result in own]
-            row |= {error: float(np.mean(values)), f"{error}_by_seed": values}
-            row[f"{error}_deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            pairs = [(by_cell.get(result.cell._replace(method="s2ef")), result) for result in own]
-            less = [100 * (1 - getattr(two, error) / getattr(one, error)) for one, two in pairs if one is not None]
-            row[f"{error}_gain"] = float(np.mean(less)) if less else None
-            several = len(less) > 1
-            row[f"{error}_gain_error"] = float(np.std(less, ddof=1) / len(less) ** 0.5) if several else None
-        noise = [result.noise for result in own if result.noise is not None]
-        row["noise"] = float(np.mean(noise)) if noise else None
-        rows.append(row)
-    return rows
+    for cell, home in homes(folder):
+        if is_finished(home) and (validation or cell.method in METHODS):
+            run = _run(home)
+            errors = _validated(run) if validation else _tested(run, home, source_of(folder, cell))
+            yield Finished(cell=cell, **errors, **_left_by(run), pretraining_minutes=_pretraining_minutes(home))
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table of gains."""
-    lines = [
-        "| molecule | frames | network | method | steps | seeds | forces, meV/Å | energy, meV | gain in forces "
-        "| gain in energy | noise over predicting zero |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+def _run(home: Path) -> Run:
+    return find_runs([sorted((home / "checkpoints").iterdir())[-1]])[0]
+
+
+def _validated(run: Run) -> dict[str, float]:
+    best = min(run.rows("val", "forces_mae"), key=lambda row: row["forces_mae"])
+    return {name: MILLI * best[f"{name}_mae"] for name in LABELS}
+
+
+def _tested(run: Run, home: Path, source: Path) -> dict[str, float]:
+    known = home / _FOUND
+    if not known.exists():
+        tested = run._replace(config={**run.config, "test_dataset": {"src": str((source / "test").resolve())}})
+        errors = predict(tested, "test", max_structures=10_000)
+        found = {"forces": MILLI * errors.forces_mae, "energy": MILLI * errors.energy_mae}
+        known.write_text(json.dumps({**found, "checkpoint": str(run.checkpoint)}))
+    found = json.loads(known.read_text())
+    return {name: found[name] for name in LABELS}
+
+
+def _left_by(run: Run) -> dict[str, float | None]:
+    """What a training run says of itself."""
+    progress = progress_of(run)
+    return {"noise": progress.noise, "fall": progress.fall, "step_ms": _step_ms(run)}
+
+
+def _step_ms(run: Run) -> float | None:
+    """The median over what was printed, so that evaluations and interruptions do not count."""
+    rows = run.rows("train", "loss")
+    paces = [
+        1e3 * (after["time"] - before["time"]) / (after["step"] - before["step"])
+        for before, after in itertools.pairwise(rows)
+        if after["step"] > before["step"]
     ]
-    for row in rows:
-        errors = [
-            f"{row[name]:.1f} ({', '.join(f'{value:.1f}' for value in row[f'{name}_by_seed'])})"
-            for name in ("forces", "energy")
-        ]
-        less = ["" if row["method"] == "s2ef" else _with_error(row, name) for name in ("forces", "energy")]
-        noise = "" if row["noise"] is None else f"{row['noise']:.2f}"
-        cells = [row["molecule"], row["frames"], row["network"], row["method"], row["steps"], len(row["seeds"])]
-        lines.append("| " + " | ".join(map(str, [*cells, *errors, *less, noise])) + " |")
-    return "\n".join(lines)
+    return statistics.median(paces) if paces else None
 
 
-def report(folder: Path, out: Path) -> None:
+def _pretraining_minutes(home: Path) -> float:
+    """What the weights cost that a run started from, shared or not."""
+    task = yaml.safe_load((home / "config.yml").read_text())["task"]
+    if "warm_start" not in task:
+        return 0.0
+    (run,) = find_runs([Path(task["warm_start"]["path"]).parent])
+    return (_step_ms(run) or 0.0) * max(row["step"] for row in run.history) / 60e3
+
+
+def report(folders: Sequence[Path], out: Path, *, validation: bool) -> None:
     """Print the table of what is finished, and write it, with a plot beside it, as JSON."""
-    rows = gains(list(finished(folder)))
-    print(markdown(rows))
+    results = known_results(out) | {
+        result.cell: result for folder in folders for result in finished(folder.resolve(), validation=validation)
+    }
+    rows = gains(list(results.values()))
+    print(markdown(rows, "validation" if validation else "test"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"hardware": hardware("cpu"), "table": rows}, indent=1))
-    _plot([row for row in rows if row["method"] != "s2ef"], out.with_suffix(".png"))
-
-
-def _with_error(row: dict[str, Any], name: str) -> str:
-    gain, error = row[f"{name}_gain"], row[f"{name}_gain_error"]
-    return "" if gain is None else f"{gain:+.1f}%" + ("" if error is None else f" ± {error:.1f}")
-
-
-def _plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Gains in forces, one bar for each row."""
-    import matplotlib.pyplot as plt
-
-    known = [row for row in rows if row["forces_gain"] is not None]
-    figure, axes = plt.subplots(figsize=(6, 1 + 0.4 * len(known)))
-    names = [f"{row['molecule']}, {row['frames']} frames, {row['network']}, {row['method']}" for row in known]
-    errors = [row["forces_gain_error"] or 0 for row in known]
-    axes.barh(names, [row["forces_gain"] for row in known], xerr=errors)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("less error of forces than s2ef, %")
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def _dens(arguments: Sequence[Any], log: Any, environment: dict[str, str]) -> int:
-    command = [sys.executable, "-m", "dens_plugin.cli", *map(str, arguments)]
-    return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode
-
-
-_AXES = ("molecules", "frames", "networks", "methods", "seeds")
+    out.write_text(json.dumps(written(results.values(), rows) | {"hardware": hardware("cpu")}, indent=1) + "\n")
+    plot_gains(rows, out.with_suffix(".png"), "validation" if validation else "test")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -296,13 +140,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     train.add_argument("--molecules", nargs="+", default=["ethanol", "malonaldehyde", "aspirin", "uracil"])
     train.add_argument("--frames", nargs="+", type=int, default=[100])
     train.add_argument("--networks", nargs="+", choices=NETWORKS, default=["painn"])
-    train.add_argument("--methods", nargs="+", choices=METHODS, default=["s2ef", "dens"])
+    train.add_argument("--methods", nargs="+", default=["s2ef", "dens"], help=f"of {', '.join(METHODS)}, or points")
+    train.add_argument("--points", type=Path, metavar="FILE", help="methods with other settings, by name, for a search")
     train.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    train.add_argument("--steps", type=int, default=20_000)
+    train.add_argument("--steps", nargs="+", type=int, default=[20_000], help="of the optimiser, rounded to epochs")
     train.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     table = commands.add_parser("table", help="errors and gains of what is finished")
-    table.add_argument("folder", type=Path, help="of all runs")
-    table.add_argument("--out", type=Path, default=Path("benchmarks/results/gains.json"))
+    table.add_argument("folders", type=Path, nargs="+", help="of runs")
+    table.add_argument("--validation", action="store_true", help="errors of the validation frames; reads no test set")
+    table.add_argument("--out", type=Path, help="JSON, whose other runs stay in it (default: in benchmarks/results)")
     return parser.parse_args(argv)
 
 

@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 LABELS = {
@@ -89,6 +90,61 @@ def plot_curves(runs: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], p
     axes.legend(fontsize=8)
     figure.supxlabel(textwrap.fill(caption, 50 * len(metrics)), fontsize=7, color="0.35")
     _save(figure, path)
+
+
+@matplotlib.rc_context(STYLE)
+def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path, part: str) -> None:
+    """Gains over training without denoising, forces on the left and energies on the right.
+
+    A group of bars is a molecule with its setting, a colour a method. Pale bars are not ready to be judged.
+    """
+    known = [row for row in rows if row["method"] != "s2ef" and row["forces_gain"] is not None]
+    if not known:
+        return
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in known:
+        groups.setdefault(_setting(row), []).append(row)
+    methods = list(dict.fromkeys(row["method"] for row in known))
+    height = 1.6 + 0.22 * len(known) + 0.28 * len(groups) + 0.2 * (len(methods) // 5)
+    figure = Figure(figsize=(9, height), layout="constrained")
+    for axes, error in zip(figure.subplots(1, 2, sharey=True), ("forces", "energy"), strict=True):
+        _draw_gains(axes, groups, dict(zip(methods, CURVES * len(methods), strict=False)), error)
+        axes.set(title=f"{error.replace('energy', 'energies')} ({part})", xlabel="less error than without denoising, %")
+    names = [Patch(color=colour, label=name) for name, colour in zip(methods, CURVES * len(methods), strict=False)]
+    figure.legend(handles=names, loc="outside upper center", ncols=min(5, len(names)))
+    figure.supxlabel("± standard error over seeds; pale: not ready to be judged", fontsize=7, color="0.35")
+    _save(figure, path)
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    return f"{row['molecule']}, {row['frames']} frames\n{row['network']}, {row['steps']:,} steps"
+
+
+def _draw_gains(
+    axes: Axes, groups: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str], error: str
+) -> None:
+    place, ticks = 0.0, []
+    for rows in groups.values():
+        ticks.append(place + (len(rows) - 1) / 2)
+        for row in rows:
+            gain, spread = row[f"{error}_gain"], row[f"{error}_gain_error"]
+            pale = {"alpha": 0.35} if row["not_ready"] else {}
+            axes.barh(place, gain, 0.8, color=colours[row["method"]], **pale)
+            if spread is not None:
+                axes.errorbar(gain, place, xerr=spread, color="0.25", elinewidth=1, capsize=2)
+            text = f"{gain:+.1f}" + ("" if spread is None else f" ± {spread:.1f}")
+            end = gain + (spread or 0) * (1 if gain >= 0 else -1)
+            beside = _BESIDE | {"ha": "left" if gain >= 0 else "right"}
+            axes.annotate(text, (end, place), (4 if gain >= 0 else -4, 0), **beside)
+            place += 1
+        place += 0.8
+    axes.axvline(0, color="0.25", linewidth=0.8)
+    axes.set_yticks(ticks, list(groups))
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(place - 1.2, -0.8)
+    axes.margins(x=0.3)
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
 
 
 def _draw_ratios(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:

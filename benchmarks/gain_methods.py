@@ -1,0 +1,174 @@
+"""What `gains.py` compares: methods, networks, and points of a search in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+
+class Network(NamedTuple):
+    """Names of a network's parts.
+
+    Attributes:
+        settings: file of `configs/backbone`.
+        backbone: without the encoding of forces.
+        with_vectors: without it, and with all that heads for vectors need.
+        encoding: with it.
+        energy: the head for energy and, as its gradient, forces.
+        vectors: the head for noise, or for another vector of an atom.
+    """
+
+    settings: str
+    backbone: str
+    with_vectors: str
+    encoding: str
+    energy: str
+    vectors: str
+
+    @classmethod
+    def of(cls, name: str, settings: str, *, vectors: str = "NoiseHead", has_vectors: bool = True) -> Network:
+        """By the names that this package's networks have in common."""
+        dens = f"{name}DeNS"
+        parts = (name, name if has_vectors else dens, dens, f"{name}GradientHead", f"{name}{vectors}")
+        return cls(settings, *(f"dens_plugin.{part}" for part in parts))
+
+
+class Pretraining(NamedTuple):
+    """Denoising of other molecules, without labels, once for each seed and network.
+
+    Attributes:
+        molecules: of `SOURCES`.
+        sigma: of the noise, Å.
+        steps: of the optimiser, with batches of `batch_size`.
+        batch_size: in structures.
+    """
+
+    molecules: str = "ani"
+    sigma: float = 0.2
+    steps: int = 10_000
+    batch_size: int = 32
+
+
+class Method(NamedTuple):
+    """How a network is trained.
+
+    Attributes:
+        objective: the block of the config.
+        heads: for vectors, beside that for energy and forces.
+        encodes: whether forces are encoded.
+        pretraining: that the weights come from.
+        optim: settings beside the common ones, or instead of them.
+        model: as ``optim``.
+    """
+
+    objective: Mapping[str, Any]
+    heads: tuple[str, ...] = ()
+    encodes: bool = False
+    pretraining: Pretraining | None = None
+    optim: Mapping[str, Any] = {}
+    model: Mapping[str, Any] = {}
+
+
+NETWORKS = {
+    "painn": Network.of("PaiNN", "painn_molecule"),
+    "torchmd_et": Network.of("TorchMDET", "torchmd_et_md17", vectors="VectorHead"),
+    "equiformer_mini": Network.of("Equiformer", "equiformer_mini_molecule", has_vectors=False),
+}
+_OTHERS = ("benzene", "toluene", "naphthalene", "salicylic", "azobenzene", "paracetamol")
+SOURCES = {  # of pre-training: files beside the folder of molecules, and in it
+    "ani": ("../ani/amons_train", "../ani/ani1_hydrocarbons_s01s02"),
+    "md17": tuple(f"rmd17_{molecule}_train" for molecule in _OTHERS),
+}
+_DENS = {
+    "name": "dens",
+    "prob": 0.5,
+    "corrupt_ratio": 0.5,
+    "sigma": 0.05,
+    "coefficient": 5,
+    "decay_to": 0,
+    "denominators": "own",
+}
+_NOISY_NODES = {"name": "noisy_nodes", "sigma": 0.005, "coefficient": 0.1, "keep_labels": True}
+
+
+def _dens(**changes: Any) -> Method:
+    return Method(_DENS | changes, ("noise",), encodes=True)
+
+
+METHODS = {
+    "s2ef": Method({"name": "s2ef"}),
+    "dens": _dens(),
+    "dens_quarter": _dens(prob=0.25, corrupt_ratio=0.25),
+    "dens_copy": _dens(keep_labels=True),
+    "dens_no_encoding": _dens(encode_forces=False),
+    "dropped_labels": _dens(only_drop_labels=True),
+    "noisy_nodes": Method(_NOISY_NODES, ("noise",)),
+    "ndem": Method({"name": "ndem"}, ("auxiliary_forces",)),
+    "pretrained": Method({"name": "s2ef"}, pretraining=Pretraining()),
+    "pretrained_md17": Method({"name": "s2ef"}, pretraining=Pretraining("md17", sigma=0.1)),
+    "pretrained_dens": _dens()._replace(pretraining=Pretraining()),
+}
+_OF_A_POINT = ("method", "objective", "optim", "model", "pretraining")
+
+
+def read_points(path: Path) -> dict[str, Method]:
+    """Methods with other settings, by the names that a file gives them.
+
+    A name's block has ``method``, of `METHODS`, and what is to be different: ``objective``, ``optim``, ``model``,
+    ``pretraining``.
+
+    Raises:
+        ValueError: for a name or a setting that cannot be used.
+    """
+    points = {}
+    for name, block in yaml.safe_load(path.read_text()).items():
+        unknown = set(block) - set(_OF_A_POINT)
+        if unknown or block.get("method") not in METHODS:
+            raise ValueError(
+                f"'{path}': {name} needs `method`, one of {', '.join(METHODS)}, and may have "
+                f"{', '.join(_OF_A_POINT[1:])}; got {block}"
+            )
+        if name in METHODS or "-" in name:
+            raise ValueError(f"'{path}': {name!r} cannot be a name, which has no dash and is no method's")
+        points[name] = _changed(METHODS[block["method"]], block)
+    return points
+
+
+def model(network: Network, method: Method) -> dict[str, Any]:
+    """The block of a config; `configs/backbone` has the settings.
+
+    Raises:
+        ValueError: for weights of a pre-training that the network cannot take without an encoding.
+    """
+    vectors = {name: {"module": network.vectors, "output_name": name} for name in method.heads}
+    plain = network.with_vectors if method.heads else network.backbone
+    if method.pretraining and not method.encodes and plain != network.with_vectors:
+        raise ValueError(f"weights of {network.with_vectors}, pre-trained on vectors, do not fit {plain}")
+    backbone = network.encoding if method.encodes else plain
+    return _hydra(backbone, {"energy": {"module": network.energy}, **vectors}, method.model)
+
+
+def pretrained_model(network: Network) -> dict[str, Any]:
+    """The same for pre-training, with noise alone."""
+    return _hydra(network.with_vectors, {"noise": {"module": network.vectors}})
+
+
+def _hydra(backbone: str, heads: dict[str, Any], changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    block = {"name": "hydra", "otf_graph": True, "pass_through_head_outputs": True, "heads": heads}
+    changes = changes or {}
+    return block | changes | {"backbone": {"model": backbone, **changes.get("backbone", {})}}
+
+
+def _changed(method: Method, block: Mapping[str, Any]) -> Method:
+    pretraining = block.get("pretraining", {})
+    if pretraining and method.pretraining is None:
+        raise ValueError(f"{block['method']} has no pre-training to change")
+    return method._replace(
+        objective={**method.objective, **block.get("objective", {})},
+        optim={**method.optim, **block.get("optim", {})},
+        model={**method.model, **block.get("model", {})},
+        pretraining=method.pretraining and method.pretraining._replace(**pretraining),
+    )
