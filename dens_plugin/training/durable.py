@@ -109,10 +109,17 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             suit_schedule(self.config["optim"], len(self.train_loader))
         super().load_extras()
         if self.ema is not None:
-            self.ema = Averages(self.model.parameters(), self.ema_decay)
+            self.ema = self._new_averages()
         self._stated_groups = stated_groups(self.optimizer)
         if self.train_loader is not None:
             self.config[RUN] = self._record()._asdict()
+
+    @property
+    def _warms_averages(self) -> bool:
+        return bool(self.config["optim"].get("ema_warmup"))
+
+    def _new_averages(self) -> Averages:
+        return Averages(self.model.parameters(), self.ema_decay, use_num_updates=self._warms_averages)
 
     @staticmethod
     def _get_timestamp(device: torch.device, suffix: str | None) -> str:
@@ -285,6 +292,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         take_settings(self.optimizer, self._stated_groups)
         if self.ema is not None:
             self.ema.decay = self.ema_decay
+            self.ema.warm_up(self._warms_averages, updates=self.step // self.accumulate_steps)
         rate = self.scheduler.get_lr()
         is_movable = isinstance(getattr(self.scheduler, "scheduler", None), LambdaLR)
         if changes_schedule(saved, self.config) or (is_moved and is_movable):
@@ -336,7 +344,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
     def _complete(self) -> None:
         """Mend what fairchem leaves open after loading: no averages, and a schedule a step behind in its own files."""
         if self.ema is None and self.ema_decay:
-            self.ema = Averages(self.model.parameters(), self.ema_decay)
+            self.ema = self._new_averages()
         schedule = getattr(self.scheduler, "scheduler", None)
         if isinstance(schedule, LambdaLR) and schedule.last_epoch == self.step - 1:
             schedule.step()

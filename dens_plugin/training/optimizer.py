@@ -28,10 +28,19 @@ class Averages(ExponentialMovingAverage):
 
     def update(self, parameters: Iterable[torch.nn.Parameter] | None = None) -> None:
         """Move the averages towards the parameters, those they were made of by default."""
-        if self.num_updates is not None:  # a warm-up of the decay, which no trainer asks for
-            super().update(parameters)
-        elif self.shadow_params:
-            get_ema_multi_avg_fn(self.decay)(self.shadow_params, list(self._get_parameters(parameters)), None)
+        if self.shadow_params:
+            get_ema_multi_avg_fn(self._next_decay())(self.shadow_params, list(self._get_parameters(parameters)), None)
+
+    def warm_up(self, wanted: bool, *, updates: int) -> None:
+        """Go on with a warm-up or without one, whatever a state that was loaded says, after so many updates."""
+        self.num_updates = (updates if self.num_updates is None else self.num_updates) if wanted else None
+
+    def _next_decay(self) -> float:
+        """With a warm-up (1 + n) / (10 + n) at most in the n-th update, which soon forgets the first weights."""
+        if self.num_updates is None:
+            return self.decay
+        self.num_updates += 1
+        return min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
 
 
 def with_fused_step(optim: Mapping[str, Any], parameters: Iterable[torch.Tensor]) -> dict[str, Any]:

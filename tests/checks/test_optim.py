@@ -62,6 +62,7 @@ def test_without_nulls_keeps_everything_else():
         ("keep_checkpoints", True, "optim.keep_checkpoints must be a whole number of at least 1, got True"),
         ("max_bad_steps", -1, "optim.max_bad_steps must be a whole number of at least 0, got -1"),
         ("ema_decay", 1.0, "optim.ema_decay must be between 0 and 1, got 1.0"),
+        ("ema_warmup", 100, "optim.ema_warmup must be true or false, and needs `ema_decay` if true, got 100"),
     ],
 )
 def test_numbers(config, key, value, message):

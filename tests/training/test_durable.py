@@ -553,6 +553,18 @@ class TestChanges:
             assert group["weight_decay"] == expected["weight_decay"]
         assert resumed.ema.decay == whole.ema.decay == config["optim"]["ema_decay"]
 
+    def test_of_averages_warm_up(self, config, build, half):
+        """It goes on as if it had been there all along; what was saved with it resumes where it was."""
+        config["optim"]["ema_warmup"] = True
+        first = build(config)
+        first.load_checkpoint(half)
+        first._take_over_changes()
+        assert first.ema.num_updates == first.step == 6
+        first.train(disable_eval_tqdm=True)
+        second = build(config)
+        second.load_checkpoint(str(first._folder / "checkpoint.pt"))
+        assert second.ema.num_updates == first.ema.num_updates == first.step
+
     def test_of_an_optimiser_that_keeps_more(self, config, build, half):
         config["optim"]["optimizer_params"] |= {"amsgrad": True}
         trainer = build(config)

@@ -39,9 +39,10 @@ def close(found, expected, tolerance):
 class TestAverages:
     @pytest.mark.parametrize("dtype", ULP)
     @pytest.mark.parametrize("decay", [0.0, 0.3, 0.999, 1.0])
-    def test_are_the_hosts(self, dtype, decay):
+    @pytest.mark.parametrize("warms", [False, True])
+    def test_are_the_hosts(self, dtype, decay, warms):
         trained = parameters(dtype)
-        ours, host = Averages(trained, decay), ExponentialMovingAverage(trained, decay)
+        ours, host = (kind(trained, decay, warms) for kind in (Averages, ExponentialMovingAverage))
         for step in range(5):
             with torch.no_grad():
                 for value in trained:
@@ -60,6 +61,28 @@ class TestAverages:
         assert ours.decay == 0.8
         assert all(torch.equal(a, b) for a, b in zip(host.shadow_params, trained, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(ours.shadow_params, others, strict=True))
+
+    @pytest.mark.parametrize(("warms", "left"), [(False, 0.999**100), (True, 1e-9)])
+    def test_forget_the_first_weights_with_a_warm_up(self, warms, left):
+        """Weights that are 0 from the first step on: what the average holds is what it keeps of the first weights."""
+        trained = [torch.nn.Parameter(torch.ones(1))]
+        ours = Averages(trained, 0.999, warms)
+        trained[0].detach().zero_()
+        for _ in range(100):
+            ours.update()
+        assert ours.shadow_params[0].item() <= left * (1 + 1e-4)
+        assert (ours.shadow_params[0].item() > 0.9) is not warms
+
+    def test_go_on_with_a_warm_up_or_without(self):
+        trained = parameters()
+        ours = Averages(trained, 0.999, use_num_updates=True)
+        ours.update()
+        ours.warm_up(True, updates=7)
+        assert ours.num_updates == 1  # its own count, and not another
+        ours.warm_up(False, updates=7)
+        assert ours.num_updates is None
+        ours.warm_up(True, updates=7)
+        assert ours.num_updates == 7
 
     def test_leave_out_frozen_parameters(self):
         trained = parameters()
