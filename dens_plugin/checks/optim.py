@@ -15,7 +15,7 @@ import torch
 from torch.optim import lr_scheduler
 
 from dens_plugin.checks.schema import OPTIM
-from dens_plugin.settings import mapping, number, reject_unknown, require_one_of
+from dens_plugin.settings import mapping, number, reject_unknown, require_one_of, switch
 
 _NEEDED = ("num_workers", "lr_initial", "max_epochs", "scheduler", "scheduler_params")
 _WHOLE = ("batch_size", "eval_batch_size", "max_epochs")
@@ -60,6 +60,7 @@ def require_optim(optim: Mapping[str, Any], *, amp: bool = False) -> None:
             raise ValueError(f"optim lacks `{key}`; see the files in configs/schedule")
     require_numbers(optim)
     _require_steps(optim, amp=amp)
+    _require_loaders(optim)
     optimizer = _tried_optimizer(optim)
     name, options = optim["scheduler"], mapping(optim["scheduler_params"], "optim.scheduler_params")
     if name == "LambdaLR":
@@ -113,6 +114,14 @@ def _require_steps(optim: Mapping[str, Any], *, amp: bool) -> None:
         every = optim.get(key, steps)
         if every > 0 and every % steps:
             raise ValueError(f"optim.{key} = {every} must be a multiple of optim.accumulate_steps = {steps}")
+
+
+def _require_loaders(optim: Mapping[str, Any]) -> None:
+    """Look at how batches are made: ghosts are added to a batch whose neighbours are known."""
+    pads = switch(optim.get("pad", False), "optim.pad")
+    finds = switch(optim.get("loader_graph", True), "optim.loader_graph")
+    if pads and not finds:
+        raise ValueError("optim.pad: true needs the neighbours that loaders find; leave out optim.loader_graph: false")
 
 
 def _is_whole(value: Any) -> bool:

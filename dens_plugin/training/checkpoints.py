@@ -22,6 +22,7 @@ _MEANINGLESS = (
     "eval_every",
     "num_workers",
     "loader_graph",
+    "pad",
     "eval_batch_size",
     "max_bad_steps",
     "keep_checkpoints",

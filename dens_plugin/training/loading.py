@@ -125,7 +125,8 @@ def require_like_structures(structures: Sequence[Data]) -> None:
 
 # fairchem's local launch of several ranks resets `num_workers` to 0 and leaves this key alone.
 LOADER_WORKERS = "loader_workers"
-LOADER_GRAPH = "loader_graph"  # key of ``optim``
+LOADER_GRAPH = "loader_graph"  # key of ``optim``, as is the next one
+PAD = "pad"
 
 
 @dataclass
@@ -157,12 +158,17 @@ def loader_search(model: nn.Module, optim: Mapping[str, Any]) -> Search | None:
         optim: the config's block.
 
     Raises:
-        ValueError: for something else than true or false.
+        ValueError: for something else than true or false, or where batches shall be padded, which needs a record.
     """
-    wanted = optim.get(LOADER_GRAPH)
+    wanted = True if is_padded(optim) else optim.get(LOADER_GRAPH)
     if not (_gains(model, optim) if wanted is None else switch(wanted, f"optim.{LOADER_GRAPH}")):
         return None
     known = describe(model)
+    if known.search is None and is_padded(optim):
+        raise ValueError(
+            f"optim.pad needs neighbours that the loader finds, and here the model does so: {known.own_search}; "
+            "leave optim.pad out"
+        )
     if known.search is None:
         level = logging.WARNING if wanted else logging.INFO
         logging.log(level, f"Neighbours are found by the model: {known.own_search}.")
@@ -171,6 +177,11 @@ def loader_search(model: nn.Module, optim: Mapping[str, Any]) -> Search | None:
     # An attribute of this one object: the classes are fairchem's, and a subclass of each would say the same three times
     backbone.generate_graph = functools.partial(read_or_find, backbone, backbone.generate_graph)
     return known.search
+
+
+def is_padded(optim: Mapping[str, Any]) -> bool:
+    """Whether loaders pad batches to a few sizes, by ``optim.pad``."""
+    return switch(optim.get(PAD, False), f"optim.{PAD}")
 
 
 def _gains(model: nn.Module, optim: Mapping[str, Any]) -> bool:

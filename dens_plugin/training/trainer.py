@@ -39,12 +39,13 @@ from dens_plugin.data.molecules.manifest import with_origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import with_element_references
 from dens_plugin.data.records import LABELS, CheckedDataset
-from dens_plugin.fields import Rows, free_atoms, rows_of
+from dens_plugin.fields import Rows, free_atoms, real_atoms, real_structures, rows_of
 from dens_plugin.objectives.base import Errors
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.relaxation.run import relax
 from dens_plugin.settings import switch, with_numbers
+from dens_plugin.training.buckets import Buckets, padded
 from dens_plugin.training.durable import DurableTrainer
 from dens_plugin.training.interruption import leave_to_trainer, workers_let_go
 from dens_plugin.training.loading import (
@@ -54,15 +55,18 @@ from dens_plugin.training.loading import (
     HasEpoch,
     NeighbourCollater,
     PreparingCollater,
+    is_padded,
     loader_search,
 )
 from dens_plugin.training.losses import Loss, Term, term, total_loss
 from dens_plugin.training.optimizer import spare_from_decay
+from dens_plugin.training.padding import without_ghosts
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import ObjectiveErrors, averaged, summed
 from dens_plugin.training.warm_start import warm_start, warn_of_other_scales
 
 if TYPE_CHECKING:
+    from fairchem.core.modules.evaluator import Evaluator
     from torch.utils.data import DataLoader, Dataset
     from torch_geometric.data import Batch, Data
 
@@ -136,6 +140,7 @@ class DeNSTrainer(DurableTrainer):
         for split in ("train", "val", "test", "relax"):
             require_files(self.config["dataset" if split == "train" else f"{split}_dataset"], split)
         self._search = loader_search(self._unwrapped_model, self.config["optim"])
+        self._buckets: dict[str, Buckets] = {}
         self.relax_dataset = None  # fairchem leaves it unset where there is none
         try:
             super().load_datasets()
@@ -151,7 +156,7 @@ class DeNSTrainer(DurableTrainer):
         if self.val_dataset is not None and self.objective.outputs:
             size = self.config["optim"].get("eval_batch_size", self.config["optim"].get("batch_size", 1))
             loader = self._checked_loader(self.val_dataset, self.get_sampler(self.val_dataset, size, shuffle=False))
-            self._corrupted_loader = self._prepared(loader, FixedEpoch(_VALIDATION_EPOCH))
+            self._corrupted_loader = self._prepared(loader, FixedEpoch(_VALIDATION_EPOCH), "corrupted evaluation")
 
     def _require_first_structures(self) -> None:
         for split, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
@@ -211,10 +216,13 @@ class DeNSTrainer(DurableTrainer):
         """fairchem's; the one for training prepares its batches, and all but those for relaxation find neighbours."""
         loader = self._checked_loader(dataset, sampler, workers)
         if dataset is self.train_dataset:
-            return self._prepared(loader, sampler.sampler)
+            return self._prepared(loader, sampler.sampler, "training")
         if dataset is self.test_dataset and self._predict_fixed_atoms:
             loader.collate_fn = AllFreeCollater(loader.collate_fn)
-        return loader if dataset is self.relax_dataset else self._with_neighbours(loader)  # there atoms move on
+        if dataset is self.relax_dataset:  # there atoms move on
+            return loader
+        loader = self._with_neighbours(loader)
+        return loader if dataset is self.test_dataset else self._padded(loader, "evaluation")
 
     def _checked_loader(self, dataset: Dataset, sampler: Any, workers: int | None = None) -> DataLoader:
         if workers is None:
@@ -225,10 +233,18 @@ class DeNSTrainer(DurableTrainer):
             loader.multiprocessing_context = "fork"  # local launches spawn by default, and an open LMDB cannot be sent
         return loader
 
-    def _prepared(self, loader: DataLoader, epochs: HasEpoch) -> DataLoader:
+    def _prepared(self, loader: DataLoader, epochs: HasEpoch, name: str) -> DataLoader:
         """A loader whose batches the objective prepares, with the noise of an epoch."""
         loader.collate_fn = PreparingCollater(loader.collate_fn, self.objective, self.seed, epochs)
-        return self._with_neighbours(loader)
+        return self._padded(self._with_neighbours(loader), name)
+
+    def _padded(self, loader: DataLoader, name: str) -> DataLoader:
+        """A loader with batches of a few sizes, where ``optim.pad`` asks for them."""
+        if is_padded(self.config["optim"]):
+            self._buckets[name] = buckets = padded(loader)
+            sizes = ", ".join(f"{budget.atoms} atoms and {budget.edges} edges" for budget in buckets.budgets)
+            logging.info(f"Batches of {name} are padded to {sizes}.")
+        return loader
 
     def _with_neighbours(self, loader: DataLoader) -> DataLoader:
         if self._search is not None:
@@ -308,10 +324,23 @@ class DeNSTrainer(DurableTrainer):
         if rows_of(batch) is not None:
             return self.loss(out, batch).value
         terms = [
-            self._label_term(name, out[name], batch, self._evaluated_rows(name, out[name], batch))
-            for name in self._label_losses
+            self._label_term(name, out[name], batch, self._evaluated_rows(name, batch)) for name in self._label_losses
         ]
         return self._evaluation_loss.add(terms)
+
+    def _compute_metrics(
+        self,
+        out: dict[str, torch.Tensor],
+        batch: Batch,
+        evaluator: Evaluator,
+        metrics: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """fairchem's, of real atoms and structures."""
+        real = without_ghosts(batch)
+        of_atoms = {name for name, settings in self.output_targets.items() if settings["level"] == "atom"}
+        sizes = {name: len(real.pos) if name in of_atoms else real.num_graphs for name in out}
+        out = {name: value[: sizes[name]] for name, value in out.items()}
+        return super()._compute_metrics(out, real, evaluator, metrics)
 
     def _label_term(self, name: str, prediction: torch.Tensor, batch: Batch, rows: Rows) -> Term:
         """An output with labels in the data, which are normalised as fairchem does."""
@@ -356,6 +385,8 @@ class DeNSTrainer(DurableTrainer):
 
     def _validated(self, split: str, disable_tqdm: bool) -> dict[str, Any]:
         """The errors of labels on the clean set, and the objective's own on a corrupted copy of it."""
+        if "training" in self._buckets and distutils.is_master():
+            logging.info(f"Padding: {self._buckets['training'].waste} in training so far.")
         metrics = super()._validated(split, disable_tqdm) if self.objective.labels else {}
         if self._corrupted_loader is None or split != "val":
             return metrics
@@ -380,9 +411,9 @@ class DeNSTrainer(DurableTrainer):
                 errors.add(outputs, physical, batch)
         return summed(errors.totals())
 
-    def _evaluated_rows(self, name: str, prediction: torch.Tensor, batch: Batch) -> Rows:
+    def _evaluated_rows(self, name: str, batch: Batch) -> Rows:
         """The rows of a label in an evaluation batch."""
         settings = self.output_targets[name]
-        if settings["level"] == "atom" and settings["train_on_free_atoms"]:
-            return Rows.mean(free_atoms(batch))
-        return Rows.mean(torch.ones(len(prediction), dtype=torch.bool, device=prediction.device))
+        if settings["level"] != "atom":
+            return Rows.mean(real_structures(batch))
+        return Rows.mean(free_atoms(batch) if settings["train_on_free_atoms"] else real_atoms(batch))

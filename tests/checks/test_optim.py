@@ -78,3 +78,15 @@ def test_text_for_a_number_needs_a_trainer_that_reads_it():
     require_numbers({"lr_initial": "0.001"})
     with pytest.raises(ValueError, match=r"optim.lr_initial must be a number, got the text '1e-3'; write it without"):
         require_numbers({"lr_initial": "1e-3"}, is_text_read=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pad": "yes"}, r"optim.pad must be true or false, got 'yes'"),
+        ({"pad": True, "loader_graph": False}, r"optim.pad: true needs the neighbours that loaders find; leave out"),
+    ],
+)
+def test_how_batches_are_made(config, changes, message):
+    with pytest.raises(ValueError, match=message):
+        require_optim(config["optim"] | changes)
