@@ -1,4 +1,4 @@
-"""Vectors of atoms as minus the gradient of a scalar: forces of an energy, noise of a pseudo-energy."""
+"""Energies, and vectors of atoms as minus the gradient of a scalar: forces of an energy, noise of a pseudo-energy."""
 
 from __future__ import annotations
 
@@ -11,13 +11,73 @@ from fairchem.core.models.base import HeadInterface
 from torch import nn
 
 from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
-from dens_plugin.backbones.readout import EnergyReadout
+from dens_plugin.backbones.readout import EnergyReadout, detached
 from dens_plugin.fields import NOISE
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
+    from dens_plugin.fields import Rows
+
 __all__ = ["GradientNoiseHead"]
+
+
+class EnergyHead(RowHead, nn.Module, HeadInterface):
+    """The energies of structures in normalised units. The heir says how they are computed."""
+
+    level: ClassVar = "structure"
+
+    def __init__(self, output_name: str = "energy") -> None:
+        super().__init__()
+        self.output_name = output_name
+
+    def energies(self, data: Batch, emb: dict[str, Any]) -> torch.Tensor:
+        """(B,), a function of ``emb["positions"]`` where the backbone is differentiated."""
+        raise NotImplementedError
+
+    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
+        """(B,)."""
+        return detached(self.energies(data, emb))
+
+
+class WithForces:
+    r"""Forces as the gradient of the energy. Put it before an `EnergyHead`.
+
+    .. math:: F = -\partial E / \partial x
+
+    at the positions that the model is given, encoded forces being constants. Forces are in the unit of the normalised
+    energy, so that both normalisers must have one ``stdev``. A batch that asks for energies alone gets no gradient.
+    """
+
+    output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
+
+    def __init__(self, backbone: nn.Module, **settings: Any) -> None:
+        super().__init__(backbone, **settings)
+        backbone.is_differentiated = True
+
+    def predict(self, data: Batch, emb: dict[str, Any], asked: Asked) -> dict[str, torch.Tensor]:
+        """{energy: (B,), forces: (N, 3)}."""
+        return energy_and_forces(lambda: self.energies(data, emb), emb["positions"], asked)
+
+
+class ReadoutEnergyHead(EnergyHead):
+    """The energy by a perceptron from a backbone's ``scalars``, with ``scalar_channels`` of them.
+
+    Args:
+        backbone: of this package.
+        readout: as of `EnergyReadout`.
+        output_name: what it predicts.
+    """
+
+    activation: ClassVar[Callable[[torch.Tensor], torch.Tensor]]
+
+    def __init__(self, backbone: nn.Module, readout: str, output_name: str = "energy") -> None:
+        super().__init__(output_name)
+        self.energy = EnergyReadout(backbone.scalar_channels, readout, type(self).activation)
+
+    def energies(self, data: Batch, emb: dict[str, Any]) -> torch.Tensor:
+        """(B,)."""
+        return self.energy(emb["scalars"], data.batch, data.num_graphs)
 
 
 def energy_and_forces(
@@ -81,6 +141,13 @@ class GradientNoiseHead(RowHead, nn.Module, HeadInterface):
 
 
 def _minus_gradient(scalars: torch.Tensor, positions: torch.Tensor, *, keep: bool) -> torch.Tensor:
-    """(N, 3) minus the gradient of the sum of ``scalars`` (B,), itself differentiable if ``keep``."""
-    (gradient,) = torch.autograd.grad(scalars.sum(), positions, create_graph=keep, retain_graph=True)
+    """(N, 3) minus the gradient of the sum of ``scalars`` (B,), itself differentiable if ``keep``.
+
+    Without edges nothing depends on positions, and the gradient is zero.
+    """
+    if not scalars.requires_grad:
+        return torch.zeros_like(positions)
+    (gradient,) = torch.autograd.grad(
+        scalars.sum(), positions, create_graph=keep, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
     return -gradient

@@ -10,7 +10,8 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HeadInterface
 from torch import nn
 
-from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
+from dens_plugin.backbones.gradients import EnergyHead, WithForces
+from dens_plugin.backbones.heads import RowHead
 from dens_plugin.backbones.painn.model import PaiNN
 from dens_plugin.fields import NOISE
 from dens_plugin.nn.painn.layers import VectorOutput, perceptron
@@ -24,55 +25,31 @@ Features = dict[str, torch.Tensor]
 
 
 @registry.register_model("painn_dens_energy_head")
-class PaiNNEnergyHead(RowHead, nn.Module, HeadInterface):
+class PaiNNEnergyHead(EnergyHead):
     """The energy, a sum over atoms, in normalised units."""
 
-    level: ClassVar = "structure"
-
     def __init__(self, backbone: PaiNN, output_name: str = "energy") -> None:
-        super().__init__()
-        self.output_name = output_name
+        super().__init__(output_name)
         channels = backbone.hidden_channels
         self.out_energy = perceptron(channels, channels // 2, 1, backbone.form)
 
-    def values(self, data: Batch, emb: Features, rows: Rows | None) -> torch.Tensor:
+    def energies(self, data: Batch, emb: Features) -> torch.Tensor:
         """(B,)."""
         atoms = self.out_energy(emb["scalars"]).squeeze(1)  # (N,)
         return atoms.new_zeros(data.num_graphs).index_add(0, data.batch, atoms)
 
 
 @registry.register_model("painn_dens_gradient_head")
-class PaiNNGradientHead(PaiNNEnergyHead):
-    r"""Energy and, as its gradient, forces, in the units of the normalised energy.
-
-    .. math:: F = -\partial E / \partial x
-
-    at the positions that the model is given, encoded forces being constants. The normalisers of energy and forces must
-    have one ``stdev``. A batch that asks for energies alone gets no gradient.
-    """
-
-    output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
+class PaiNNGradientHead(WithForces, PaiNNEnergyHead):
+    """Energy, and forces as its gradient."""
 
     def __init__(self, backbone: PaiNN) -> None:
         super().__init__(backbone)
-        backbone.is_differentiated = True
         if backbone.form != "paper":
             logging.warning(
                 "Forces are gradients of an energy that jumps where atoms pass the cutoff: set model.backbone.form: "
                 "paper unless the weights are fairchem's."
             )
-
-    def predict(self, data: Batch, emb: Features, asked: Asked) -> dict[str, torch.Tensor]:
-        """{energy: (B,), forces: (N, 3)}."""
-        is_training, positions = torch.is_grad_enabled(), emb["positions"]
-        with torch.enable_grad():
-            energy = self.values(data, emb, None)
-            out = {"energy": energy if is_training else energy.detach()}
-            if "forces" in asked:
-                total = energy.sum() + 0 * positions.sum()  # a graph without edges has no other way to positions
-                (gradient,) = torch.autograd.grad(total, positions, create_graph=is_training)
-                out["forces"] = where_it_counts(-gradient, asked["forces"])
-        return {name: out[name] for name in asked}
 
 
 class _VectorHead(RowHead, nn.Module, HeadInterface):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HeadInterface
 from torch import nn
 
-from dens_plugin.backbones.gradients import energy_and_forces
-from dens_plugin.backbones.heads import Asked, RowHead
-from dens_plugin.backbones.readout import EnergyReadout, detached
+from dens_plugin.backbones.gradients import ReadoutEnergyHead, WithForces
+from dens_plugin.backbones.heads import RowHead
+from dens_plugin.backbones.readout import detached
 from dens_plugin.fields import NOISE
 from dens_plugin.nn.se3_transformer.convolution import MeanConvolution
 from dens_plugin.nn.zero_gradients import with_zero_gradients
@@ -24,55 +24,26 @@ if TYPE_CHECKING:
 
 
 @registry.register_model("se3_transformer_energy_head")
-class SE3TransformerEnergyHead(RowHead, nn.Module, HeadInterface):
-    """Energy alone, for data without forces, or beside `SE3TransformerVectorHead`.
+class SE3TransformerEnergyHead(ReadoutEnergyHead):
+    """Energy alone, for data without forces, or beside `SE3TransformerVectorHead`."""
 
-    Args:
-        backbone: of this package.
-        readout: as of `EnergyReadout`.
-        output_name: what it predicts.
-    """
-
-    level: ClassVar = "structure"
+    activation = staticmethod(torch.relu)
 
     def __init__(self, backbone: SE3Transformer, readout: str = "average", output_name: str = "energy") -> None:
-        super().__init__()
-        self.output_name = output_name
-        self.energy = EnergyReadout(backbone.scalar_channels, readout, torch.relu)
-
-    def values(self, data: Batch, emb: dict[str, Any], rows: Rows | None) -> torch.Tensor:
-        """(B,)."""
-        return detached(self.energy(emb["scalars"], data.batch, data.num_graphs))
+        super().__init__(backbone, readout, output_name)
 
 
 @registry.register_model("se3_transformer_gradient_head")
-class SE3TransformerGradientHead(RowHead, nn.Module, HeadInterface):
-    r"""Energy, and forces as its gradient.
-
-    .. math:: F = -\partial E / \partial x
-
-    at the positions that the model is given, encoded forces being constants. Forces are in the unit of the normalised
-    energy, so that both normalisers must have one ``stdev``. A batch that asks for energies alone gets no gradient.
+class SE3TransformerGradientHead(WithForces, SE3TransformerEnergyHead):
+    """Energy, and forces as its gradient.
 
     Args:
         backbone: of this package.
         readout: as of `EnergyReadout`.
     """
 
-    output_name = "energy"
-    level: ClassVar = "structure"
-    output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
-
     def __init__(self, backbone: SE3Transformer, readout: str = "average") -> None:
-        super().__init__()
-        backbone.is_differentiated = True
-        self.energy = EnergyReadout(backbone.scalar_channels, readout, torch.relu)
-
-    def predict(self, data: Batch, emb: dict[str, Any], asked: Asked) -> dict[str, torch.Tensor]:
-        """{energy: (B,), forces: (N, 3)}."""
-        return energy_and_forces(
-            lambda: self.energy(emb["scalars"], data.batch, data.num_graphs), emb["positions"], asked
-        )
+        super().__init__(backbone, readout=readout)
 
 
 @registry.register_model("se3_transformer_vector_head")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HeadInterface
 from torch import nn
 
-from dens_plugin.backbones.gradients import energy_and_forces
+from dens_plugin.backbones.gradients import EnergyHead, WithForces
 from dens_plugin.backbones.heads import Asked, RowHead
 from dens_plugin.backbones.readout import detached
 from dens_plugin.nn.torchmd.output import GatedOutput
@@ -25,60 +25,47 @@ Features = dict[str, torch.Tensor]
 
 
 @registry.register_model("torchmd_et_energy_head")
-class TorchMDETEnergyHead(RowHead, nn.Module, HeadInterface):
-    """The energy, a sum over atoms, in normalised units: for data without forces, or beside `TorchMDETVectorHead`.
+class TorchMDETEnergyHead(EnergyHead):
+    """The energy, a sum over atoms: for data without forces, or beside `TorchMDETVectorHead`.
 
     Args:
         backbone: of this package.
         output_name: what it predicts.
     """
 
-    level: ClassVar = "structure"
-
     def __init__(self, backbone: TorchMDET, output_name: str = "energy") -> None:
-        super().__init__()
-        self.output_name = output_name
+        super().__init__(output_name)
         self.output = GatedOutput(backbone.channels)
 
-    def values(self, data: Batch, emb: Features, rows: Rows | None) -> torch.Tensor:
+    def energies(self, data: Batch, emb: Features) -> torch.Tensor:
         """(B,)."""
-        return detached(self._trained(self._energies(data, emb)))
-
-    def _trained(self, values: torch.Tensor) -> torch.Tensor:
-        """Values after which weights of vectors alone have a gradient of zeros."""
-        return with_zero_gradients(values, self.output.of_vectors_alone())
-
-    def _energies(self, data: Batch, emb: Features) -> torch.Tensor:
         atoms, _ = self.output(emb["scalars"], emb["vectors"])
         return atoms.new_zeros(data.num_graphs).index_add(0, data.batch, atoms)
 
+    def predict(self, data: Batch, emb: Features, asked: Asked) -> dict[str, torch.Tensor]:
+        """What is asked for."""
+        return self._trained(super().predict(data, emb, asked))
+
+    def _trained(self, out: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Outputs after which weights of vectors alone have a gradient of zeros."""
+        unread = self.output.of_vectors_alone()
+        return {name: with_zero_gradients(values, unread) for name, values in out.items()}
+
 
 @registry.register_model("torchmd_et_gradient_head")
-class TorchMDETGradientHead(TorchMDETEnergyHead):
-    r"""Energy and, as its gradient, forces, in the units of the normalised energy.
-
-    .. math:: F = -\partial E / \partial x
-
-    at the positions that the model is given, encoded forces being constants. The normalisers of energy and forces must
-    have one ``stdev``. A batch that asks for energies alone gets no gradient.
+class TorchMDETGradientHead(WithForces, TorchMDETEnergyHead):
+    """Energy, and forces as its gradient.
 
     Args:
         backbone: of this package.
     """
 
-    output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
-    forces_are_gradients: ClassVar[bool] = True
-
     def __init__(self, backbone: TorchMDET) -> None:
         super().__init__(backbone)
-        backbone.is_differentiated = True
 
     def predict(self, data: Batch, emb: Features, asked: Asked) -> dict[str, torch.Tensor]:
         """{energy: (B,), forces: (N, 3)}."""
-        positions = emb["positions"]
-        # A graph without edges has no other way to positions.
-        out = energy_and_forces(lambda: self._energies(data, emb) + 0 * positions.sum(), positions, asked)
-        return {name: self._trained(values) for name, values in out.items()}
+        return self._trained(super().predict(data, emb, asked))
 
 
 @registry.register_model("torchmd_et_vector_head")
