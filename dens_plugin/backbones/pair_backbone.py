@@ -1,4 +1,4 @@
-"""What light backbones share: atoms in pairs, positions to differentiate by, and a description of both."""
+"""What light backbones share: neighbours or pairs of atoms, positions to differentiate by, and a description."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from torch import nn
 
 from dens_plugin.backbones.description import Description, by_attributes
-from dens_plugin.backbones.neighbours import found_graph
+from dens_plugin.backbones.neighbours import found_graph, search_of
 from dens_plugin.nn.pairs import Edges, one_of_two, open_pairs
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from dens_plugin.backbones.family import Family
 
 
-class PairBackbone(nn.Module, BackboneInterface, GraphModelMixin):
-    """A network on pairs of atoms. Forces that it encodes are constants: no gradient by positions passes through them.
+class NeighbourBackbone(nn.Module, BackboneInterface, GraphModelMixin):
+    """A network on atoms and their neighbours.
 
     Args:
         cutoff: in Å.
@@ -58,6 +58,22 @@ class PairBackbone(nn.Module, BackboneInterface, GraphModelMixin):
         self.cutoff, self.max_neighbors = cutoff, max_neighbors
         self.use_pbc, self.use_pbc_single = use_pbc, use_pbc_single
         self.max_num_elements = max_num_elements
+
+    def describe(self) -> Description:
+        """What others must know of it."""
+        return Description(
+            self.family,
+            cutoff=self.cutoff,
+            periodic=self.use_pbc,
+            elements=self.max_num_elements,
+            search=search_of(self),
+            encodes_forces=self.encodes_forces,
+            differentiates=self.is_differentiated,
+        )
+
+
+class PairBackbone(NeighbourBackbone):
+    """A network on pairs of atoms. Forces that it encodes are constants: no gradient by positions passes through."""
 
     def forward(self, data: Batch) -> dict[str, torch.Tensor]:
         """``scalars`` (N, C), what else `features` gives, and the ``positions`` (N, 3) to differentiate by.

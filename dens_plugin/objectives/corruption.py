@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dens_plugin.fields import CORRUPTION, Corruption, corruption_of
+from dens_plugin.objectives.base import Errors
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -50,6 +51,12 @@ def record_of(batch: Batch) -> Corruption:
 def noise_scale(batch: Batch, sigma: Sigma) -> torch.Tensor:
     """(N, 1) Å, the unit in which the noise of a corrupted batch is predicted."""
     return sigma.scale(record_of(batch).sigma)[batch.batch, None]
+
+
+def noise_errors(batch: Batch, predicted: torch.Tensor) -> Errors:
+    """Errors in Å of the noise of the atoms that moved, as ``predicted`` (N, 3) in Å."""
+    record = record_of(batch)
+    return Errors((predicted - record.noise).abs(), record.mask)
 
 
 def where(mask: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

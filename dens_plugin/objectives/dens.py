@@ -15,7 +15,7 @@ import torch
 from dens_plugin.fields import NOISE, Output, Rows, corrupted_structures, free_atoms, md_structures, real_structures
 from dens_plugin.objectives.base import Errors, Objective, Outputs
 from dens_plugin.objectives.coefficient import linearly, require_coefficient
-from dens_plugin.objectives.corruption import moved, noise_scale, record_of, with_copies
+from dens_plugin.objectives.corruption import moved, noise_errors, noise_scale, record_of, with_copies
 from dens_plugin.objectives.noise import FixedSigma, Sigma, StructureRandom
 
 if TYPE_CHECKING:
@@ -192,9 +192,10 @@ class DeNS(Objective):
         corruption, counted = record_of(batch), self.counted_atoms(batch)
         corrupted = corrupted_structures(batch, corruption.mask)  # (B,)
         of_corrupted = corrupted[batch.batch]  # (N,)
-        noise = (outputs[NOISE] * noise_scale(batch, self.sigma) - corruption.noise).abs()
-        asked = torch.zeros_like(corruption.mask) if self.only_drop_labels else corruption.mask
-        found = {"noise_mae": Errors(noise, asked)}
+        noise = noise_errors(batch, outputs[NOISE] * noise_scale(batch, self.sigma))
+        if self.only_drop_labels:
+            noise = noise._replace(mask=torch.zeros_like(noise.mask))
+        found = {"noise_mae": noise}
         if "forces" in outputs:
             forces = (outputs["forces"] - batch.forces).abs()
             found["forces_clean_mae"] = Errors(forces, counted & ~of_corrupted)

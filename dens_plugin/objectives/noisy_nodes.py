@@ -14,7 +14,7 @@ import torch
 from dens_plugin.fields import NOISE, Output, Rows, free_atoms, md_structures
 from dens_plugin.objectives.base import Errors, Objective, Outputs
 from dens_plugin.objectives.coefficient import linearly, require_coefficient
-from dens_plugin.objectives.corruption import moved, noise_scale, record_of, with_copies
+from dens_plugin.objectives.corruption import moved, noise_errors, noise_scale, record_of, with_copies
 from dens_plugin.objectives.noise import FixedSigma, Sigma
 
 if TYPE_CHECKING:
@@ -75,9 +75,4 @@ class NoisyNodes(Objective):
 
     def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, Errors]:
         """The noise (Å)."""
-        corruption = record_of(batch)
-        return {
-            "noise_mae": Errors(
-                (outputs[NOISE] * noise_scale(batch, self.sigma) - corruption.noise).abs(), corruption.mask
-            )
-        }
+        return {"noise_mae": noise_errors(batch, outputs[NOISE] * noise_scale(batch, self.sigma))}

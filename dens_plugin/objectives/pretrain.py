@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from dens_plugin.fields import ENERGY, FORCES, NOISE, Output, Rows, free_atoms, md_structures
 from dens_plugin.objectives.base import Errors, Objective, Outputs
-from dens_plugin.objectives.corruption import moved, record_of
+from dens_plugin.objectives.corruption import moved, noise_errors, record_of
 from dens_plugin.settings import SETTING
 
 if TYPE_CHECKING:
@@ -74,5 +74,4 @@ class DenoisePretraining(Objective):
 
     def metrics(self, outputs: Outputs, batch: Batch) -> dict[str, Errors]:
         """The noise (Å)."""
-        corruption = record_of(batch)
-        return {"noise_mae": Errors((outputs[NOISE] - corruption.noise).abs(), corruption.mask)}
+        return {"noise_mae": noise_errors(batch, outputs[NOISE])}

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from torch import nn
 
-from dens_plugin.backbones.description import Description
 from dens_plugin.backbones.egnn.family import FAMILY
 from dens_plugin.backbones.forward_pass import require_known_elements
-from dens_plugin.backbones.neighbours import found_graph, search_of
+from dens_plugin.backbones.neighbours import found_graph
+from dens_plugin.backbones.pair_backbone import NeighbourBackbone
 from dens_plugin.backbones.sizes import require_sizes
 from dens_plugin.fields import corruption_of
 from dens_plugin.nn.egnn.edges import Edges
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @registry.register_model("egnn_plugin_backbone")
-class EGNN(nn.Module, BackboneInterface, GraphModelMixin):
+class EGNN(NeighbourBackbone):
     """EGNN with the hyper-parameters of denoise pre-training (arXiv:2303.02216).
 
     Its messages do not fade towards the cutoff: an energy jumps a little where an atom enters or leaves, as in the
@@ -50,6 +49,8 @@ class EGNN(nn.Module, BackboneInterface, GraphModelMixin):
         ValueError: for options that do not exist.
     """
 
+    family = FAMILY
+
     def __init__(
         self,
         *,
@@ -65,19 +66,16 @@ class EGNN(nn.Module, BackboneInterface, GraphModelMixin):
         use_pbc_single: bool = False,
         otf_graph: bool = True,
     ) -> None:
-        super().__init__()
-        if not otf_graph:
-            raise ValueError(
-                "EGNN finds neighbours itself, as those of corrupted structures are stored nowhere; leave `otf_graph` "
-                "out of the backbone or set it to true"
-            )
+        super().__init__(
+            cutoff=cutoff,
+            max_neighbors=max_neighbors,
+            use_pbc=use_pbc,
+            use_pbc_single=use_pbc_single,
+            max_num_elements=max_num_elements,
+            otf_graph=otf_graph,
+        )
         require_sizes(channels=channels, num_layers=num_layers, max_neighbors=max_neighbors)
-        self.otf_graph, self.enforce_max_neighbors_strictly = True, True
-        self.cutoff, self.max_neighbors = cutoff, max_neighbors
-        self.use_pbc, self.use_pbc_single = use_pbc, use_pbc_single
-        self.max_num_elements = max_num_elements
         self.channels = self.scalar_channels = channels
-        self.is_differentiated = False  # set by heads that take gradients with respect to positions
         self.moves = {"normalize": normalize, "constant_length": constant_length}
         self.embedding = nn.Embedding(max_num_elements, channels)
         # Where the last layer moves atoms matters to heads alone, which have those weights.
@@ -104,17 +102,6 @@ class EGNN(nn.Module, BackboneInterface, GraphModelMixin):
             unread = self.layers[-1].of_scalars()
             return {"scalars": scalars, "state": state, "edges": edges, "positions": positions, "unread": unread}
 
-    def describe(self) -> Description:
-        """What others must know of it."""
-        return Description(
-            FAMILY,
-            cutoff=self.cutoff,
-            periodic=self.use_pbc,
-            elements=self.max_num_elements,
-            search=search_of(self),
-            differentiates=self.is_differentiated,
-        )
-
     def _encoded(self, data: Batch) -> Sequence[EncodedForces | None]:
         """The forces that each layer sees."""
         return [None] * len(self.layers)
@@ -138,15 +125,13 @@ class EGNNDeNS(EGNN):
         **kwargs: as of `EGNN`.
     """
 
+    encodes_forces = True
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.force_terms = nn.ModuleList(
             ForceTerms(self.channels, moves=layer.moves is not None) for layer in self.layers
         )
-
-    def describe(self) -> Description:
-        """What others must know of it."""
-        return super().describe()._replace(encodes_forces=True)
 
     def _encoded(self, data: Batch) -> Sequence[EncodedForces | None]:
         corruption = corruption_of(data)

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from fairchem.core.common.registry import registry
-from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from torch import nn
 
-from dens_plugin.backbones.description import Description
 from dens_plugin.backbones.forward_pass import require_known_elements
-from dens_plugin.backbones.neighbours import found_graph, search_of
+from dens_plugin.backbones.neighbours import found_graph
+from dens_plugin.backbones.pair_backbone import NeighbourBackbone
 from dens_plugin.backbones.se3_transformer.family import FAMILY
 from dens_plugin.backbones.sizes import require_sizes
 from dens_plugin.fields import corruption_of
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @registry.register_model("se3_transformer_plugin_backbone")
-class SE3Transformer(nn.Module, BackboneInterface, GraphModelMixin):
+class SE3Transformer(NeighbourBackbone):
     """SE(3)-Transformer with the hyper-parameters of denoise pre-training (arXiv:2303.02216).
 
     Its messages do not fade towards the cutoff: an energy jumps a little where an atom enters or leaves, as in the
@@ -49,6 +48,8 @@ class SE3Transformer(nn.Module, BackboneInterface, GraphModelMixin):
         ValueError: for options that do not exist, or channels that do not divide.
     """
 
+    family = FAMILY
+
     def __init__(
         self,
         *,
@@ -64,23 +65,20 @@ class SE3Transformer(nn.Module, BackboneInterface, GraphModelMixin):
         use_pbc_single: bool = False,
         otf_graph: bool = True,
     ) -> None:
-        super().__init__()
-        if not otf_graph:
-            raise ValueError(
-                "SE(3)-Transformer finds neighbours itself, as those of corrupted structures are stored nowhere; leave "
-                "`otf_graph` out of the backbone or set it to true"
-            )
+        super().__init__(
+            cutoff=cutoff,
+            max_neighbors=max_neighbors,
+            use_pbc=use_pbc,
+            use_pbc_single=use_pbc_single,
+            max_num_elements=max_num_elements,
+            otf_graph=otf_graph,
+        )
         require_sizes(channels=channels, num_layers=num_layers, num_heads=num_heads, max_neighbors=max_neighbors)
         if channels % value_divisor:
             raise ValueError(f"value_divisor must divide the {channels} channels, got {value_divisor}")
         if num_degrees < 2:
             raise ValueError(f"num_degrees must be 2 or more, as vectors are of degree 1, got {num_degrees}")
-        self.otf_graph, self.enforce_max_neighbors_strictly = True, True
-        self.cutoff, self.max_neighbors = cutoff, max_neighbors
-        self.use_pbc, self.use_pbc_single = use_pbc, use_pbc_single
-        self.max_num_elements = max_num_elements
         self.channels, self.scalar_channels = [channels] * num_degrees, channels * num_degrees
-        self.is_differentiated = False  # set by heads that take gradients with respect to positions
         self.geometry = EdgeGeometry(num_degrees - 1)
         inputs = [[max_num_elements], *[self.channels] * (num_layers - 1)]
         values = [channels // value_divisor] * num_degrees
@@ -113,17 +111,6 @@ class SE3Transformer(nn.Module, BackboneInterface, GraphModelMixin):
                 "unread": list(self.last.parameters()),
             }
 
-    def describe(self) -> Description:
-        """What others must know of it."""
-        return Description(
-            FAMILY,
-            cutoff=self.cutoff,
-            periodic=self.use_pbc,
-            elements=self.max_num_elements,
-            search=search_of(self),
-            differentiates=self.is_differentiated,
-        )
-
     def _encoded(self, data: Batch, features: Features) -> Features:
         """The first layer's features, and what is known of forces."""
         return features
@@ -148,13 +135,11 @@ class SE3TransformerDeNS(SE3Transformer):
         **kwargs: as of `SE3Transformer`.
     """
 
+    encodes_forces = True
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.force_embedding = DegreeForceEncoding(self.channels)
-
-    def describe(self) -> Description:
-        """What others must know of it."""
-        return super().describe()._replace(encodes_forces=True)
 
     def _encoded(self, data: Batch, features: Features) -> Features:
         corruption = corruption_of(data)
