@@ -36,6 +36,12 @@ def test_torchmd_et_on_md17():
     assert backbone + heads["energy"] == 1_339_906
 
 
+def test_schnet():
+    """As in denoise pre-training, by the authors' code."""
+    backbone, heads = parameters(CONFIGS / "experiment" / "denoise_pretrain" / "schnet_scratch.yml")
+    assert backbone + heads["energy"] == 1_415_425
+
+
 def egnn_of_the_authors(channels, layers, kinds):
     """By the shapes of its program's weights."""
     square = channels * channels + channels

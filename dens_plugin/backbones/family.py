@@ -55,7 +55,7 @@ class Family:
 
     Attributes:
         title: what people call it.
-        backbone: the one that encodes forces, as the name of ``model.backbone.model``.
+        backbone: the one that encodes forces, if any can, as the name of ``model.backbone.model``.
         heads: output -> the module of ``model.heads`` that predicts it; a module may predict several.
         auxiliary: the module for a vector of each atom that serves training alone, by any ``output_name``.
         signs: parts of its parameters' names, in whichever code's files, that no other network has.
@@ -64,7 +64,7 @@ class Family:
         plain: its name of ``model.backbone.model``, of a network that has our names for its weights.
         plain_heads: as ``heads``, of fairchem's.
         same_everywhere: whether fairchem's checkpoints and ours need no conversion.
-        encoding: how names of the weights that encode forces begin.
+        encoding: how names of the weights that encode forces begin; nothing for a network that cannot encode them.
         undecayed: names of a model's parameters that weight decay spares, by the rule of the network's authors.
     """
 

@@ -81,7 +81,7 @@ def convert(
     settings = _model_settings(checkpoint, source)
     weights = _averaged(checkpoint) if average and checkpoint.get("ema") else checkpoint["state_dict"]
     found = family.translate(weights, _hyperparameters(settings))
-    if to == _DENS and not any(key.startswith(family.encoding) for key in found.state):
+    if to == _DENS and family.encoding and not any(key.startswith(family.encoding) for key in found.state):
         raise ValueError(f"'{source}' is a plain {family.title}; train it with DeNS from `task.warm_start: {source}`")
     heads = _heads(settings, found.state, family, to)
     kept = (*(f"output_heads.{name}." for name in heads), "backbone.")

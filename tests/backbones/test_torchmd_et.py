@@ -10,6 +10,8 @@ from fairchem.core.models.base import HydraModel
 from torch_geometric.data import Batch, Data
 
 import dens_plugin.backbones.torchmd_et
+from dens_plugin.backbones.gradients import WithForces
+from dens_plugin.backbones.torchmd_et.heads import TorchMDETReadoutHead
 from dens_plugin.backbones.torchmd_et.keys import to_plugin_keys
 from dens_plugin.testing import (
     BackboneContract,
@@ -28,6 +30,7 @@ DIRECT = {
     "energy": {"module": "torchmd_et_energy_head"},
     "forces": {"module": "torchmd_et_vector_head", "output_name": "forces"},
 }
+OUTPUT = "output.output_network"
 NOISE_HEAD = {"noise": {"module": "torchmd_et_vector_head"}}
 
 
@@ -124,6 +127,51 @@ def test_golden_values(case, dtype, tolerance):
     for name, norm in to_plugin_keys(norms).items():
         found = model.get_parameter(name).grad.norm().item()
         assert found == pytest.approx(norm.item(), rel=20 * tolerance, abs=20 * tolerance), name
+
+
+@registry.register_model("readout_with_forces_of_a_test")
+class _ReadoutWithForces(WithForces, TorchMDETReadoutHead):
+    """The pre-training's energy, and the forces that its values come with."""
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="golden values are not here")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_golden_values_of_denoise_pretraining(dtype, tolerance):
+    """Its network has a perceptron of the sum of scalars for an energy, and layers that nothing reads."""
+    golden = torch.load(GOLDEN / "denoise_torchmd_et_seed53.pt", weights_only=True)
+    config, expected = golden["config"], golden[str(dtype).removeprefix("torch.")]
+    names = {"type_embedding.": "backbone.embedding.", "energy_head.0.": "output_heads.energy.energy.first."}
+    names |= {"energy_head.2.": "output_heads.energy.energy.second.", "force_head.": f"output_heads.noise.{OUTPUT}."}
+    with default_dtype(dtype):
+        model = HydraModel(
+            backbone={
+                "model": "torchmd_et_plugin_backbone",
+                "embedding_dimension": config["hidden_channels"],
+                "cutoff": config["cutoff_upper"],
+                "max_num_elements": config["max_atom_type"],
+                **{name: config[name] for name in ("num_layers", "num_heads", "num_rbf", "rbf_type", "trainable_rbf")},
+            },
+            heads={"energy": {"module": "readout_with_forces_of_a_test"}, **NOISE_HEAD},
+            pass_through_head_outputs=True,
+        )
+        renamed = lambda state: {  # noqa: E731
+            next(
+                (new + key.removeprefix(old) for old, new in names.items() if key.startswith(old)), f"backbone.{key}"
+            ): value
+            for key, value in state.items()
+            if not key.startswith(("x_t_layers.", "vec_t_layers."))
+        }
+        model.load_state_dict(renamed(golden["state_dict"]))
+        inputs, weights = golden["inputs"], golden["loss_weights"]
+        batch = Batch.from_data_list(list(molecules(inputs["z"], inputs["pos"].to(dtype), inputs["batch"])))
+        out = with_noise(model, batch)
+        sum((weights[f"w_{name}"].to(dtype) * value).sum() for name, value in out.items()).backward()
+    assert set(out) == {"energy", "forces", "noise"}
+    for name in out:
+        assert_close(out[name], expected[name], tolerance)
+    for name, norm in renamed(expected["grad_norms"]).items():
+        found = model.get_parameter(name).grad.norm().item()
+        assert found == pytest.approx(norm, rel=20 * tolerance, abs=20 * tolerance), name
 
 
 def with_noise(model, batch):

@@ -83,3 +83,16 @@ def test_loss_is_three_times_the_mean_over_components(golden, case):
     )
     expected = 3 * values["outputs"]["pvd_code_mse_against_eps_over_sigma"]
     assert (part.errors.sum() / part.count).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_unit_is_what_a_running_normaliser_comes_to(golden):
+    """PVD divides the noise by a running mean and deviation of all that it drew, which here is sigma from the start."""
+    steps = golden("relatives/pvd_noise_normalizer_seed25.pt")["steps"]
+    drawn = torch.cat([step["pos_target"] for step in steps[:-1]])  # what it had seen when it was evaluated
+    found = (steps[-1]["pos_target"] - drawn.mean(dim=0)) / drawn.std(dim=0, unbiased=False)
+    assert torch.allclose(found, steps[-1]["normalized"], rtol=1e-6)
+    sigma, error = 0.04, (2 * len(drawn)) ** -0.5
+    ours = steps[-1]["pos_target"] / sigma
+    ratios = (found + drawn.mean(dim=0) / drawn.std(dim=0, unbiased=False)) / ours
+    assert (ratios.mean(dim=0) - 1).abs().max() < 3 * error  # of a deviation of so many draws
+    assert (drawn.mean(dim=0) / sigma).abs().max() < 3 * len(drawn) ** -0.5

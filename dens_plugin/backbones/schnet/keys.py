@@ -15,6 +15,11 @@ from collections.abc import Mapping
 import torch
 
 
+def is_pygs(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether names are those of PyG's SchNet."""
+    return any(".conv.lin1." in key for key in state)
+
+
 def to_plugin_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A state dict of PyG's SchNet with this package's names."""
     kept = {key: value for key, value in state.items() if ".conv.nn." not in key}

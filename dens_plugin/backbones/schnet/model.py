@@ -12,8 +12,8 @@ import torch
 from fairchem.core.common.registry import registry
 from torch import nn
 
-from dens_plugin.backbones.family import Family
 from dens_plugin.backbones.pair_backbone import PairBackbone
+from dens_plugin.backbones.schnet.family import FAMILY
 from dens_plugin.backbones.sizes import require_sizes
 from dens_plugin.nn.schnet.interaction import Gaussians, Interaction
 
@@ -45,13 +45,7 @@ class SchNet(PairBackbone):
         ValueError: for sizes that are none.
     """
 
-    family = Family(
-        title="SchNet",
-        backbone="dens_plugin.SchNet",
-        heads={"energy": "dens_plugin.SchNetGradientHead"},
-        auxiliary="dens_plugin.GradientNoiseHead",
-        signs=("interactions.0.mlp.",),
-    )
+    family = FAMILY
 
     def __init__(
         self,

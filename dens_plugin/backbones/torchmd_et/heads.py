@@ -9,7 +9,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.models.base import HeadInterface
 from torch import nn
 
-from dens_plugin.backbones.gradients import EnergyHead, WithForces
+from dens_plugin.backbones.gradients import EnergyHead, ReadoutEnergyHead, WithForces
 from dens_plugin.backbones.heads import Asked, RowHead
 from dens_plugin.backbones.readout import detached
 from dens_plugin.nn.torchmd.output import GatedOutput
@@ -66,6 +66,16 @@ class TorchMDETGradientHead(WithForces, TorchMDETEnergyHead):
     def predict(self, data: Batch, emb: Features, asked: Asked) -> dict[str, torch.Tensor]:
         """{energy: (B,), forces: (N, 3)}."""
         return self._trained(super().predict(data, emb, asked))
+
+
+@registry.register_model("torchmd_et_readout_head")
+class TorchMDETReadoutHead(ReadoutEnergyHead):
+    """Energy alone, by a perceptron of the sum of scalars, as in denoise pre-training (arXiv:2303.02216)."""
+
+    activation = staticmethod(nn.functional.silu)
+
+    def __init__(self, backbone: TorchMDET, readout: str = "sum", output_name: str = "energy") -> None:
+        super().__init__(backbone, readout, output_name)
 
 
 @registry.register_model("torchmd_et_vector_head")
