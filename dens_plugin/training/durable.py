@@ -37,6 +37,7 @@ from dens_plugin.training.checkpoints import (
     newest_whole,
     recorded,
 )
+from dens_plugin.training.graph_choice import graphed_step
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
 from dens_plugin.training.interruption import workers_let_go
 from dens_plugin.training.ledger import BadSteps
@@ -87,6 +88,10 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         self.accumulate_steps = optim.get("accumulate_steps", 1)
         self.bad_steps = BadSteps(optim.get("max_bad_steps", 10))
         super().load(inference_only)
+
+    def coefficients(self) -> Mapping[str, float]:
+        """Weights in the loss that change during a run; none."""
+        return {}
 
     @property
     def seed(self) -> int:
@@ -200,7 +205,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             epochs=self.config["optim"]["max_epochs"],
             structures_per_step=record.batch_size * record.world_size,
         )
-        TrainingLoop(self).run(disable_eval_tqdm=disable_eval_tqdm)
+        TrainingLoop(self, graphed_step(self)).run(disable_eval_tqdm=disable_eval_tqdm)
         if self.val_loader is not None and self.step > 0 and not self._has_best():
             self._update_best(disable_tqdm=disable_eval_tqdm)  # of a run that is shorter than an evaluation
         self.save()

@@ -5,6 +5,7 @@ Steps with a NaN or infinite loss or gradient are left out by all ranks together
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping
@@ -88,11 +89,45 @@ class Entry(NamedTuple):
     bad_gradient: torch.Tensor | None = None
     is_taken: torch.Tensor | None = None
 
-    def told(self) -> torch.Tensor:
-        """(5,) float64 loss, bad loss, norm, bad gradient, taken; zero for what is not there."""
+    def figures(self) -> Figures:
+        """The same as numbers."""
         values = (self.loss, self.bad_loss, self.norm, self.bad_gradient, self.is_taken)
-        nothing = torch.zeros_like(self.loss, dtype=torch.float64)
-        return torch.stack([nothing if value is None else value.detach().double() for value in values])
+        told = [_double(value, like=self.loss) for value in values]
+        told += [each.double() for errors in self.errors.values() for each in (errors.total(), errors.number())]
+        return Figures(self.step, self.names, tuple(self.errors), self.norm is not None, torch.stack(told))
+
+
+class Figures(NamedTuple):
+    """The numbers of an entry, in one tensor.
+
+    Attributes:
+        step: as of the entry.
+        names: as of the entry.
+        errors: their names.
+        is_last: whether the batch completed an optimiser step.
+        values: (5 + 2n,) float64 loss, bad loss, norm, bad gradient, taken, zero for what is not there; then of each of
+            n errors the total and the number.
+    """
+
+    step: int
+    names: Identifiers
+    errors: tuple[str, ...]
+    is_last: bool
+    values: torch.Tensor
+
+    def sums(self) -> tuple[tuple[str, ...], torch.Tensor]:
+        """Names of what is averaged over steps, and (n, 2) totals and numbers; zero where a total is not finite."""
+        one = torch.ones_like(self.values[0])
+        pairs = [self.values[0], one, *([self.values[2], one] if self.is_last else []), *self.values[5:]]
+        names = ("loss", *(("grad_norm",) if self.is_last else ()), *self.errors)
+        table = torch.stack(pairs).view(-1, 2)  # (n, 2)
+        left_out = ~torch.isfinite(table[:, 0])
+        left_out[0] |= self.values[1] > 0
+        return names, torch.where(left_out[:, None], 0.0, table)
+
+
+def _double(value: torch.Tensor | None, *, like: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(like, dtype=torch.float64) if value is None else value.detach().double()
 
 
 @dataclass
@@ -101,29 +136,21 @@ class Ledger:
 
     Args:
         bad_steps: counts steps that were left out, and ends the run after too many.
-        device: of the trainer.
     """
 
     bad_steps: BadSteps
-    device: torch.device
-    _unread: list[Entry] = field(default_factory=list)
-    _sums: dict[str, torch.Tensor] = field(default_factory=dict)  # name -> (2,) float64 total and count
+    _unread: list[Figures] = field(default_factory=list)
+    _sums: dict[tuple[str, ...], torch.Tensor] = field(default_factory=dict)  # n names -> (n, 2) totals and numbers
 
     def add(self, entry: Entry) -> None:
         """Note an entry; asks nothing."""
-        self._unread.append(entry)
-        one = torch.ones((), device=self.device)
-        self._sum("loss", entry.loss, one, entry.bad_loss)
-        if entry.norm is not None:
-            self._sum("grad_norm", entry.norm, one, ~torch.isfinite(entry.norm))
-        for name, errors in entry.errors.items():
-            total = errors.total()
-            self._sum(name, total, errors.number(), ~torch.isfinite(total))
+        self.note(entry.figures())
 
-    def _sum(self, name: str, total: torch.Tensor, count: torch.Tensor, left_out: torch.Tensor) -> None:
-        pair = torch.stack([total.double(), count.double()])
-        pair = torch.where(left_out, torch.zeros_like(pair), pair)
-        self._sums[name] = self._sums[name] + pair if name in self._sums else pair
+    def note(self, figures: Figures) -> None:
+        """Note what an entry is in numbers; asks nothing."""
+        self._unread.append(figures)
+        names, table = figures.sums()
+        self._sums[names] = self._sums[names] + table if names in self._sums else table
 
     def settle(self) -> None:
         """Read what became of the steps since the last time, in one message from the device.
@@ -134,18 +161,22 @@ class Ledger:
         unread, self._unread = self._unread, []
         if not unread:
             return
-        told = torch.stack([entry.told() for entry in unread]).tolist()
-        for entry, (loss, bad_loss, norm, bad_gradient, is_taken) in zip(unread, told, strict=True):
+        told = torch.stack([figures.values[:5] for figures in unread]).tolist()
+        for figures, (loss, bad_loss, norm, bad_gradient, is_taken) in zip(unread, told, strict=True):
             if bad_loss:
                 what = "another rank's loss is not finite" if math.isfinite(loss) else f"the loss is {loss}"
-                self.bad_steps.bad(what, entry.step, names_of(entry.names))
+                self.bad_steps.bad(what, figures.step, names_of(figures.names))
             elif bad_gradient:
-                self.bad_steps.bad(f"the norm of the gradient is {norm}", entry.step, names_of(entry.names))
+                self.bad_steps.bad(f"the norm of the gradient is {norm}", figures.step, names_of(figures.names))
             elif is_taken:
                 self.bad_steps.good()
 
     def means(self) -> dict[str, float]:
         """Means of this rank over the steps since the last call; what has no rows is left out."""
         sums, self._sums = self._sums, {}
-        pairs = torch.stack(list(sums.values())).tolist() if sums else []
-        return {name: total / count for name, (total, count) in zip(sums, pairs, strict=True) if count}
+        pairs = torch.cat(list(sums.values())).tolist() if sums else []
+        whole: dict[str, tuple[float, float]] = {}
+        for name, (total, count) in zip(itertools.chain(*sums), pairs, strict=True):
+            before = whole.get(name, (0.0, 0.0))
+            whole[name] = before[0] + total, before[1] + count
+        return {name: total / count for name, (total, count) in whole.items() if count}

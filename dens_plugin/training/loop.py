@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fairchem.core.common import distutils
@@ -19,52 +19,10 @@ from dens_plugin.training.step_random import seed_step
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
-    from dens_plugin.objectives.base import Errors
-    from dens_plugin.training.ledger import BadSteps
-    from dens_plugin.training.losses import Loss
+    from dens_plugin.training.graphs import GraphedStep
+    from dens_plugin.training.trainable import Trainable
 
 _STEPS_UNTIL_READ = 10  # on a GPU, which is asked only so often what became of its steps
-
-
-class Trainable(Protocol):
-    """What the loop needs of a trainer; names that fairchem's trainer has are its own."""
-
-    config: dict[str, Any]
-    device: torch.device
-    seed: int
-    step: int
-    epoch: float
-    model: torch.nn.Module
-    train_loader: Any
-    train_sampler: Any
-    optimizer: torch.optim.Optimizer
-    scheduler: Any
-    scaler: Any
-    ema: Any
-    clip_grad_norm: float | None
-    accumulate_steps: int
-    bad_steps: BadSteps
-
-    def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Outputs of a batch that the loader prepared."""
-
-    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> Loss:
-        """The loss that all ranks agree on."""
-
-    def training_errors(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> dict[str, Errors]:
-        """Name -> what is worth watching."""
-
-    def report(self, row: Mapping[str, float]) -> None:
-        """Print and log means of the last steps."""
-
-    def save(self) -> str | None:
-        """Write the newest checkpoint."""
-
-    def save_step(self, *, evaluation_follows: bool = False) -> None:
-        """The same, with a note if an evaluation of this step is still to come."""
-
-    def evaluate(self, *, disable_tqdm: bool = True) -> None:
-        """Validate, and keep the best weights."""
 
 
 class TrainingLoop:
@@ -75,16 +33,17 @@ class TrainingLoop:
 
     Args:
         trainer: with everything loaded.
+        graphed: takes the steps in place of `optimise`, where they are recorded.
     """
 
-    def __init__(self, trainer: Trainable) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Trainable, graphed: GraphedStep | None = None) -> None:
+        self.trainer, self._graphed = trainer, graphed
         optim = trainer.config["optim"]
         self.steps_per_epoch = len(trainer.train_loader)
         self.accumulate = trainer.accumulate_steps
         self.eval_every = optim.get("eval_every", self.steps_per_epoch)
         self.checkpoint_every = optim.get("checkpoint_every", self.eval_every)
-        self.ledger = Ledger(trainer.bad_steps, trainer.device)
+        self.ledger = Ledger(trainer.bad_steps)
         self.read_every = self.accumulate * (1 if trainer.device.type == "cpu" else _STEPS_UNTIL_READ)
         self.interruption = Interruption()
         self._spoilt = torch.zeros((), dtype=torch.bool, device=trainer.device)  # a batch of this step was bad
@@ -118,7 +77,11 @@ class TrainingLoop:
         """One step, from a batch to what follows from it."""
         trainer = self.trainer
         step, learning_rate = trainer.step, trainer.scheduler.get_lr()
-        self.ledger.add(self.optimise(batch))  # batch, outputs, loss, agreement, gradients, optimiser, averages
+        # batch, outputs, loss, agreement, gradients, optimiser, averages
+        if self._graphed is None:
+            self.ledger.add(self.optimise(batch))
+        else:
+            self.ledger.note(self._graphed(batch, is_first=self._is_first, is_last=self._is_last))
         if trainer.scheduler.scheduler_type != "ReduceLROnPlateau":
             trainer.scheduler.step()
 
@@ -140,22 +103,31 @@ class TrainingLoop:
         if is_evaluated:
             self.ledger.settle()
             trainer.evaluate(disable_tqdm=disable_eval_tqdm)
+            if self._graphed is not None:
+                self._graphed.forget_what_moved()
             if is_saved:
                 trainer.save_step()
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether the batch is the first of an optimiser step."""
+        return self.accumulate == 1 or self.trainer.step % self.accumulate == 1
+
+    @property
+    def _is_last(self) -> bool:
+        return self.trainer.step % self.accumulate == 0
 
     def optimise(self, batch: Batch) -> Entry:
         """From a batch to gradients and, with the last one of an optimiser step, to new weights and averages."""
         trainer = self.trainer
         names = identifiers(batch)
-        is_first = self.accumulate == 1 or trainer.step % self.accumulate == 1
-        is_last = trainer.step % self.accumulate == 0
-        if is_first:
+        if self._is_first:
             trainer.optimizer.zero_grad()
             self._spoilt = torch.zeros_like(self._spoilt)
         trainer.model.train()
         seed_step(trainer.seed, trainer.step, "train")
 
-        with contextlib.nullcontext() if is_last else _gradients_local(trainer.model):
+        with contextlib.nullcontext() if self._is_last else _gradients_local(trainer.model):
             with torch.autocast("cuda", enabled=trainer.scaler is not None):
                 outputs = trainer._forward(batch)
                 loss = trainer.loss(outputs, batch)
@@ -163,7 +135,7 @@ class TrainingLoop:
         self._spoilt = self._spoilt | loss.bad
 
         entry = Entry(trainer.step, names, loss.value.detach(), loss.bad, trainer.training_errors(outputs, batch))
-        return self._update(entry) if is_last else entry
+        return self._update(entry) if self._is_last else entry
 
     def _update(self, entry: Entry) -> Entry:
         """Clip, step, average, unless the step is bad: then weights stay as they are."""

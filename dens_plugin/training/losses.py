@@ -17,12 +17,12 @@ class Term(NamedTuple):
     """One output's part of the loss.
 
     Attributes:
-        coefficient: its weight.
+        coefficient: its weight, () where a captured step reads it.
         errors: (n,) or (n, k), the errors of the rows that count.
         count: () int64, the number of rows of this rank by which their sum is divided.
     """
 
-    coefficient: float
+    coefficient: float | torch.Tensor
     errors: torch.Tensor
     count: torch.Tensor
 
@@ -49,7 +49,7 @@ class SquaredNormLoss(nn.Module):
 
 
 def term(
-    coefficient: float,
+    coefficient: float | torch.Tensor,
     loss_fn: nn.Module,
     *,
     prediction: torch.Tensor,
@@ -83,19 +83,29 @@ def term(
     return Term(coefficient, errors, rows.count * errors.shape[1:].numel())
 
 
-def total_loss(terms: list[Term]) -> Loss:
+def total_loss(terms: list[Term], *, is_told: bool = False) -> Loss:
     """Sum of the terms, so scaled that DDP's average of gradients over ranks is the gradient of one global mean.
 
     Counts and the word of each rank whether its errors are finite go around in one message.
+
+    Args:
+        terms: of this rank.
+        is_told: whether counts are of all ranks already, and the word of this rank goes around later, as in a captured
+            step, which sends nothing.
     """
     sums = [term.errors.sum() for term in terms]
     bad = ~torch.isfinite(torch.stack(sums).detach()).all()
     told = torch.stack([*(term.count for term in terms), bad.long()])
-    *counts, bad_ranks = distutils.all_reduce(told, device=told.device)
+    *counts, bad_ranks = told if is_told else distutils.all_reduce(told, device=told.device)
     world_size = distutils.get_world_size()
     # A count of zero on all ranks means that nothing was summed, and the term is a differentiable zero.
     value = sum(
-        term.coefficient * (total * world_size / count.clamp(min=1))
+        _times(term.coefficient, total * world_size / count.clamp(min=1))
         for term, total, count in zip(terms, sums, counts, strict=True)
     )
     return Loss(value, bad_ranks > 0)
+
+
+def _times(coefficient: float | torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """The product in the precision of the value, as with a Python number."""
+    return (coefficient.to(value.dtype) if isinstance(coefficient, torch.Tensor) else coefficient) * value

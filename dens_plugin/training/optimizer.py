@@ -7,7 +7,8 @@ averages four, clipping multiplies every gradient even by one. Here each is one 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,7 +25,18 @@ _ADDED_TO_NORM = 1e-6  # by torch's `clip_grad_norm_`, before it divides
 
 
 class Averages(ExponentialMovingAverage):
-    """fairchem's averages, same numbers and state, with s + (1 - decay) (p - s) in one pass and no temporary tensor."""
+    """fairchem's averages, same numbers and state, with s + (1 - decay) (p - s) in one pass and no temporary tensor.
+
+    They stay where they are, also when a state is loaded.
+    """
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """As fairchem's."""
+        own = self.shadow_params
+        super().load_state_dict(dict(state_dict))
+        for place, value in zip(own, self.shadow_params, strict=True):
+            place.copy_(value)
+        self.shadow_params = own
 
     def update(self, parameters: Iterable[torch.nn.Parameter] | None = None) -> None:
         """Move the averages towards the parameters, those they were made of by default."""
@@ -99,10 +111,31 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float | None
     return norm
 
 
+def is_fused(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether all of a step is in the optimiser's own kernels."""
+    return all(group.get("fused") for group in optimizer.param_groups)
+
+
+@contextmanager
+def with_rates(optimizer: torch.optim.Optimizer, rates: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Within the context the learning rates of the groups are tensors (), which a captured step reads in each replay.
+
+    Outside they are numbers, as schedules and checkpoints want them.
+    """
+    is_captured = rates[0].is_cuda and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+    before = [{name: group[name] for name in ("lr", "capturable")} for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group |= {"lr": rate, "capturable": is_captured}
+    try:
+        yield
+    finally:
+        for group, values in zip(optimizer.param_groups, before, strict=True):
+            group |= values
+
+
 def take_step(optimizer: torch.optim.Optimizer, *, leave_out: torch.Tensor) -> None:
     """The optimiser's step, unless ``leave_out`` () bool: a fused optimiser on a GPU decides that there."""
-    is_fused = all(group.get("fused") for group in optimizer.param_groups)
-    if leave_out.is_cuda and is_fused:
+    if leave_out.is_cuda and is_fused(optimizer):
         optimizer.grad_scale, optimizer.found_inf = None, leave_out.float()  # as torch's gradient scaler does
         optimizer.step()
         del optimizer.grad_scale, optimizer.found_inf

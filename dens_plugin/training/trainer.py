@@ -313,11 +313,26 @@ class DeNSTrainer(DurableTrainer):
         """Back to float32 what bf16 autocast left in bf16: losses and metrics are sums over many terms."""
         return value.float() if value.dtype == self._autocast_dtype else value
 
-    def loss(self, outputs: Mapping[str, torch.Tensor], batch: Batch) -> Loss:
-        """The loss of a prepared batch: of labels by the config, of the objective's own outputs by the objective."""
+    def coefficients(self) -> Mapping[str, float]:
+        """Weights of the objective's own outputs in the loss at this point of the run."""
+        return self.objective.coefficients(self.epoch / self.config["optim"]["max_epochs"])
+
+    def loss(
+        self,
+        outputs: Mapping[str, torch.Tensor],
+        batch: Batch,
+        coefficients: Mapping[str, torch.Tensor] | None = None,
+    ) -> Loss:
+        """The loss of a prepared batch: of labels by the config, of the objective's own outputs by the objective.
+
+        Args:
+            outputs: of the model.
+            batch: prepared.
+            coefficients: for a captured step, whose batch has the counts of all ranks; those of now by default.
+        """
         terms = [self._label_term(name, outputs[name], batch, rows_of(batch)[name]) for name in self._label_losses]
-        progress = self.epoch / self.config["optim"]["max_epochs"]
-        return total_loss(terms + self._own_terms(outputs, batch, self.objective.coefficients(progress)))
+        own = self._own_terms(outputs, batch, self.coefficients() if coefficients is None else coefficients)
+        return total_loss(terms + own, is_told=coefficients is not None)
 
     def _compute_loss(self, out: dict[str, torch.Tensor], batch: Batch) -> torch.Tensor:
         """fairchem's validation asks for it: of the labels alone, summed up for the whole set."""
@@ -354,7 +369,7 @@ class DeNSTrainer(DurableTrainer):
         return term(coefficient, loss_fn, prediction=prediction, target=target, rows=rows, natoms=natoms)
 
     def _own_terms(
-        self, outputs: Mapping[str, torch.Tensor], batch: Batch, coefficients: Mapping[str, float]
+        self, outputs: Mapping[str, torch.Tensor], batch: Batch, coefficients: Mapping[str, float | torch.Tensor]
     ) -> list[Term]:
         """The objective's own outputs."""
         targets, predictions = self.objective.targets(batch), self.objective.predictions(outputs, batch)

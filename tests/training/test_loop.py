@@ -19,8 +19,8 @@ def late(monkeypatch):
     """Loops that read what became of their steps only every fourth step, as on a GPU every tenth."""
 
     class Late(loop.TrainingLoop):
-        def __init__(self, trainer):
-            super().__init__(trainer)
+        def __init__(self, *args):
+            super().__init__(*args)
             self.read_every = 4
 
     monkeypatch.setattr("dens_plugin.training.durable.TrainingLoop", Late)
@@ -92,7 +92,7 @@ def test_a_fused_optimiser_decides_itself(leave_out):
 class TestLedger:
     @pytest.fixture
     def ledger(self):
-        return Ledger(BadSteps(1), torch.device("cpu"))
+        return Ledger(BadSteps(1))
 
     @staticmethod
     def entry(names, step, loss, *, bad=False):

@@ -1,0 +1,71 @@
+"""Recording what a function asks of a GPU, so that it is asked again without the function.
+
+A CUDA graph holds kernels and addresses and nothing of Python: a number that Python computed is a constant in it. What
+is to differ between two replays must be in tensors that stay where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
+
+import torch
+
+
+class Recording(NamedTuple):
+    """What was recorded.
+
+    Attributes:
+        replay: does it again, at the same addresses.
+        outputs: what the function returned; each replay writes it anew, and one of another recording may spoil it.
+    """
+
+    replay: Callable[[], None]
+    outputs: torch.Tensor
+
+
+class Recorder(Protocol):
+    """What records; all its recordings share their memory."""
+
+    def beside(self) -> contextmanager[None]:  # type: ignore[valid-type]
+        """Within the context things are computed as usual, where recordings will be made."""
+
+    def record(self, function: Callable[[], torch.Tensor]) -> Recording:
+        """Record a function that was called before in the context above. It is not computed."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs, on a stream of its own and with memory of their own.
+
+    Only this thread's own mistakes end a capture (``thread_local``): the threads that pin a loader's memory and that
+    watch NCCL go on asking CUDA for things that the strictest mode would not allow.
+
+    Args:
+        device: a CUDA device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """On the stream of the recordings."""
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            yield
+        current.wait_stream(self._stream)
+
+    def record(self, function: Callable[[], torch.Tensor]) -> Recording:
+        """A CUDA graph of the function."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            outputs = function()
+        return Recording(graph.replay, outputs)
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What records on a device; None where nothing does."""
+    return CudaRecorder(device) if device.type == "cuda" else None

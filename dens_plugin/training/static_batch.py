@@ -1,0 +1,65 @@
+"""Batches at addresses that stay: what a captured graph reads in every replay, whatever the loader sends."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dens_plugin.fields import IDENTIFIERS
+from dens_plugin.training.padding import Signature, named_tensors
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+
+def signature(batch: Batch) -> Signature:
+    """What batches must share to be computed by one graph: names, shapes and types of all tensors that a step reads."""
+    return tuple((name, tuple(value.shape), value.dtype) for name, value in _tensors_of(batch))
+
+
+class StaticBatch:
+    """A batch whose tensors stay where they are.
+
+    Args:
+        batch: the first that it holds.
+        device: where it shall be.
+
+    Attributes:
+        batch: what a step reads.
+    """
+
+    def __init__(self, batch: Batch, device: torch.device) -> None:
+        self.batch = copy.copy(batch)
+        for key in batch.keys():  # noqa: SIM118  (of PyG's, which is no mapping)
+            if key in IDENTIFIERS:
+                del self.batch[key]
+            else:
+                self.batch[key] = _placed(batch[key], device)
+        self._tensors = [tensor for _, tensor in _tensors_of(self.batch)]
+
+    def fill(self, batch: Batch) -> None:
+        """Take over the numbers of a batch of the same signature; the device is not waited for."""
+        for own, (_, value) in zip(self._tensors, _tensors_of(batch), strict=True):
+            own.copy_(value, non_blocking=True)
+
+
+def _tensors_of(batch: Batch) -> Iterator[tuple[str, torch.Tensor]]:
+    for key in sorted(batch.keys()):
+        if key not in IDENTIFIERS:
+            yield from named_tensors(batch[key], key)
+
+
+def _placed(value: Any, device: torch.device) -> Any:
+    """A copy of the tensors of a record, in the order of their memory, on a device."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device, copy=True).contiguous()
+    if isinstance(value, dict):
+        return {key: _placed(part, device) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_placed(part, device) for part in value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(_placed(part, device) for part in value)
+    return value
