@@ -32,7 +32,7 @@ _QUESTIONS = (
 )
 
 
-class AskedError(AssertionError):
+class AskedError(RuntimeError):
     """A GPU would have to be waited for, which ends a capture."""
 
 
@@ -45,6 +45,11 @@ class PretendedRecorder:
 
     def beside(self):
         return nullcontext()
+
+    @contextmanager
+    def watched(self):
+        with _questions_refused(), _Watch():
+            yield
 
     def record(self, function):
         random, mode = torch.get_rng_state(), _Operations()
@@ -112,7 +117,9 @@ class _Operations(TorchDispatchMode):
         if any(is_new) or _written(function, args, kwargs):
             inputs, spec = tree_flatten((args, kwargs))
             inputs = [self._place(leaf) for leaf in inputs]
-            self._steps.append((function, inputs, spec, [leaf if new else None for leaf, new in zip(made, is_new, strict=True)]))
+            self._steps.append(
+                (function, inputs, spec, [leaf if new else None for leaf, new in zip(made, is_new, strict=True)])
+            )
         for leaf, new in zip(made, is_new, strict=True):
             if new:
                 self._keep(leaf)
@@ -145,6 +152,14 @@ class _Operations(TorchDispatchMode):
             for place, value in zip(made, out, strict=True):
                 if place is not None and place.numel() > 0:
                     place.copy_(value)
+
+
+class _Watch(TorchDispatchMode):
+    """Operations are computed, and questions are errors."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        _require_no_question(function, args, kwargs or {})
+        return function(*args, **(kwargs or {}))
 
 
 def _bytes(tensor):

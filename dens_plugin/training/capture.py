@@ -7,7 +7,7 @@ is to differ between two replays must be in tensors that stay where they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple, Protocol
 
 import torch
@@ -28,11 +28,14 @@ class Recording(NamedTuple):
 class Recorder(Protocol):
     """What records; all its recordings share their memory."""
 
-    def beside(self) -> contextmanager[None]:  # type: ignore[valid-type]
+    def beside(self) -> AbstractContextManager[None]:
         """Within the context things are computed as usual, where recordings will be made."""
 
+    def watched(self) -> AbstractContextManager[None]:
+        """Within the context, whatever would wait for the device is a RuntimeError, and harms nothing."""
+
     def record(self, function: Callable[[], torch.Tensor]) -> Recording:
-        """Record a function that was called before in the context above. It is not computed."""
+        """Record a function that was called before in the contexts above. It is not computed."""
 
 
 class CudaRecorder:
@@ -57,6 +60,16 @@ class CudaRecorder:
         with torch.cuda.stream(self._stream):
             yield
         current.wait_stream(self._stream)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """By torch's own watch, which sees most of what ends a capture."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
 
     def record(self, function: Callable[[], torch.Tensor]) -> Recording:
         """A CUDA graph of the function."""

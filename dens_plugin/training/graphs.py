@@ -129,15 +129,25 @@ class GraphedStep:
             batch = batch.to(self._trainer.device, non_blocking=True)
             _share_counts(batch)
             with self._recorder.beside():
-                return self._gradients_of(batch), self._errors
+                return self._ordinary_gradients(batch), self._errors
         known.static.fill(batch)
         _share_counts(known.static.batch)
         known.recording.replay()
         return known.recording.outputs.clone(), known.errors  # before another recording writes into the same memory
 
+    def _ordinary_gradients(self, batch: Batch) -> torch.Tensor:
+        """The figures of a batch; one of the first steps is watched, as a capture that fails leaves CUDA in disorder."""
+        if self._ordinary.total() == _WARM_UP:
+            try:
+                with self._recorder.watched():
+                    return self._gradients_of(batch)
+            except RuntimeError as error:
+                self._tell(f"a step waits for the device ({_first_line(error)}), and is computed without")
+                seed_step(self._trainer.seed, self._trainer.step, "train")
+        return self._gradients_of(batch)
+
     def _may_record(self, key: Signature) -> bool:
-        is_known = self._ordinary[key] > 0 and self._ordinary.total() >= _WARM_UP
-        if not is_known or self._has_told:
+        if self._has_told or self._ordinary[key] == 0 or self._ordinary.total() < _WARM_UP:
             return False
         if len(self._recorded) < _MOST:
             return True
@@ -156,7 +166,7 @@ class GraphedStep:
         try:
             recording = self._recorder.record(function)
         except RuntimeError as error:
-            self._tell(f"a step could not be recorded ({str(error).strip().splitlines()[0]})")
+            self._tell(f"a step could not be recorded ({_first_line(error)}); set optim.cuda_graph: false")
             return None
         finally:
             self._is_recording = False
@@ -242,6 +252,10 @@ class GraphedStep:
         states = [value for state in trainer.optimizer.state.values() for value in state.values()]
         held = (*self._model.parameters(), *self._model.buffers(), *averages, *states)
         return [value.data_ptr() for value in held if isinstance(value, torch.Tensor)]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
 
 
 def _share_counts(batch: Batch) -> None:
