@@ -122,6 +122,11 @@ def _require_loaders(optim: Mapping[str, Any]) -> None:
     finds = switch(optim.get("loader_graph", True), "optim.loader_graph")
     if pads and not finds:
         raise ValueError("optim.pad: true needs the neighbours that loaders find; leave out optim.loader_graph: false")
+    if switch(optim.get("cuda_graph", False), "optim.cuda_graph") and not (finds and optim.get("pad", True)):
+        raise ValueError(
+            "optim.cuda_graph: true needs padded batches and the neighbours that loaders find; leave out optim.pad: "
+            "false and optim.loader_graph: false"
+        )
 
 
 def _is_whole(value: Any) -> bool:

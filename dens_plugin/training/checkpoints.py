@@ -23,6 +23,7 @@ _MEANINGLESS = (
     "num_workers",
     "loader_graph",
     "pad",
+    "cuda_graph",
     "eval_batch_size",
     "max_bad_steps",
     "keep_checkpoints",

@@ -37,7 +37,6 @@ from dens_plugin.training.checkpoints import (
     newest_whole,
     recorded,
 )
-from dens_plugin.training.graph_choice import graphed_step
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
 from dens_plugin.training.interruption import workers_let_go
 from dens_plugin.training.ledger import BadSteps
@@ -53,6 +52,8 @@ from dens_plugin.training.warm_start import warn_of_other_model
 
 if TYPE_CHECKING:
     from torch.utils.data import BatchSampler, Dataset
+
+    from dens_plugin.training.graphs import GraphedStep
 
 
 _BEST = "best_checkpoint.pt"  # fairchem's name
@@ -92,6 +93,10 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
     def coefficients(self) -> Mapping[str, float]:
         """Weights in the loss that change during a run; none."""
         return {}
+
+    def _graphed_step(self) -> GraphedStep | None:
+        """What takes the steps of the run in place of the loop; nothing."""
+        return None
 
     @property
     def seed(self) -> int:
@@ -205,7 +210,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             epochs=self.config["optim"]["max_epochs"],
             structures_per_step=record.batch_size * record.world_size,
         )
-        TrainingLoop(self, graphed_step(self)).run(disable_eval_tqdm=disable_eval_tqdm)
+        TrainingLoop(self, self._graphed_step()).run(disable_eval_tqdm=disable_eval_tqdm)
         if self.val_loader is not None and self.step > 0 and not self._has_best():
             self._update_best(disable_tqdm=disable_eval_tqdm)  # of a run that is shorter than an evaluation
         self.save()

@@ -46,10 +46,14 @@ from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.relaxation.run import relax
 from dens_plugin.settings import switch, with_numbers
 from dens_plugin.training.buckets import Buckets, padded
+from dens_plugin.training.capture import recorder_for
 from dens_plugin.training.durable import DurableTrainer
+from dens_plugin.training.graph_choice import is_graphed
+from dens_plugin.training.graphs import GraphedStep
 from dens_plugin.training.interruption import leave_to_trainer, workers_let_go
 from dens_plugin.training.loading import (
     LOADER_WORKERS,
+    PAD,
     AllFreeCollater,
     FixedEpoch,
     HasEpoch,
@@ -139,7 +143,10 @@ class DeNSTrainer(DurableTrainer):
         require_model(self._unwrapped_model, self.objective)
         for split in ("train", "val", "test", "relax"):
             require_files(self.config["dataset" if split == "train" else f"{split}_dataset"], split)
-        self._search = loader_search(self._unwrapped_model, self.config["optim"])
+        optim = self.config["optim"]
+        self._is_graphed = is_graphed(self._unwrapped_model, optim, self.device, has_scaler=self.scaler is not None)
+        self._pads = self._is_graphed or is_padded(optim)
+        self._search = loader_search(self._unwrapped_model, {**optim, PAD: self._pads})
         self._buckets: dict[str, Buckets] = {}
         self.relax_dataset = None  # fairchem leaves it unset where there is none
         try:
@@ -239,8 +246,8 @@ class DeNSTrainer(DurableTrainer):
         return self._padded(self._with_neighbours(loader), name)
 
     def _padded(self, loader: DataLoader, name: str) -> DataLoader:
-        """A loader with batches of a few sizes, where ``optim.pad`` asks for them."""
-        if is_padded(self.config["optim"]):
+        """A loader with batches of a few sizes, where ``optim.pad`` or graphs ask for them."""
+        if self._pads:
             self._buckets[name] = buckets = padded(loader)
             sizes = ", ".join(f"{budget.atoms} atoms and {budget.edges} edges" for budget in buckets.budgets)
             logging.info(f"Batches of {name} are padded to {sizes}.")
@@ -281,6 +288,11 @@ class DeNSTrainer(DurableTrainer):
     def run_relaxations(self) -> None:
         """Relax the structures of ``dataset.relax.src``: see `relax`."""
         relax(self, self.physical_energies())
+
+    def _graphed_step(self) -> GraphedStep | None:
+        """Recordings take the steps where they can."""
+        recorder = recorder_for(self.device) if self._is_graphed else None
+        return None if recorder is None else GraphedStep(self, recorder)
 
     def load_loss(self) -> None:
         """fairchem's, and the loss functions of the objective's own outputs."""
