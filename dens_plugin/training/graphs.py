@@ -136,7 +136,7 @@ class GraphedStep:
         return known.recording.outputs.clone(), known.errors  # before another recording writes into the same memory
 
     def _ordinary_gradients(self, batch: Batch) -> torch.Tensor:
-        """The figures of a batch; one of the first steps is watched, as a capture that fails leaves CUDA in disorder."""
+        """Figures of a batch; one of the first steps is watched, as a capture that fails leaves CUDA in disorder."""
         if self._ordinary.total() == _WARM_UP:
             try:
                 with self._recorder.watched():

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 
 import pytest
-import torch
 from graph_recorder import PretendedRecorder, as_on_a_gpu
 from rank_runs import assert_same_run, final_state, no_change, run_to_the_end
 from test_objectives import RUNS, history, with_objective
