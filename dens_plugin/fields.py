@@ -23,7 +23,7 @@ NEIGHBOURS = "neighbours"  # the record of `backbones.neighbours`, set by loader
 PADDING = "padding"  # Padding, set by loaders alone
 CLEAN_ATOMS = "clean_atoms"  # (N,) the same atom of the clean structure, where a method has it in the batch
 MD = "md"  # (B,) bool, structures from molecular dynamics, which are never corrupted
-IDENTIFIERS = ("id", "sid", "fid")  # what data sets call a structure
+_IDENTIFIERS = ("id", "sid", "fid")  # what data sets call a structure
 NOISE = "noise"  # the name of the noise output, (N, 3), in units of its scale
 
 
@@ -205,7 +205,7 @@ def identifiers(batch: Batch) -> Identifiers:
     """What the structures of a batch are called, by whatever fields the data set has; ghosts are not named."""
     padding = padding_of(batch)
     number = batch.num_graphs if padding is None else padding.num_structures
-    return Identifiers({field: batch[field] for field in IDENTIFIERS if field in batch}, number)
+    return Identifiers({field: batch[field] for field in _IDENTIFIERS if field in batch}, number)
 
 
 def names_of(known: Identifiers, indices: Iterable[int] | None = None) -> str:
@@ -224,7 +224,7 @@ def structure_names(batch: Batch, indices: Iterable[int] | None = None) -> str:
 
 def structure_name(structure: Data) -> str:
     """A structure that is in no batch yet, by the same identifiers."""
-    return _words({field: structure[field] for field in IDENTIFIERS if field in structure})
+    return _words({field: structure[field] for field in _IDENTIFIERS if field in structure})
 
 
 def _words(known: Mapping[str, Any]) -> str:

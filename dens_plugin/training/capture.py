@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -22,7 +22,7 @@ class Recording(NamedTuple):
     """
 
     replay: Callable[[], None]
-    outputs: torch.Tensor
+    outputs: Any
 
 
 class Recorder(Protocol):
@@ -34,7 +34,7 @@ class Recorder(Protocol):
     def watched(self) -> AbstractContextManager[None]:
         """Within the context, whatever would wait for the device is a RuntimeError, and harms nothing."""
 
-    def record(self, function: Callable[[], torch.Tensor]) -> Recording:
+    def record(self, function: Callable[[], Any]) -> Recording:
         """Record a function that was called before in the contexts above. It is not computed."""
 
 
@@ -71,7 +71,7 @@ class CudaRecorder:
         finally:
             torch.cuda.set_sync_debug_mode(before)
 
-    def record(self, function: Callable[[], torch.Tensor]) -> Recording:
+    def record(self, function: Callable[[], Any]) -> Recording:
         """A CUDA graph of the function."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):

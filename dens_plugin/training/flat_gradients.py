@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,7 @@ class FlatGradients:
         chosen = [parameter for parameter, has in zip(parameters, used, strict=True) if has]
         sizes = [-(-parameter.numel() // _ALIGNED) * _ALIGNED for parameter in chosen]
         self.flat = parameters[0].new_zeros(sum(sizes)).detach()
-        starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+        starts = itertools.accumulate(sizes, initial=0)
         views = (self.flat.as_strided(p.shape, p.stride(), start) for p, start in zip(chosen, starts, strict=False))
         self.views = [next(views) if has else None for has in used]
 

@@ -15,9 +15,8 @@ two functions, so that it makes no difference for a run when something is record
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from fairchem.core.common import distutils
@@ -26,33 +25,16 @@ from dens_plugin.fields import Identifiers, identifiers, rows_of
 from dens_plugin.training.flat_gradients import FlatGradients
 from dens_plugin.training.ledger import Entry, Figures
 from dens_plugin.training.optimizer import clip_gradients, divide_shared_gradients, take_step, with_rates
-from dens_plugin.training.static_batch import StaticBatch, signature
+from dens_plugin.training.recordings import Recordings
 from dens_plugin.training.step_random import seed_step
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
     from dens_plugin.training.capture import Recorder, Recording
-    from dens_plugin.training.padding import Signature
     from dens_plugin.training.trainable import Trainable
 
-_MOST = 12  # signatures that are recorded: each takes a second, and memory where it is the largest so far
-_WARM_UP = 3  # ordinary steps before the first recording; one for each further signature
 _NOBODY = Identifiers({}, 0)
-
-
-class _Recorded(NamedTuple):
-    """What was recorded for a signature.
-
-    Attributes:
-        static: the batch that it reads.
-        recording: of the way to the gradients.
-        errors: names of those whose figures it gives.
-    """
-
-    static: StaticBatch
-    recording: Recording
-    errors: tuple[str, ...]
 
 
 class GraphedStep:
@@ -76,11 +58,16 @@ class GraphedStep:
         self._bad = torch.zeros((), device=device)  # on how many ranks the last batch was bad
         self._spoilt = torch.zeros((), dtype=torch.bool, device=device)  # whether a batch of this step was
         self._gradients: FlatGradients | None = None
-        self._errors: tuple[str, ...] = ()
-        self._ordinary: Counter[Signature] = Counter()  # steps without a recording, by signature
-        self._recorded: dict[Signature, _Recorded] = {}
+        self._to_gradients = Recordings(
+            self._gradients_of,
+            recorder,
+            device,
+            before=_share_counts,
+            seed=lambda: seed_step(trainer.seed, trainer.step, "train"),
+            what="a training step",
+        )
         self._update_recorded: Recording | None = None
-        self._is_recording = self._has_told = self._has_stepped = False
+        self._has_stepped = self._has_tried = False  # whether the optimiser has, and whether this was to be recorded
         self._places: list[int] = []
 
     def __call__(self, batch: Batch, *, is_first: bool, is_last: bool) -> Figures:
@@ -95,16 +82,17 @@ class GraphedStep:
         self._take_over_numbers()
         if is_first and trainer.accumulate_steps > 1 and self._gradients is not None:
             self._gradients.flat.zero_()
-        seed_step(trainer.seed, trainer.step, "train")
-        values, errors = self._to_gradients(batch)
+        figures = self._to_gradients(batch)
+        values = figures.values
         if distutils.get_world_size() > 1:
             torch.distributed.all_reduce(self._bad)
         bad = self._bad > 0
         self._spoilt.copy_(bad if is_first else self._spoilt | bad)
         updated = self._to_weights() if is_last else values[2:5]
-        return Figures(
-            trainer.step, names, errors, is_last, torch.cat([values[:1], bad.double()[None], updated, values[5:]])
-        )
+        if is_last and not self._places and len(self._to_gradients) > 0:
+            self._places = self._addresses()
+        values = torch.cat([values[:1], bad.double()[None], updated, values[5:]])
+        return Figures(trainer.step, names, figures.errors, is_last, values)
 
     def forget_what_moved(self) -> None:
         """Record anew if weights, averages or the optimiser's state are no longer where they were."""
@@ -118,69 +106,8 @@ class GraphedStep:
         for name, value in self._trainer.coefficients().items():
             self._coefficients[name].fill_(value)
 
-    def _to_gradients(self, batch: Batch) -> tuple[torch.Tensor, tuple[str, ...]]:
-        """The figures of a batch with the names of its errors; its gradients are kept."""
-        key = signature(batch)
-        if key not in self._recorded and self._may_record(key):
-            self._record(key, batch)
-        known = self._recorded.get(key)
-        if known is None:
-            self._ordinary[key] += 1
-            batch = batch.to(self._trainer.device, non_blocking=True)
-            _share_counts(batch)
-            with self._recorder.beside():
-                return self._ordinary_gradients(batch), self._errors
-        known.static.fill(batch)
-        _share_counts(known.static.batch)
-        known.recording.replay()
-        return known.recording.outputs.clone(), known.errors  # before another recording writes into the same memory
-
-    def _ordinary_gradients(self, batch: Batch) -> torch.Tensor:
-        """Figures of a batch; one of the first steps is watched, as a capture that fails leaves CUDA in disorder."""
-        if self._ordinary.total() == _WARM_UP:
-            try:
-                with self._recorder.watched():
-                    return self._gradients_of(batch)
-            except RuntimeError as error:
-                self._tell(f"a step waits for the device ({_first_line(error)}), and is computed without")
-                seed_step(self._trainer.seed, self._trainer.step, "train")
-        return self._gradients_of(batch)
-
-    def _may_record(self, key: Signature) -> bool:
-        if self._has_told or self._ordinary[key] == 0 or self._ordinary.total() < _WARM_UP:
-            return False
-        if len(self._recorded) < _MOST:
-            return True
-        self._tell(f"batches have more than {_MOST} sizes, and those of further ones are computed without")
-        return False
-
-    def _record(self, key: Signature, batch: Batch) -> None:
-        static = StaticBatch(batch, self._trainer.device)
-        recording = self._recording_of(lambda: self._gradients_of(static.batch))
-        if recording is not None:
-            self._recorded[key] = _Recorded(static, recording, self._errors)
-
-    def _recording_of(self, function: Callable[[], torch.Tensor]) -> Recording | None:
-        """None, and a line in the log, where it fails; on CUDA nothing was computed then."""
-        self._is_recording = True
-        try:
-            recording = self._recorder.record(function)
-        except RuntimeError as error:
-            self._tell(f"a step could not be recorded ({_first_line(error)}); set optim.cuda_graph: false")
-            return None
-        finally:
-            self._is_recording = False
-        self._places = self._addresses()
-        return recording
-
-    def _tell(self, what: str) -> None:
-        """Once; nothing more is recorded afterwards."""
-        if not self._has_told:
-            logging.warning(f"CUDA graphs: {what}.")
-        self._has_told = True
-
-    def _gradients_of(self, batch: Batch) -> torch.Tensor:
-        """(5 + 2n,) figures of a batch whose counts are those of all ranks; this is recorded."""
+    def _gradients_of(self, batch: Batch) -> Figures:
+        """The figures of a batch whose counts are those of all ranks; its gradients are kept. This is recorded."""
         trainer = self._trainer
         trainer.model.train()
         with trainer._without_ddp():
@@ -189,8 +116,7 @@ class GraphedStep:
         self._keep(torch.autograd.grad(loss.value / trainer.accumulate_steps, self._parameters, allow_unused=True))
         self._bad.copy_(loss.bad)
         errors = trainer.training_errors(outputs, batch)
-        self._errors = tuple(errors)
-        return Entry(trainer.step, _NOBODY, loss.value.detach(), loss.bad, errors).figures().values
+        return Entry(trainer.step, _NOBODY, loss.value.detach(), loss.bad, errors).figures()
 
     def _keep(self, found: Sequence[torch.Tensor | None]) -> None:
         """Gradients of all parameters; ranks agree on those that have one, which with DDP all must."""
@@ -198,7 +124,7 @@ class GraphedStep:
         used = [value is not None or not is_alone for value in found]
         before = [False] * len(used) if self._gradients is None else self._gradients.used
         if any(now and not then for now, then in zip(used, before, strict=True)):
-            if self._is_recording:
+            if self._to_gradients.is_recording:
                 raise RuntimeError("a batch has gradients for parameters that those before it had none for")
             self._enlarge([now or then for now, then in zip(used, before, strict=True)])
         assert self._gradients is not None
@@ -212,8 +138,8 @@ class GraphedStep:
         self._forget()
 
     def _forget(self) -> None:
-        self._recorded.clear()
-        self._update_recorded, self._places = None, []
+        self._to_gradients.forget()
+        self._update_recorded, self._has_tried, self._places = None, False, []
 
     def _to_weights(self) -> torch.Tensor:
         """(3,) figures of the optimiser's step."""
@@ -221,8 +147,8 @@ class GraphedStep:
         if distutils.get_world_size() > 1:
             self._gradients.flat.mul_(1 / distutils.get_world_size())
             torch.distributed.all_reduce(self._gradients.flat)
-        if self._update_recorded is None and self._recorded and self._has_stepped:  # which makes the optimiser's state
-            self._update_recorded = self._recording_of(self._weights_of)
+        if len(self._to_gradients) > 0 and self._has_stepped and not self._has_tried:  # a step makes its state
+            self._update_recorded, self._has_tried = self._to_gradients.record(self._weights_of), True
         if self._update_recorded is None:
             self._has_stepped = True
             with self._recorder.beside():
@@ -252,10 +178,6 @@ class GraphedStep:
         states = [value for state in trainer.optimizer.state.values() for value in state.values()]
         held = (*self._model.parameters(), *self._model.buffers(), *averages, *states)
         return [value.data_ptr() for value in held if isinstance(value, torch.Tensor)]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _share_counts(batch: Batch) -> None:

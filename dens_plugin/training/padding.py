@@ -12,7 +12,6 @@ terms, and products may be taken in another order for other sizes. What a networ
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,8 +36,6 @@ from dens_plugin.training.ghosts import Ghosts
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
-
-Signature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 
 _SIDE = 100.0  # Å, of a ghost's cell
 _OF_BATCH = {"ptr", "batch"}
@@ -101,26 +98,6 @@ def without_ghosts(batch: Batch) -> Batch:
             real[key] = batch[key][: padding.num_atoms if is_of_atoms else last]
     real.ptr, real.batch, real._num_graphs = batch.ptr[: last + 1], batch.batch[: padding.num_atoms], last
     return real
-
-
-def named_tensors(record: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of a batch, also those in its records, with the ways to them, always in the same order."""
-    if isinstance(record, torch.Tensor):
-        yield name, record
-    elif isinstance(record, tuple) and hasattr(record, "_fields"):
-        for key, value in zip(record._fields, record, strict=True):
-            yield from named_tensors(value, f"{name}.{key}")
-    elif isinstance(record, (list, tuple)):
-        for index, value in enumerate(record):
-            yield from named_tensors(value, f"{name}.{index}")
-    elif hasattr(record, "keys"):
-        for key in sorted(record.keys()):
-            yield from named_tensors(record[key], f"{name}.{key}" if name else key)
-
-
-def signature(batch: Batch) -> Signature:
-    """Names, shapes and dtypes of all tensors of a batch: batches that were padded to one budget have the same."""
-    return tuple((name, tuple(value.shape), value.dtype) for name, value in named_tensors(batch))
 
 
 def _with_fields(batch: Batch, ghosts: Ghosts, cutoff: float) -> Batch:

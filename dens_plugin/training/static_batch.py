@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dens_plugin.fields import IDENTIFIERS
-from dens_plugin.training.padding import Signature, named_tensors
+from dens_plugin.training.signature import named_tensors
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
-
-
-def signature(batch: Batch) -> Signature:
-    """What batches must share to be computed by one graph: names, shapes and types of all tensors that a step reads."""
-    return tuple((name, tuple(value.shape), value.dtype) for name, value in _tensors_of(batch))
 
 
 class StaticBatch:
@@ -34,22 +27,13 @@ class StaticBatch:
     def __init__(self, batch: Batch, device: torch.device) -> None:
         self.batch = copy.copy(batch)
         for key in batch.keys():  # noqa: SIM118  (of PyG's, which is no mapping)
-            if key in IDENTIFIERS:
-                del self.batch[key]
-            else:
-                self.batch[key] = _placed(batch[key], device)
-        self._tensors = [tensor for _, tensor in _tensors_of(self.batch)]
+            self.batch[key] = _placed(batch[key], device)
+        self._tensors = [tensor for _, tensor in named_tensors(self.batch)]
 
     def fill(self, batch: Batch) -> None:
         """Take over the numbers of a batch of the same signature; the device is not waited for."""
-        for own, (_, value) in zip(self._tensors, _tensors_of(batch), strict=True):
+        for own, (_, value) in zip(self._tensors, named_tensors(batch), strict=True):
             own.copy_(value, non_blocking=True)
-
-
-def _tensors_of(batch: Batch) -> Iterator[tuple[str, torch.Tensor]]:
-    for key in sorted(batch.keys()):
-        if key not in IDENTIFIERS:
-            yield from named_tensors(batch[key], key)
 
 
 def _placed(value: Any, device: torch.device) -> Any:

@@ -11,7 +11,7 @@ from padded import equiformer_v2, loaded
 
 from dens_plugin.training.buckets import Buckets, PaddingCollater
 from dens_plugin.training.budgets import Budget
-from dens_plugin.training.padding import signature
+from dens_plugin.training.signature import signature
 
 
 def slab(generator):

@@ -130,7 +130,7 @@ def test_fairchems_path_is_computed_as_usual(config, build, recorders, caplog):
     plain, recorded = both(config, build)
     assert_same_run(final_state(recorded), final_state(plain))
     assert sum(recorder.replays for recorder in recorders) == 0
-    assert "CUDA graphs: a step waits for the device" in caplog.text
+    assert "CUDA graphs: a training step waits for the device" in caplog.text
 
 
 def test_a_cpu_has_none(config, build, caplog):

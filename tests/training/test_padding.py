@@ -27,7 +27,8 @@ from dens_plugin.objectives.ndem import NDeM
 from dens_plugin.testing import EPOCH, default_dtype, random_batch
 from dens_plugin.training.budgets import Budget
 from dens_plugin.training.loading import loader_search
-from dens_plugin.training.padding import named_tensors, pad, signature, without_ghosts
+from dens_plugin.training.padding import pad, without_ghosts
+from dens_plugin.training.signature import named_tensors, signature
 
 
 @pytest.fixture(scope="module")

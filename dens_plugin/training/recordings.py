@@ -1,0 +1,141 @@
+"""A function of batches, recorded once for each size of theirs."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+
+import torch
+
+from dens_plugin.training.signature import Signature, signature
+from dens_plugin.training.static_batch import StaticBatch
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+    from dens_plugin.training.capture import Recorder, Recording
+
+Result = TypeVar("Result")
+
+_MOST = 12  # signatures that are recorded: each takes a second, and memory where it is the largest so far
+_WARM_UP = 3  # ordinary calls before the first recording; one for each further signature
+
+
+class _Recorded(NamedTuple):
+    static: StaticBatch
+    recording: Recording
+
+
+class Recordings(Generic[Result]):
+    """Calls of a function of a batch, by recordings where there are some.
+
+    The first calls are ordinary ones, which compile kernels and make constants. One of them is watched for whatever
+    would wait for the device, since a recording that fails leaves CUDA in disorder.
+
+    Args:
+        function: from a batch to tensors, in tuples and dictionaries.
+        recorder: of the device.
+        device: where batches are to be.
+        before: what a batch on the device needs that is not recorded.
+        seed: seeds what the function draws.
+        what: is computed, for the log.
+
+    Attributes:
+        is_recording: whether the function is being recorded now.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Batch], Result],
+        recorder: Recorder,
+        device: torch.device,
+        *,
+        before: Callable[[Batch], None],
+        seed: Callable[[], None],
+        what: str,
+    ) -> None:
+        self._function, self._recorder, self._device = function, recorder, device
+        self._before, self._seed, self._what = before, seed, what
+        self._ordinary: Counter[Signature] = Counter()  # calls without a recording
+        self._recorded: dict[Signature, _Recorded] = {}
+        self._has_told = self.is_recording = False
+
+    def __call__(self, batch: Batch) -> Result:
+        """What the function returns, in tensors that stay as they are."""
+        key = signature(batch)
+        if key not in self._recorded and self._may_record(key):
+            static = StaticBatch(batch, self._device)
+            recording = self.record(lambda: self._function(static.batch))
+            if recording is not None:
+                self._recorded[key] = _Recorded(static, recording)
+        known = self._recorded.get(key)
+        if known is None:
+            self._ordinary[key] += 1
+            return self._ordinarily(batch.to(self._device, non_blocking=True))
+        known.static.fill(batch)
+        self._before(known.static.batch)
+        self._seed()
+        known.recording.replay()
+        copied: Result = _copied(known.recording.outputs)  # before another recording writes into the same memory
+        return copied
+
+    def __len__(self) -> int:
+        return len(self._recorded)
+
+    def forget(self) -> None:
+        """Record anew."""
+        self._recorded.clear()
+
+    def record(self, function: Callable[[], Any]) -> Recording | None:
+        """A recording that belongs to these; None, and a line in the log, where it fails."""
+        self.is_recording = True
+        try:
+            return self._recorder.record(function)
+        except RuntimeError as error:
+            self._tell(f"{self._what} could not be recorded ({_first_line(error)}); set optim.cuda_graph: false")
+            return None
+        finally:
+            self.is_recording = False
+
+    def _ordinarily(self, batch: Batch) -> Result:
+        self._before(batch)
+        self._seed()
+        with self._recorder.beside():
+            if self._ordinary.total() == _WARM_UP and not self._has_told:
+                try:
+                    with self._recorder.watched():
+                        return self._function(batch)
+                except RuntimeError as error:
+                    self._tell(f"{self._what} waits for the device ({_first_line(error)}), and is computed without")
+                    self._seed()
+            return self._function(batch)
+
+    def _may_record(self, key: Signature) -> bool:
+        if self._has_told or self._ordinary[key] == 0 or self._ordinary.total() < _WARM_UP:
+            return False
+        if len(self._recorded) < _MOST:
+            return True
+        self._tell(f"batches have more than {_MOST} sizes, and those of further ones are computed without")
+        return False
+
+    def _tell(self, what: str) -> None:
+        """Once; nothing more is recorded afterwards."""
+        if not self._has_told:
+            logging.warning(f"CUDA graphs: {what}.")
+        self._has_told = True
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def _copied(record: Any) -> Any:
+    if isinstance(record, torch.Tensor):
+        return record.clone()
+    if isinstance(record, dict):
+        return {key: _copied(value) for key, value in record.items()}
+    if isinstance(record, tuple) and hasattr(record, "_fields"):
+        return type(record)(*map(_copied, record))
+    return record

@@ -1,0 +1,33 @@
+"""The tensors of a batch, and what batches share that one recording can compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from torch_geometric.data import Batch
+
+Signature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
+
+
+def named_tensors(record: Any, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a batch, also those in its records, with the ways to them, always in the same order."""
+    if isinstance(record, torch.Tensor):
+        yield name, record
+    elif isinstance(record, tuple) and hasattr(record, "_fields"):
+        for key, value in zip(record._fields, record, strict=True):
+            yield from named_tensors(value, f"{name}.{key}")
+    elif isinstance(record, (list, tuple)):
+        for index, value in enumerate(record):
+            yield from named_tensors(value, f"{name}.{index}")
+    elif hasattr(record, "keys"):
+        for key in sorted(record.keys()):
+            yield from named_tensors(record[key], f"{name}.{key}" if name else key)
+
+
+def signature(batch: Batch) -> Signature:
+    """Names, shapes and dtypes of all tensors of a batch: batches that were padded to one budget have the same."""
+    return tuple((name, tuple(value.shape), value.dtype) for name, value in named_tensors(batch))
