@@ -246,7 +246,7 @@ class BackboneContract:
         assert (known.cutoff or 0) > 0
         assert random_batch().atomic_numbers.max() < known.elements
         assert isinstance(known.periodic, bool)
-        assert bool(known.own_search) == (known.search is None)
+        assert known.search is not None or known.own_search
         assert known.family in families()
         names = {known.family.backbone, known.family.auxiliary, *known.family.heads.values()}
         names |= {known.family.plain or known.family.backbone, *known.family.plain_heads.values()}

@@ -21,7 +21,7 @@ class Description(NamedTuple):
         periodic: whether it looks across the faces of cells.
         elements: atomic numbers are below this.
         search: which record of neighbours it reads in place of searching; None if it reads none.
-        own_search: in words, why it reads none.
+        own_search: in words, why it searches itself: always, or unless it is asked to read.
         encodes_forces: whether it encodes the forces of a batch's corruption record.
         differentiates: whether forces are gradients of the energy.
     """
@@ -57,7 +57,12 @@ def describe(model: nn.Module) -> Description:
 
 
 def by_attributes(
-    backbone: Any, *, family: Family | None = None, encodes_forces: bool = False, own_search: str = ""
+    backbone: Any,
+    *,
+    family: Family | None = None,
+    encodes_forces: bool = False,
+    own_search: str = "",
+    reads_records: bool = False,
 ) -> Description:
     """A description by the names that attributes have in fairchem's networks and in ours.
 
@@ -66,7 +71,8 @@ def by_attributes(
             gradients.
         family: by default the one with fairchem's class.
         encodes_forces: of the description.
-        own_search: why a backbone never reads a record.
+        own_search: why a backbone searches itself.
+        reads_records: whether it reads a record all the same if it is asked to.
     """
     if family is None:
         family = next((each for each in families() if each.fairchems and isinstance(backbone, each.fairchems)), None)
@@ -83,7 +89,7 @@ def by_attributes(
         cutoff=getattr(backbone, "cutoff", None),
         periodic=None if periodic is None else bool(periodic),
         elements=getattr(backbone, "max_num_elements", None),
-        search=None if own_search else search_of(backbone),
+        search=search_of(backbone) if reads_records or not own_search else None,
         own_search=own_search,
         encodes_forces=encodes_forces,
         differentiates=differentiates,

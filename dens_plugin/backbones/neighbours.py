@@ -23,6 +23,7 @@ from fairchem.core.models.base import GraphData, GraphModelMixin
 from dens_plugin.backbones.periodic_edges import periodic_edges
 from dens_plugin.fields import NEIGHBOURS, holding, rows_of
 from dens_plugin.nn.escn.first_layer import Degrees
+from dens_plugin.nn.pairs import one_of_two, open_pairs
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -41,6 +42,7 @@ class Search(NamedTuple):
         strictly: whether ties at this limit are cut.
         use_pbc: whether to look across the faces of the cell.
         use_pbc_single: whether to do so structure by structure.
+        in_pairs: whether it takes one of two edges in opposite directions for both.
     """
 
     cutoff: float
@@ -48,6 +50,7 @@ class Search(NamedTuple):
     strictly: bool
     use_pbc: bool
     use_pbc_single: bool
+    in_pairs: bool = False
 
 
 class Neighbours(NamedTuple):
@@ -61,6 +64,7 @@ class Neighbours(NamedTuple):
         checksum: of positions and cells.
         degrees: how many edges atoms have; on the CPU, wherever the batch is.
         incoming: target -> (e,) the edges that end at the atoms of its `Rows`.
+        pairs: (H,) which edges are taken for both directions, where the search is for pairs.
     """
 
     search: Search
@@ -70,16 +74,18 @@ class Neighbours(NamedTuple):
     checksum: float
     degrees: Degrees
     incoming: dict[str, torch.Tensor]
+    pairs: torch.Tensor | None = None
 
     @classmethod
     def of(cls, batch: Batch, search: Search, found: Found) -> Neighbours:
         """What a search found in a batch whose rows are listed already."""
-        edge_index, *_ = found
+        edge_index, cell_offsets, _ = found
         of_atoms = {
             name: rows.mask for name, rows in (rows_of(batch) or {}).items() if len(rows.mask) == len(batch.pos)
         }
         incoming = {name: holding(mask[edge_index[1]], None) for name, mask in of_atoms.items()}
-        return cls(search, *found, _checksum(batch), Degrees.of(edge_index, len(batch.pos)), incoming)
+        pairs = one_of_two(edge_index, cell_offsets).nonzero().view(-1) if search.in_pairs else None
+        return cls(search, *found, _checksum(batch), Degrees.of(edge_index, len(batch.pos)), incoming, pairs)
 
 
 @dataclass(kw_only=True)
@@ -97,7 +103,8 @@ def with_neighbours(batch: Batch, search: Search) -> Batch:
     """The batch with the record of its neighbours, those of fairchem in the same order."""
     prepared = copy.copy(batch)
     with torch.no_grad():
-        prepared[NEIGHBOURS] = Neighbours.of(batch, search, _periodic(batch, search) or _by_host(batch, search))
+        found = _periodic(batch, search) or _of_molecules(batch, search) or _by_host(batch, search)
+        prepared[NEIGHBOURS] = Neighbours.of(batch, search, found)
     return prepared
 
 
@@ -106,6 +113,17 @@ def _periodic(batch: Batch, search: Search) -> Found | None:
     if not search.use_pbc or search.use_pbc_single:
         return None
     return periodic_edges(batch, search.cutoff, search.max_neighbors, strictly=search.strictly)
+
+
+def _of_molecules(batch: Batch, search: Search) -> Found | None:
+    """All pairs within the cutoff in both directions; None where their order matters, or not all are wanted."""
+    if search.use_pbc or not search.in_pairs or batch.natoms.max() > search.max_neighbors + 1:
+        return None
+    pairs = open_pairs(batch.pos, batch.batch, batch.natoms, search.cutoff)
+    edges = torch.cat([pairs, pairs.flip(0)], dim=1)
+    edges = edges[:, (edges[1] * len(batch.pos) + edges[0]).argsort()]
+    counts = batch.batch[edges[1]].bincount(minlength=batch.num_graphs)
+    return edges, batch.pos.new_zeros(edges.shape[1], 3, dtype=torch.float), counts
 
 
 def _by_host(batch: Batch, search: Search) -> Found:
@@ -136,7 +154,12 @@ def search_of(backbone: Any) -> Search:
     """What a backbone of fairchem's looks for."""
     strictly = getattr(backbone, "enforce_max_neighbors_strictly", True)  # fairchem's own default
     return Search(
-        backbone.cutoff, backbone.max_neighbors, bool(strictly), bool(backbone.use_pbc), bool(backbone.use_pbc_single)
+        backbone.cutoff,
+        backbone.max_neighbors,
+        bool(strictly),
+        bool(backbone.use_pbc),
+        bool(backbone.use_pbc_single),
+        in_pairs=getattr(backbone, "in_pairs", False),
     )
 
 
@@ -186,6 +209,27 @@ def read_or_find(backbone: Any, find: Callable[..., Any], data: Batch, **options
         return find(read, **options)
     finally:
         backbone.otf_graph = True
+
+
+def recorded_pairs(backbone: Any, data: Batch) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+    """Pairs (2, H) of a batch's record, and by how much (H, 3) Å cells move the first of each; None without a record.
+
+    Args:
+        backbone: that takes edges in pairs; a record of another search is none.
+        data: the batch.
+
+    Raises:
+        ValueError: for a record of another batch.
+    """
+    found: Neighbours | None = data.get(NEIGHBOURS)
+    if found is None or found.search != search_of(backbone):
+        return None
+    _require_fit(found, data)
+    pairs = found.edge_index.index_select(1, found.pairs)
+    if not found.search.use_pbc:
+        return pairs, None
+    cells = data.cell.index_select(0, data.batch.index_select(0, pairs[1]))
+    return pairs, found.cell_offsets.index_select(0, found.pairs).float()[:, None].bmm(cells.float())[:, 0]
 
 
 def degrees_of(graph: GraphData) -> Degrees | None:

@@ -9,7 +9,7 @@ from fairchem.core.models.base import BackboneInterface, GraphModelMixin
 from torch import nn
 
 from dens_plugin.backbones.description import Description, by_attributes
-from dens_plugin.backbones.neighbours import found_graph, search_of
+from dens_plugin.backbones.neighbours import found_graph, recorded_pairs, search_of
 from dens_plugin.nn.pairs import Edges, one_of_two, open_pairs
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ class NeighbourBackbone(nn.Module, BackboneInterface, GraphModelMixin):
 class PairBackbone(NeighbourBackbone):
     """A network on pairs of atoms. Forces that it encodes are constants: no gradient by positions passes through."""
 
+    in_pairs = True
+    """For searches: one of two edges in opposite directions stands for both."""
+
     def forward(self, data: Batch) -> dict[str, torch.Tensor]:
         """``scalars`` (N, C), what else `features` gives, and the ``positions`` (N, 3) to differentiate by.
 
@@ -91,17 +94,26 @@ class PairBackbone(NeighbourBackbone):
     def describe(self) -> Description:
         """What others must know of it."""
         own_search = "" if self.use_pbc else "it pairs the atoms of molecules faster itself"
-        return by_attributes(self, family=self.family, encodes_forces=self.encodes_forces, own_search=own_search)
+        return by_attributes(
+            self,
+            family=self.family,
+            encodes_forces=self.encodes_forces,
+            own_search=own_search,
+            reads_records=True,
+        )
 
     def _edges(self, data: Batch, positions: torch.Tensor) -> Edges:
         with torch.no_grad():  # which atoms are neighbours is not differentiated
-            if not self.use_pbc and data.natoms.max() <= self.max_neighbors + 1:
+            recorded = recorded_pairs(self, data)
+            if recorded is not None:
+                pairs, offsets = recorded
+            elif not self.use_pbc and data.natoms.max() <= self.max_neighbors + 1:
                 pairs, offsets = open_pairs(data.pos, data.batch, data.natoms, self.cutoff), None
             else:
                 graph = found_graph(self, data)
                 kept = one_of_two(graph.edge_index, graph.cell_offsets)
-                pairs, offsets = graph.edge_index[:, kept], graph.offset_distances[kept].to(positions.dtype)
+                pairs, offsets = graph.edge_index[:, kept], graph.offset_distances[kept]
         first, second = pairs
         vectors = positions.index_select(0, first) - positions.index_select(0, second)
-        vectors = vectors if offsets is None else vectors + offsets
+        vectors = vectors if offsets is None else vectors + offsets.to(vectors.dtype)
         return Edges.of(pairs, vectors, data.batch, data.num_graphs)

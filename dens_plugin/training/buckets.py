@@ -155,11 +155,18 @@ def _shares(ordered: Sequence[Budget]) -> list[Sequence[Budget]]:
 
 
 def _numbers(budget: Budget) -> list[int]:
-    return [budget.atoms, budget.edges, budget.structures, *budget.rows.values(), *budget.incoming.values()]
+    return [
+        budget.atoms,
+        budget.edges,
+        budget.structures,
+        budget.pairs,
+        *budget.rows.values(),
+        *budget.incoming.values(),
+    ]
 
 
 def _budget(numbers: Sequence[int], of_rows: Sequence[str], of_incoming: Sequence[str]) -> Budget:
-    atoms, edges, structures, *rest = numbers
+    atoms, edges, structures, pairs, *rest = numbers
     rows, incoming = rest[: len(of_rows)], rest[len(of_rows) :]
     return Budget(
         atoms,
@@ -167,4 +174,5 @@ def _budget(numbers: Sequence[int], of_rows: Sequence[str], of_incoming: Sequenc
         structures,
         dict(zip(of_rows, rows, strict=True)),
         dict(zip(of_incoming, incoming, strict=True)),
+        pairs,
     )

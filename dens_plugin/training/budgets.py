@@ -29,6 +29,7 @@ class Budget:
         structures: B.
         rows: output -> rows that count.
         incoming: output of atoms -> edges that end at them.
+        pairs: H, of edges in opposite directions, where a network takes these.
     """
 
     atoms: int
@@ -36,6 +37,7 @@ class Budget:
     structures: int
     rows: Mapping[str, int] = field(default_factory=dict)
     incoming: Mapping[str, int] = field(default_factory=dict)
+    pairs: int = 0
 
     @classmethod
     def of(cls, batch: Batch) -> Budget:
@@ -51,6 +53,7 @@ class Budget:
             structures=batch.num_graphs,
             rows={name: int(rows.mask.sum()) for name, rows in (rows_of(batch) or {}).items()},
             incoming={name: len(edges) for name, edges in record.incoming.items()},
+            pairs=0 if record.pairs is None else len(record.pairs),
         )
 
     @classmethod
@@ -68,6 +71,7 @@ class Budget:
             max(need.structures for need in needs),
             most([need.rows for need in needs]),
             most([need.incoming for need in needs]),
+            max(need.pairs for need in needs),
         )
 
     @property
@@ -80,7 +84,7 @@ class Budget:
         of_atoms, of_edges = other.atoms / max(self.atoms, 1), other.edges / max(self.edges, 1)
         rows = {name: math.ceil(size * of_atoms) if name in self.incoming else size for name, size in self.rows.items()}
         incoming = {name: math.ceil(size * of_edges) for name, size in self.incoming.items()}
-        return Budget(other.atoms, other.edges, other.structures, rows, incoming)
+        return Budget(other.atoms, other.edges, other.structures, rows, incoming, other.pairs)
 
     def rounded(self, margin: float = 0.0) -> Budget:
         """At least this and a share ``margin`` of it, in numbers of six binary digits."""
@@ -91,13 +95,13 @@ class Budget:
             return -(-wanted // step) * step
 
         of_outputs = ({name: up(size) for name, size in sizes.items()} for sizes in (self.rows, self.incoming))
-        return Budget(up(self.atoms), up(self.edges), self.structures, *of_outputs)
+        return Budget(up(self.atoms), up(self.edges), self.structures, *of_outputs, up(self.pairs))
 
     def with_room_for(self, needs: Iterable[Budget]) -> Budget:
         """At least this, with ghosts beside each of some batches, none of which takes up more than this."""
         needs = list(needs)
         structures = max(self.structures, *(need.structures + 1 for need in needs))
-        edges = (self.edges // _ALIGNED + 1) * _ALIGNED if any(self.incoming.values()) else self.edges
+        edges = (self.edges // _ALIGNED + 1) * _ALIGNED if self.pairs or any(self.incoming.values()) else self.edges
         rows = {name: size + (name in self.incoming) for name, size in self.rows.items()}
         atoms = max(self.atoms, 1 + max((rows[name] for name in self.incoming), default=0))
         for need in needs:
@@ -111,13 +115,14 @@ class Budget:
         ghosts = self.atoms - need.atoms - single
         lacking = {name: size - need.incoming[name] for name, size in self.incoming.items()}
         of_atoms = {name: size for name, size in self.rows.items() if name in lacking}
+        of_edges = [*lacking.values(), self.pairs - need.pairs]
         return (
             single >= 0
             and ghosts >= _LEAST_ATOMS
             and 0 <= spare <= _MOST_EDGES * ghosts
             and all(size >= need.rows[name] for name, size in self.rows.items())
             and all(need.rows[name] < size < self.atoms for name, size in of_atoms.items())  # one ends ghost edges
-            and all(lack == 0 or (lack > 0 and spare > 0) for lack in lacking.values())
+            and all(lack == 0 or (lack > 0 and spare > 0) for lack in of_edges)
         )
 
 

@@ -78,6 +78,10 @@ class Ghosts:
         found = torch.isin(self.edge_index()[1], atoms).nonzero().view(-1) + self.first_edge
         return found[spread(count, len(found))]
 
+    def some_edges(self, count: int) -> torch.Tensor:
+        """(count,) ghost edges in ascending order, all about equally often."""
+        return spread(count, self.num_edges) + self.first_edge
+
     @property
     def _first_linked(self) -> int:
         """Number of the last structure's first atom."""

@@ -169,7 +169,7 @@ def loader_search(model: nn.Module, optim: Mapping[str, Any]) -> Search | None:
             f"optim.pad needs neighbours that the loader finds, and here the model does so: {known.own_search}; "
             "leave optim.pad out"
         )
-    if known.search is None:
+    if known.search is None or (known.own_search and not wanted):
         level = logging.WARNING if wanted else logging.INFO
         logging.log(level, f"Neighbours are found by the model: {known.own_search}.")
         return None

@@ -201,7 +201,10 @@ def _neighbours(record: Neighbours, padded: Batch, budget: Budget, ghosts: Ghost
         real, chosen = record.incoming[name], rows_of(padded)[name].where()
         added = ghosts.edges_to(chosen[chosen >= ghosts.first_atom].cpu(), size - len(real))
         incoming[name] = torch.cat([real, added.to(real)])
-    return Neighbours.of(padded, record.search, found)._replace(incoming=incoming)
+    pairs = record.pairs
+    if pairs is not None:
+        pairs = torch.cat([pairs, ghosts.some_edges(budget.pairs - len(pairs)).to(pairs)])
+    return Neighbours.of(padded, record.search, found)._replace(incoming=incoming, pairs=pairs)
 
 
 def _joined(starts: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:

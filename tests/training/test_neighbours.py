@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import lzma
 import pickle
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from samples import MODEL, PLAIN_MODEL
 from torch_geometric.data import Batch
 
 import dens_plugin
+from dens_plugin.backbones.description import describe
 from dens_plugin.backbones.neighbours import Neighbours, Search, with_neighbours, without_neighbours
 from dens_plugin.fields import ROWS
 from dens_plugin.objectives.dens import DeNS
@@ -312,7 +314,10 @@ class TestChoice:
         with pytest.raises(ValueError, match=r"optim.loader_graph must be true or false, got 'yes'"):
             loader_search(equiformer(), {"loader_graph": "yes"})
 
-    def test_is_the_models_for_gradients(self, caplog):
+    @pytest.mark.parametrize("wanted", [None, True])
+    def test_is_the_models_for_gradients(self, caplog, wanted):
+        """Unless ours is asked to read them; fairchem's cannot."""
+        caplog.set_level(logging.INFO)
         gradients = hydra(
             {"model": "dens_plugin.ESENDeNS", **ESEN, "direct_forces": False},
             energy_forces="dens_plugin.ESENGradientHead",
@@ -321,8 +326,21 @@ class TestChoice:
         plain.backbone.direct_forces = False
         for model in (gradients, plain):
             caplog.clear()
-            assert loader_search(model, {"loader_graph": True}) is None
-            assert "Neighbours are found by the model: its forces are gradients" in caplog.text
+            found = loader_search(model, {"num_workers": 1} if wanted is None else {"loader_graph": wanted})
+            if wanted and model is gradients:
+                assert found == describe(model).search
+            else:
+                assert found is None
+                assert "Neighbours are found by the model: its forces are gradients" in caplog.text
+
+    def test_of_batches_that_are_padded_is_the_loaders_or_an_error(self):
+        plain = hydra({"model": "esen_backbone", "otf_graph": True, **ESEN}, energy="esen_mlp_energy_head")
+        assert loader_search(plain, {"pad": True}) is not None
+        plain.backbone.direct_forces = False
+        with pytest.raises(
+            ValueError, match=r"optim.pad needs neighbours .* its forces are gradients; leave"
+        ):
+            loader_search(plain, {"pad": True})
 
     def test_is_the_models_for_stored_edges(self, caplog):
         stored = fairchem(otf_graph=False)

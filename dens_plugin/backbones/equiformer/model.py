@@ -17,6 +17,7 @@ from torch import nn
 from dens_plugin.backbones.description import Description, by_attributes
 from dens_plugin.backbones.equiformer.family import FAMILY
 from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
+from dens_plugin.backbones.neighbours import edges_to
 from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.equiformer.activation import silu
 from dens_plugin.nn.equiformer.attention import GraphAttention, GraphConvolution, MessageSizes, PathWeights
@@ -29,6 +30,7 @@ from dens_plugin.nn.features import Features, total
 from dens_plugin.settings import suggestion, switch
 
 if TYPE_CHECKING:
+    from fairchem.core.models.base import GraphData
     from torch_geometric.data import Batch
 
     from dens_plugin.fields import Rows
@@ -176,7 +178,9 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
         """
         with torch.enable_grad():
             positions = data.pos.detach().requires_grad_()  # not the caller's tensor, which stays as it is
-            edges = self._edges(data, positions)
+            with torch.no_grad():  # which atoms are neighbours is not differentiated
+                graph = self.generate_graph(data)
+            edges = self._edges(graph, positions)
             features = self._first_features(data, edges)
             *blocks, last = self.blocks
             for block in blocks:
@@ -184,19 +188,17 @@ class Equiformer(nn.Module, BackboneInterface, GraphModelMixin):
             # Energies need scalars alone.
             is_vectorial = any(head.asked(data) for head in self.vector_heads)
             features = last(features, edges, stop=None if is_vectorial else 1)
-            return {"features": self.norm(features), "edges": edges, "positions": positions}
+            return {"features": self.norm(features), "graph": graph, "edges": edges, "positions": positions}
 
     def describe(self) -> Description:
         """What others must know of it."""
-        return by_attributes(self, family=FAMILY)
+        return by_attributes(self, family=FAMILY, reads_records=True)
 
     def _first_features(self, data: Batch, edges: CoupledEdges) -> Features:
         atoms = self.atom_embedding(data.atomic_numbers.long())
         return total(atoms, self.edge_embedding(edges, len(data.pos)))
 
-    def _edges(self, data: Batch, positions: torch.Tensor) -> CoupledEdges:
-        with torch.no_grad():  # which atoms are neighbours is not differentiated
-            graph = self.generate_graph(data)
+    def _edges(self, graph: GraphData, positions: torch.Tensor) -> CoupledEdges:
         source, target = graph.edge_index
         vectors = positions[source] - positions[target] + graph.offset_distances.to(positions.dtype)
         return self.geometry(source, target, vectors)
@@ -292,7 +294,7 @@ class EquiformerNoiseHead(RowHead, nn.Module, HeadInterface):
         """(N, 3)."""
         edges = emb["edges"]
         if rows is not None:
-            edges = edges.select(rows.mask[edges.target].nonzero().view(-1))
+            edges = edges.select(edges_to(emb["graph"], self.output_name, rows))
         return self.block(emb["features"], edges)[0].squeeze(-1)
 
 

@@ -72,7 +72,7 @@ class ESENDeNS(eSEN_Backbone):
 
     def describe(self) -> Description:
         """What others must know of it."""
-        return by_attributes(self, family=FAMILY, encodes_forces=True)
+        return by_attributes(self, family=FAMILY, encodes_forces=True, reads_records=True)
 
     def generate_graph(self, data: Batch, **kwargs: Any) -> dict[str, Any]:
         """fairchem's graph; where it has no edge, one to nowhere, which `allow_empty_graphs` drops."""
