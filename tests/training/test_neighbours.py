@@ -337,9 +337,7 @@ class TestChoice:
         plain = hydra({"model": "esen_backbone", "otf_graph": True, **ESEN}, energy="esen_mlp_energy_head")
         assert loader_search(plain, {"pad": True}) is not None
         plain.backbone.direct_forces = False
-        with pytest.raises(
-            ValueError, match=r"optim.pad needs neighbours .* its forces are gradients; leave"
-        ):
+        with pytest.raises(ValueError, match=r"optim.pad needs neighbours .* its forces are gradients; leave"):
             loader_search(plain, {"pad": True})
 
     def test_is_the_models_for_stored_edges(self, caplog):
