@@ -28,6 +28,8 @@ _LEAST = {
     "max_bad_steps": 0,
     "num_workers": 0,
     "loader_workers": 0,
+    "batch_atoms": 1,
+    "batch_edges": 1,
 }
 # What fairchem's two learning-rate functions read, in epochs or as shares of optim.lr_initial.
 _SCHEDULES = {
@@ -117,7 +119,16 @@ def _require_steps(optim: Mapping[str, Any], *, amp: bool) -> None:
 
 
 def _require_loaders(optim: Mapping[str, Any]) -> None:
-    """Look at how batches are made: ghosts are added to a batch whose neighbours are known."""
+    """Look at how batches are made: by one rule, and with ghosts only where neighbours are known."""
+    fill = next((key for key in ("batch_atoms", "batch_edges") if key in optim), None)
+    for other in ("batch_size", "load_balancing"):
+        if fill is not None and other in optim:
+            raise ValueError(
+                f"optim.{fill} fills batches up, and optim.{other} asks for so many structures or equal shares of "
+                f"them; drop one of them (`{other}: null` drops that of an included file)"
+            )
+    if fill is not None and "eval_batch_size" not in optim:
+        raise ValueError(f"optim.{fill} is for training; set optim.eval_batch_size, the structures of other batches")
     pads = switch(optim.get("pad", False), "optim.pad")
     finds = switch(optim.get("loader_graph", True), "optim.loader_graph")
     if pads and not finds:

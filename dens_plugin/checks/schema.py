@@ -21,8 +21,8 @@ _ALIKE = 0.8  # of 1: how near a name is to a known one to be taken for a slip r
 
 OPTIM = """
     autocast accumulate_steps max_bad_steps keep_checkpoints batch_size eval_batch_size num_workers loader_workers
-    loader_graph pad cuda_graph checkpoint_every eval_every clip_grad_norm ema_decay ema_warmup load_balancing
-    load_balancing_on_error
+    loader_graph pad cuda_graph batch_atoms batch_edges checkpoint_every eval_every clip_grad_norm ema_decay ema_warmup
+    load_balancing load_balancing_on_error
     load_datasets_and_model_then_exit lr_initial max_epochs optimizer optimizer_params scheduler scheduler_params
     weight_decay loss_energy loss_force loss_forces energy_coefficient force_coefficient use_denoising_pos
     denoising_pos_params denoising_pos_coefficient

@@ -67,8 +67,20 @@ class Run(NamedTuple):
     @property
     def batch_size(self) -> int:
         """Structures per optimiser step, over all ranks that do not share a graph."""
-        optim, ranks = self.config["optim"], self.config["world_size"] // (self.config["gp_gpus"] or 1)
-        return int(optim.get("batch_size", 1)) * int(optim.get("accumulate_steps", 1)) * ranks
+        return self._batches * int(self.config["optim"].get("batch_size", 1))
+
+    @property
+    def step(self) -> str:
+        """What an optimiser step sees, in words."""
+        for key, noun in (("batch_atoms", "atoms"), ("batch_edges", "edges")):
+            if key in self.config["optim"]:
+                return f"up to {self._batches * int(self.config['optim'][key])} {noun} per step"
+        return f"{self.batch_size} structures per step"
+
+    @property
+    def _batches(self) -> int:
+        ranks = self.config["world_size"] // (self.config["gp_gpus"] or 1)
+        return int(self.config["optim"].get("accumulate_steps", 1)) * ranks
 
 
 def plan(entries: Sequence[Entry], site: Site, wish: Wish) -> list[Run]:

@@ -184,9 +184,7 @@ def _folder(run_dir: Path, run: Run) -> Path:
 
 
 def _summary(arrays: Sequence[_Array], site: str) -> str:
-    lines = [
-        f"  {run.name}: {array.shape}, {run.batch_size} structures per step" for array in arrays for run in array.runs
-    ]
+    lines = [f"  {run.name}: {array.shape}, {run.step}" for array in arrays for run in array.runs]
     split = ", one for each size of run" if len(arrays) > 1 else ""
     return "\n".join(
         [f"{_counted(len(lines), 'run')} in {_counted(len(arrays), 'job array')} at {site}{split}:", *lines]

@@ -37,6 +37,7 @@ from dens_plugin.training.checkpoints import (
     newest_whole,
     recorded,
 )
+from dens_plugin.training.filling import filled_batches, fills
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
 from dens_plugin.training.interruption import workers_let_go
 from dens_plugin.training.ledger import BadSteps
@@ -131,6 +132,16 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
     def _new_averages(self) -> Averages:
         return Averages(self.model.parameters(), self.ema_decay, use_num_updates=self._warms_averages)
 
+    def load_datasets(self) -> None:
+        """fairchem's, which asks for a number of structures per batch of every set, also where one has another way."""
+        stated = self.config["optim"]
+        if fills(stated):
+            self.config["optim"] = {"batch_size": stated["eval_batch_size"], **stated}
+        try:
+            super().load_datasets()
+        finally:
+            self.config["optim"] = stated
+
     @staticmethod
     def _get_timestamp(device: torch.device, suffix: str | None) -> str:
         """A name for the run's folders that no other run has; fairchem's has a granularity of 128 s."""
@@ -147,13 +158,16 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             self.logger = HistoryLogger(self.logger, self._folder / FILE_NAME, self.config["cmd"]["print_every"])
 
     def get_sampler(self, dataset: Dataset, batch_size: int, shuffle: bool) -> BatchSampler:
-        """fairchem's for training; for evaluation one that counts every structure once.
+        """fairchem's for training, or filled batches; for evaluation one that counts every structure once.
 
         Raises:
-            ValueError: if there are no structures, or if batches shall be balanced and the data set does not say how
-                large its structures are.
+            ValueError: if there are no structures, or if batches shall be balanced or filled up and the data set does
+                not say how large its structures are.
         """
         require_structures(dataset, f"the data set '{dataset.config.get('src')}'")
+        rank, ranks = _data_ranks()
+        if shuffle and fills(self.config["optim"]):
+            return filled_batches(dataset, self.config["optim"], seed=self.seed, rank=rank, num_replicas=ranks)
         if shuffle:
             try:
                 batches = super().get_sampler(dataset, batch_size, shuffle)
@@ -164,18 +178,24 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
                 ) from error
             batches.sampler = EpochOrder.of(batches.sampler)
             return batches
-        rank, ranks = _data_ranks()
         return ShareSampler(dataset, batch_size=batch_size, rank=rank, num_replicas=ranks)
 
     def _record(self) -> RunRecord:
         return RunRecord(
             world_size=_data_ranks()[1],
-            batch_size=self.config["optim"].get("batch_size", 1),
+            batch_size=self._batch_size,
             accumulate_steps=self.accumulate_steps,
             structures=len(self.train_dataset),
             batches_per_epoch=len(self.train_loader),
             seed=self.seed,
         )
+
+    @property
+    def _batch_size(self) -> int:
+        """Structures of a rank's batch; about so many where batches are filled up."""
+        if not fills(self.config["optim"]):
+            return self.config["optim"].get("batch_size", 1)
+        return max(round(len(self.train_dataset) / (len(self.train_loader) * _data_ranks()[1])), 1)
 
     @property
     def _folder(self) -> Path:

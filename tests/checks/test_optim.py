@@ -83,6 +83,16 @@ def test_text_for_a_number_needs_a_trainer_that_reads_it():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"batch_atoms": 600}, r"optim.batch_atoms fills batches up, and optim.batch_size .*`batch_size: null`"),
+        (
+            {"batch_edges": 600, "batch_size": None, "load_balancing": "atoms"},
+            r"optim.batch_edges fills batches up, and optim.load_balancing",
+        ),
+        (
+            {"batch_atoms": 600, "batch_size": None, "eval_batch_size": None},
+            r"optim.batch_atoms is for training; set optim.eval_batch_size",
+        ),
+        ({"batch_atoms": 0, "batch_size": None}, r"optim.batch_atoms must be a whole number of at least 1, got 0"),
         ({"pad": "yes"}, r"optim.pad must be true or false, got 'yes'"),
         ({"pad": True, "loader_graph": False}, r"optim.pad: true needs the neighbours that loaders find; leave out"),
     ],

@@ -58,6 +58,9 @@ class TestPlan:
         assert run.config["cpu"] == (gpus == 0)
         assert run.config["world_size"] == ranks
         assert run.batch_size == 2 * ranks
+        assert run.step == f"{2 * ranks} structures per step"
+        filled = run._replace(config={**run.config, "optim": {"batch_atoms": 500}})
+        assert filled.step == f"up to {500 * ranks} atoms per step"
 
     def test_the_site_gives_the_default_size(self, workplace):
         (run,) = planned("tiny.yml")
