@@ -34,8 +34,10 @@ _LEAST = {
 # What fairchem's two learning-rate functions read, in epochs or as shares of optim.lr_initial.
 _SCHEDULES = {
     "cosine": ("warmup_epochs", "warmup_factor", "lr_min_factor"),
+    "held_cosine": ("warmup_epochs", "warmup_factor", "hold_epochs", "lr_min_factor"),
     "multistep": ("warmup_epochs", "warmup_factor", "decay_epochs", "decay_rate"),
 }
+_WARM_UP = ("warmup_epochs", "warmup_factor")  # of this package's ReduceLROnPlateau
 _OF_FAIRCHEM = ("epochs", "lr")  # it writes both into scheduler_params, also into those of a checkpoint
 
 
@@ -182,8 +184,10 @@ def _try_scheduler(
     cls: type, optimizer: torch.optim.Optimizer, options: Mapping[str, Any], optim: Mapping[str, Any]
 ) -> None:
     """Make one of torch's schedules, with the options that fairchem would pass on."""
-    accepted = _arguments(cls) - {"optimizer"}
-    reject_unknown(options, accepted | set(_OF_FAIRCHEM), "optim.scheduler_params")
+    accepted, own = _arguments(cls) - {"optimizer"}, set(_WARM_UP) if cls is lr_scheduler.ReduceLROnPlateau else set()
+    reject_unknown(options, accepted | own | set(_OF_FAIRCHEM), "optim.scheduler_params")
+    for name in own & options.keys():
+        finite(options[name], f"optim.scheduler_params.{name}")
     values = {"epochs": optim["max_epochs"], **options}
     try:
         cls(optimizer, **{name: values[name] for name in values if name in accepted})

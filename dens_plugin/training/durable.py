@@ -46,7 +46,7 @@ from dens_plugin.training.lock import locked
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_fused_step
 from dens_plugin.training.progress import StepLines, closing_line
-from dens_plugin.training.schedule import schedule_at, stated_groups, suit_schedule, take_settings
+from dens_plugin.training.schedule import Schedule, schedule_at, stated_groups, suit_schedule, take_settings
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import MeanLoss, ShareSampler, is_better, summed
 from dens_plugin.training.warm_start import warn_of_other_model
@@ -116,14 +116,23 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
 
     def load_extras(self) -> None:
         """fairchem's schedule and averages, and a record of what a step means."""
-        if self.train_loader is not None:
-            suit_schedule(self.config["optim"], len(self.train_loader))
-        super().load_extras()
+        if self.train_loader is None:
+            super().load_extras()
+        else:
+            self._load_schedule(self.config["optim"])
         if self.ema is not None:
             self.ema = self._new_averages()
         self._stated_groups = stated_groups(self.optimizer)
         if self.train_loader is not None:
             self.config[RUN] = self._record()._asdict()
+
+    def _load_schedule(self, optim: dict[str, Any]) -> None:
+        """fairchem counts in steps what the config counts in epochs, and makes its averages; the schedule is ours."""
+        suit_schedule(optim, len(self.train_loader))
+        stated, optim["scheduler"] = optim["scheduler"], "Null"
+        super().load_extras()
+        optim["scheduler"] = stated
+        self.scheduler = Schedule(self.optimizer, optim)
 
     @property
     def _warms_averages(self) -> bool:

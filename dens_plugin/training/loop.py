@@ -82,8 +82,7 @@ class TrainingLoop:
             self.ledger.add(self.optimise(batch))
         else:
             self.ledger.note(self._graphed(batch, is_first=self._is_first, is_last=self._is_last))
-        if trainer.scheduler.scheduler_type != "ReduceLROnPlateau":
-            trainer.scheduler.step()
+        trainer.scheduler.step()
 
         is_printed = step % trainer.config["cmd"]["print_every"] == 0
         signal = 0

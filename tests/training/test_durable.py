@@ -109,6 +109,25 @@ def test_stopped_in_an_evaluation(config, build, scheduler):
     "optim",
     [
         {"scheduler": "ReduceLROnPlateau", "scheduler_params": {"factor": 0.5, "patience": 0, "mode": "max"}},
+        {
+            "scheduler": "ReduceLROnPlateau",
+            "scheduler_params": {
+                "factor": 0.5,
+                "patience": 0,
+                "mode": "max",
+                "warmup_epochs": 0.8,
+                "warmup_factor": 0.1,
+            },
+        },
+        {
+            "scheduler_params": {
+                "lambda_type": "held_cosine",
+                "warmup_epochs": 0.3,
+                "hold_epochs": 0.3,
+                "warmup_factor": 0.1,
+                "lr_min_factor": 0.01,
+            }
+        },
         {"scheduler": "StepLR", "scheduler_params": {"step_size": 3, "gamma": 0.5}},
         {"accumulate_steps": 2},
         {"checkpoint_every": -1},
@@ -528,6 +547,10 @@ class TestChanges:
                 "optim.scheduler was 'LambdaLR'",
             ),
             ({"scheduler": "ReduceLROnPlateau", "scheduler_params": {"factor": 0.5}}, "is 'ReduceLROnPlateau'"),
+            (
+                {"scheduler": "ReduceLROnPlateau", "scheduler_params": {"warmup_epochs": 2.0, "warmup_factor": 0.1}},
+                "is 'ReduceLROnPlateau'",
+            ),
         ],
         ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
     )
@@ -546,8 +569,7 @@ class TestChanges:
         whole.step = 0
         for _ in range(6):
             whole.optimizer.step()
-            if whole.scheduler.scheduler_type != "ReduceLROnPlateau":
-                whole.scheduler.step()
+            whole.scheduler.step()
         for group, expected in zip(resumed.optimizer.param_groups, whole.optimizer.param_groups, strict=True):
             assert group["lr"] == pytest.approx(expected["lr"], rel=1e-9)
             assert group["weight_decay"] == expected["weight_decay"]
