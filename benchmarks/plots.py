@@ -22,8 +22,12 @@ LABELS = {
     "fairchem_dens": "fairchem's DeNS",
     "ours_host": "ours, fast: false",
     "ours": "ours",
+    "fairchem": "fairchem's DeNS, float32",
+    "fairchem_amp": "fairchem's DeNS, AMP",
+    "ordinary": "ours without graphs",
 }
 COLOURS = {"plain": "#E69F00", "fairchem_dens": "#D55E00", "ours_host": "#56B4E9", "ours": "#0072B2"}
+COLOURS |= {"fairchem": "#D55E00", "fairchem_amp": "#E69F00", "ordinary": "#56B4E9"}
 CURVES = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000")
 STYLE = {
     "font.size": 9,

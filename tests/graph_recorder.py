@@ -201,5 +201,5 @@ def _questions_refused():
 @contextmanager
 def as_on_a_gpu():
     """Within the context tensors say that they are on a GPU, which the code of this package does not ask."""
-    with mock.patch.object(torch.Tensor, "is_cuda", True, create=True):
+    with mock.patch.object(torch.Tensor, "is_cuda", property(lambda _: True), create=True):
         yield

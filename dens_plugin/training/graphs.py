@@ -94,6 +94,10 @@ class GraphedStep:
         values = torch.cat([values[:1], bad.double()[None], updated, values[5:]])
         return Figures(trainer.step, names, figures.errors, is_last, values)
 
+    def __len__(self) -> int:
+        """The number of sizes of batches that were recorded."""
+        return len(self._to_gradients)
+
     def forget_what_moved(self) -> None:
         """Record anew if weights, averages or the optimiser's state are no longer where they were."""
         if self._places and self._places != self._addresses():
