@@ -139,10 +139,10 @@ def loaded(model, objective=None, sizes=SIZES, dtype=torch.float64, batch=None):
         return in_dtype(with_neighbours(batch, loader_search(model, SEARCHED)), dtype)
 
 
-def clean(model, sizes=SIZES, dtype=torch.float64):
+def clean(model, sizes=SIZES, dtype=torch.float64, seed=0):
     """A batch as for an evaluation, which no objective prepared."""
     with default_dtype(torch.float32):
-        return in_dtype(with_neighbours(random_batch(sizes), loader_search(model, SEARCHED)), dtype)
+        return in_dtype(with_neighbours(random_batch(sizes, seed=seed), loader_search(model, SEARCHED)), dtype)
 
 
 def in_dtype(batch, dtype):

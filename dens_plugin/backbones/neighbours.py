@@ -21,7 +21,7 @@ import torch
 from fairchem.core.models.base import GraphData, GraphModelMixin
 
 from dens_plugin.backbones.periodic_edges import periodic_edges
-from dens_plugin.fields import NEIGHBOURS, holding, rows_of
+from dens_plugin.fields import NEIGHBOURS, holding, padding_of, rows_of
 from dens_plugin.nn.escn.first_layer import Degrees
 from dens_plugin.nn.pairs import one_of_two, open_pairs
 
@@ -94,9 +94,11 @@ class GraphOfRecord(GraphData):
 
     Attributes:
         record: of all edges.
+        is_padded: whether the batch has ghosts.
     """
 
     record: Neighbours
+    is_padded: bool
 
 
 def with_neighbours(batch: Batch, search: Search) -> Batch:
@@ -211,6 +213,19 @@ def read_or_find(backbone: Any, find: Callable[..., Any], data: Batch, **options
         backbone.otf_graph = True
 
 
+def recorded_graph(backbone: Any, data: Batch) -> GraphOfRecord | None:
+    """The graph of a batch's record; None without one, or for one of another search.
+
+    Raises:
+        ValueError: for a record of another batch.
+    """
+    found: Neighbours | None = data.get(NEIGHBOURS)
+    if found is None or found.search != search_of(backbone):
+        return None
+    _require_fit(found, data)
+    return _graph(found, data)
+
+
 def recorded_pairs(backbone: Any, data: Batch) -> tuple[torch.Tensor, torch.Tensor | None] | None:
     """Pairs (2, H) of a batch's record, and by how much (H, 3) Å cells move the first of each; None without a record.
 
@@ -271,6 +286,7 @@ def _graph(found: Neighbours, data: Batch) -> GraphOfRecord:
         batch_full=data.batch,
         atomic_numbers_full=data.atomic_numbers.long(),
         record=found,
+        is_padded=padding_of(data) is not None,
     )
 
 

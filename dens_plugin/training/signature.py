@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dens_plugin.fields import NEIGHBOURS
+
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
+
+    from dens_plugin.backbones.neighbours import Neighbours
 
 Signature = tuple[tuple[str, tuple[int, ...], torch.dtype], ...]
 
@@ -29,5 +33,10 @@ def named_tensors(record: Any, name: str = "") -> Iterator[tuple[str, torch.Tens
 
 
 def signature(batch: Batch) -> Signature:
-    """Names, shapes and dtypes of all tensors of a batch: batches that were padded to one budget have the same."""
-    return tuple((name, tuple(value.shape), value.dtype) for name, value in named_tensors(batch))
+    """Names, shapes and dtypes of all tensors of a batch: batches that were padded to one budget have the same.
+
+    And, of a record of neighbours, the room for an atom's edges, which eSCN reads: it is coarse, so that few differ.
+    """
+    record: Neighbours | None = batch.get(NEIGHBOURS)
+    room = () if record is None else (("room", record.degrees.room, torch.int64),)
+    return (*((name, tuple(value.shape), value.dtype) for name, value in named_tensors(batch)), *room)

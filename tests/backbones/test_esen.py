@@ -14,6 +14,7 @@ from fairchems_dens import assert_same_numbers
 from torch_geometric.data import Batch
 
 import dens_plugin
+from dens_plugin.backbones.esen.polar_edges import frames_without_waiting
 from dens_plugin.fields import ROWS
 from dens_plugin.testing import (
     BackboneContract,
@@ -257,6 +258,17 @@ def test_an_isolated_atom_trains_the_gradient_form():
     assert not out["stress"].any()
     sum(value.square().sum() for value in out.values()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_frames_without_waiting_are_fairchems():
+    backbone = ours("direct").backbone
+    vectors = torch.cat([torch.randn(50, 3), torch.eye(3), -torch.eye(3)])
+    jd = [getattr(backbone, f"Jd_{degree}") for degree in range(backbone.lmax + 1)]
+    torch.manual_seed(0)
+    expected = backbone.get_rotmat_and_wigner(vectors)
+    torch.manual_seed(0)
+    for found, known in zip(frames_without_waiting(vectors, jd), expected, strict=True):
+        assert_close(found, known, 1e-6)
 
 
 @pytest.mark.parametrize(

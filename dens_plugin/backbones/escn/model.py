@@ -23,7 +23,7 @@ from dens_plugin.backbones.escn.fast import Geometry, layer
 from dens_plugin.backbones.escn.no_edges import allow_no_edges
 from dens_plugin.backbones.forward_pass import require_directions, require_known_elements, require_sorted
 from dens_plugin.backbones.heads import RowHead
-from dens_plugin.backbones.neighbours import degrees_of, found_graph
+from dens_plugin.backbones.neighbours import GraphOfRecord, degrees_of, found_graph
 from dens_plugin.backbones.packed_rotation import rotations
 from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.edge_frames import edge_frames
@@ -108,7 +108,7 @@ class ESCNDeNS(eSCNBackbone):
         """What all layers share, from a graph and the frames (E, 3, 3) of its edges."""
         layout, elements = Layout(self.lmax_list[0], self.mmax_list[0]), graph.atomic_numbers_full
         edges = RotatedEdges.build(graph.edge_index, rotations(frames, layout), layout, num_atoms=len(elements))
-        ends = group_edges(edges, degrees_of(graph))
+        ends = group_edges(edges, degrees_of(graph), is_padded=isinstance(graph, GraphOfRecord) and graph.is_padded)
         distances = without_subnormals(self.distance_expansion(graph.edge_distance))
         return Geometry(edges, ends, elements[graph.edge_index], distances)
 

@@ -7,17 +7,20 @@ energy, by `ESENGradientHead`. Parameters keep fairchem's names, so that its eSE
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from fairchem.core.common.registry import registry
+from fairchem.core.models.base import GraphData
 from fairchem.core.models.esen.esen import Linear_Force_Head, MLP_EFS_Head, MLP_Energy_Head, eSEN_Backbone
 
 from dens_plugin.backbones.description import Description, by_attributes
 from dens_plugin.backbones.esen.empty_graph import allow_empty_graphs, with_edge_to_nowhere
 from dens_plugin.backbones.esen.family import FAMILY
-from dens_plugin.backbones.esen.polar_edges import Frames, turned_at_poles, wigner_of_turn
+from dens_plugin.backbones.esen.polar_edges import Frames, frames_without_waiting, turned_at_poles, wigner_of_turn
 from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
+from dens_plugin.backbones.neighbours import recorded_graph
 from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.force_encoding import ForceEncoding
 
@@ -76,17 +79,27 @@ class ESENDeNS(eSEN_Backbone):
 
     def generate_graph(self, data: Batch, **kwargs: Any) -> dict[str, Any]:
         """fairchem's graph; where it has no edge, one to nowhere, which `allow_empty_graphs` drops."""
-        graph = super().generate_graph(data, **kwargs)
+        known = recorded_graph(self, data)
+        graph = super().generate_graph(data, **kwargs) if known is None else _as_fairchems(known)
         return graph if graph["edge_index"].shape[1] > 0 else with_edge_to_nowhere(graph, data.pos, self.cutoff)
 
     def get_rotmat_and_wigner(self, edge_distance_vecs: torch.Tensor) -> Frames:
         """fairchem's edge frames; for gradients those of edges along the y axis can be differentiated too."""
         frames_of = super().get_rotmat_and_wigner
+        if self.direct_forces and edge_distance_vecs.is_cuda:
+            jd = [getattr(self, f"Jd_{degree}").to(edge_distance_vecs.dtype) for degree in range(self.lmax + 1)]
+            return frames_without_waiting(edge_distance_vecs, jd)
         if self.direct_forces:
             return frames_of(edge_distance_vecs)
         # Under bf16 autocast fairchem would take edges within 4° of the axis for constants, not only within 0.08°.
         with torch.autocast(edge_distance_vecs.device.type, enabled=False):
             return turned_at_poles(frames_of, edge_distance_vecs, self._turn)
+
+
+def _as_fairchems(graph: GraphData) -> dict[str, Any]:
+    """As fairchem's eSEN keeps its graph."""
+    unused = {"offset_distances": None, "neighbors": None, "node_offset": 0}
+    return {field.name: getattr(graph, field.name) for field in dataclasses.fields(GraphData)} | unused
 
 
 @registry.register_model("esen_dens_energy_head")

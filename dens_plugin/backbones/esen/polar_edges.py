@@ -10,7 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from fairchem.core.models.esen.common.rotation import rotation_to_wigner
+from e3nn import o3
+from fairchem.core.models.esen.common.rotation import rotation_to_wigner, wigner_D
+
+from dens_plugin.nn.edge_frames import edge_frames
 
 Frames = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -21,6 +24,25 @@ _TURN = [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]  # x to y, y to z, z
 def wigner_of_turn(jd: Sequence[torch.Tensor]) -> torch.Tensor:
     """(L, L) the turn's matrix on spherical harmonics, from fairchem's constants of each degree up to lmax."""
     return rotation_to_wigner(jd[0].new_tensor([_TURN]), 0, len(jd) - 1, list(jd))[0]
+
+
+def frames_without_waiting(vectors: torch.Tensor, jd: Sequence[torch.Tensor]) -> Frames:
+    """fairchem's frames of edges by which it does not differentiate, from the same draws; a GPU is asked nothing.
+
+    Args:
+        vectors: (E, 3) of the edges, in Å.
+        jd: fairchem's constants of each degree up to lmax.
+    """
+    with torch.no_grad():
+        rotation = edge_frames(vectors)
+        alpha, beta = o3.xyz_to_angles(rotation[:, :, 1])
+        about = o3.angles_to_matrix(alpha, beta, torch.zeros_like(alpha)).mT @ rotation
+        gamma = torch.atan2(about[:, 0, 2], about[:, 0, 0])
+        wigner = vectors.new_zeros(len(vectors), len(jd) ** 2, len(jd) ** 2)
+        for degree in range(len(jd)):
+            place = slice(degree**2, (degree + 1) ** 2)
+            wigner[:, place, place] = wigner_D(degree, alpha, beta, gamma, list(jd))
+        return rotation, wigner, wigner.mT.contiguous()
 
 
 def turned_at_poles(frames_of: Callable[[torch.Tensor], Frames], vectors: torch.Tensor, turn: torch.Tensor) -> Frames:

@@ -26,6 +26,7 @@ from dens_plugin.nn.so2.rotated_edges import RotatedEdges
 
 _CPU_EDGES = 640  # a group's projected features, some megabytes for each part, stay in a last-level cache
 _GPU_EDGES = 16384
+_ROOM = 32
 
 
 class Part(NamedTuple):
@@ -76,6 +77,12 @@ class Degrees:
         counts = (ends.bincount(minlength=num_atoms).sort(descending=True).values for ends in edge_index)
         return cls(*(of_end.tolist() for of_end in counts))
 
+    @property
+    def room(self) -> tuple[int, int]:
+        """Room for the edges that start and that end at any atom, in a coarse measure that many batches share."""
+        of_sources, of_targets = (-(-max(counts, default=0) // _ROOM) * _ROOM for counts in vars(self).values())
+        return of_sources, of_targets
+
 
 class _Share(NamedTuple):
     """What a group takes of the atoms, and of their edges; each atom has room for ``size`` edges."""
@@ -90,20 +97,26 @@ def parts_of(layout: Layout) -> list[Part]:
     return [Part(0, False), *(Part(m, part) for m in range(1, layout.mmax + 1) for part in (False, True))]
 
 
-def group_edges(edges: RotatedEdges, degrees: Degrees | None = None) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+def group_edges(
+    edges: RotatedEdges, degrees: Degrees | None = None, *, is_padded: bool = False
+) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
     """All edges grouped by their sources, and by their targets.
 
     Args:
         edges: to all atoms.
         degrees: of these edges, which say how large the groups are; without them the device is asked.
+        is_padded: whether the batch was padded for a recording, whose shapes are those of other batches too: then all
+            atoms are one group, with room for as many edges as `Degrees.room` says.
     """
     rows, ends = _rows(edges.packed, edges.layout), torch.stack([edges.source, edges.target])
     atoms = torch.arange(len(edges.targets) + 1, device=ends.device).expand(2, -1).contiguous()
     counts = torch.searchsorted(ends.sort(dim=1).values, atoms).diff(dim=1)
     counts, atoms = counts.sort(dim=1, descending=True, stable=True)
     degrees = Degrees(*counts.tolist()) if degrees is None else degrees
-    of_sources = _groups(ends[0], atoms[0], degrees.of_sources, rows)
-    return of_sources, _groups(ends[1], atoms[1], degrees.of_targets, rows)
+    sizes: tuple[list[int] | int, ...] = (degrees.of_sources, degrees.of_targets)
+    sizes = degrees.room if is_padded and ends.is_cuda else sizes
+    of_sources, of_targets = (_groups(*each, rows) for each in zip(ends, atoms, sizes, strict=True))
+    return of_sources, of_targets
 
 
 def first_layer(
@@ -227,14 +240,20 @@ def _rows(packed: torch.Tensor, layout: Layout) -> list[torch.Tensor]:
     return out
 
 
-def _groups(ends: torch.Tensor, atoms: torch.Tensor, counts: list[int], rows: list[torch.Tensor]) -> tuple[Group, ...]:
-    """Groups of atoms (N,) that come in descending order of their numbers of edges."""
+def _groups(
+    ends: torch.Tensor, atoms: torch.Tensor, counts: list[int] | int, rows: list[torch.Tensor]
+) -> tuple[Group, ...]:
+    """Groups of atoms (N,) that come in descending order of their numbers of edges; or one with room for a number."""
     rank, order = atoms.argsort()[ends].sort(stable=True)  # of the edges' atoms, and the edges in this order
     numbers = torch.arange(len(ends), device=ends.device)
     number = numbers - torch.searchsorted(rank, rank)  # of an edge among those of its atom
+    if isinstance(counts, list):
+        shares = list(_shares(counts, _GPU_EDGES if ends.is_cuda else _CPU_EDGES))
+    else:
+        shares = [_Share(slice(0, len(atoms)), slice(0, len(ends)), counts)] if counts > 0 else []
     return tuple(
         _group(atoms[share.atoms], order[share.edges], _slots(share, rank, number), share.size, rows)
-        for share in _shares(counts, _GPU_EDGES if ends.is_cuda else _CPU_EDGES)
+        for share in shares
     )
 
 

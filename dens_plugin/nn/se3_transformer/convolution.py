@@ -87,4 +87,5 @@ def linear_weights(inputs: int, outputs: int) -> nn.Parameter:
 
 def one_hot(indices: torch.Tensor, count: int, dtype: torch.dtype) -> Features:
     """[(N, 1, count)] of indices (N,)."""
-    return [nn.functional.one_hot(indices, count).to(dtype).unsqueeze(1)]
+    numbers = torch.arange(count, device=indices.device)
+    return [(indices[:, None] == numbers).to(dtype).unsqueeze(1)]  # torch's own function asks a CPU for the largest
