@@ -4,15 +4,15 @@
     python benchmarks/graphs.py --batch 4 --precision bf16 --only 83m
 
 The 83M network at batches of four, the paper's on a GPU, and of eight: training and inference, with our networks in
-float32, TF32 and bf16. Contestants take turns on the same batches; a ratio is the median over rounds of the ratio within
+float32, TF32 and bf16. Contestants take turns on the same batches; a ratio is the median over rounds of those within
 one. Our batches have their neighbours from the loader, as the trainer's have, wait in pinned memory and are copied to
 the GPU in each step; fairchem's are on the GPU already. Recorded batches are padded to a loader's few sizes.
 
 And Equiformer (L 2) on eight ethanol molecules, forces as gradients of the energy: ordinary and recorded.
 
 Before anything is timed a replay must give the loss and the norm of the gradient of an ordinary step. Every size of
-batches is recorded before the first round that counts. A JSON file with every round, a table (Markdown) and a plot (PNG)
-are written to ``--out`` after each case, so that one that runs out of memory or time leaves those before it.
+batches is recorded before the first round that counts. A JSON file with every round, a table (Markdown) and a plot
+(PNG) are written to ``--out`` after each case, so that one that runs out of memory or time leaves those before it.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         for row in report["table"]
     ]
     lines = [
-        f"On {describe_machine(report['hardware'])}. `ours` is recorded, `ordinary` is ours without graphs. Medians, and "
-        "how many times less `ours` costs with quartiles; goals are required (aim).",
+        f"On {describe_machine(report['hardware'])}. `ours` is recorded, `ordinary` is ours without graphs. Medians, "
+        "and how many times less `ours` costs with quartiles; goals are required (aim).",
         "",
         *(table([*header, "goal"], rows) if rows else []),
         *(f"\nNot measured: {what}: {' '.join(why.split())}" for what, why in report["failures"].items()),

@@ -1,4 +1,4 @@
-"""Steps and inferences of our networks as the trainer runs them: with the loader's neighbours, ordinary and recorded."""
+"""Steps and inferences of our networks as the trainer runs them, with the loader's neighbours; recorded or not."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def test_an_isolated_atom_trains_the_gradient_form():
 def test_frames_without_waiting_are_fairchems():
     backbone = ours("direct").backbone
     vectors = torch.cat([torch.randn(50, 3), torch.eye(3), -torch.eye(3)])
-    jd = [getattr(backbone, f"Jd_{degree}") for degree in range(backbone.lmax + 1)]
+    jd = [getattr(backbone, f"Jd_{degree}").float() for degree in range(backbone.lmax + 1)]
     torch.manual_seed(0)
     expected = backbone.get_rotmat_and_wigner(vectors)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The way from a batch to gradients, recorded for one batch, gives those of another of the same sizes, for every network.
+"""The way from a batch to gradients, recorded for one batch, gives those of another of the same sizes.
 
 Both are padded to one budget. A pretended recorder does on a CPU what a CUDA graph does.
 """
