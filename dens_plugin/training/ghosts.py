@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,7 +40,7 @@ class Ghosts:
         sizes[-1] = budget.atoms - need.atoms - len(sizes) + 1
         return cls(sizes, need.atoms, need.structures, need.edges, budget.edges - need.edges)
 
-    @property
+    @cached_property
     def num_atoms(self) -> int:
         """Ghost atoms in all."""
         return int(self.sizes.sum())
@@ -49,6 +50,7 @@ class Ghosts:
         numbers = torch.arange(len(self.sizes)) + self.first_structure
         return numbers.repeat_interleave(self.sizes)
 
+    @cached_property
     def edge_index(self) -> torch.Tensor:
         """(2, e) edges between atoms of the last structure, sorted by target and evenly spread over both ends."""
         count = int(self.sizes[-1])
@@ -75,7 +77,7 @@ class Ghosts:
 
     def edges_to(self, atoms: torch.Tensor, count: int) -> torch.Tensor:
         """(count,) ghost edges that end at some ghost ``atoms``, in ascending order, all about equally often."""
-        found = torch.isin(self.edge_index()[1], atoms).nonzero().view(-1) + self.first_edge
+        found = torch.isin(self.edge_index[1], atoms).nonzero().view(-1) + self.first_edge
         return found[spread(count, len(found))]
 
     def some_edges(self, count: int) -> torch.Tensor:

@@ -192,7 +192,7 @@ def _neighbours(record: Neighbours, padded: Batch, budget: Budget, ghosts: Ghost
     edges, offsets = record.edge_index, record.cell_offsets
     of_structures = torch.zeros(len(ghosts.sizes) - 1, dtype=torch.long), torch.tensor([ghosts.num_edges])
     found = (
-        torch.cat([edges, ghosts.edge_index().to(edges)], dim=1),
+        torch.cat([edges, ghosts.edge_index.to(edges)], dim=1),
         torch.cat([offsets, offsets.new_zeros(ghosts.num_edges, 3)]),
         torch.cat([record.neighbors, *(count.to(record.neighbors) for count in of_structures)]),
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import kernel_twins
 import pytest
 import torch
+from padded import loaded, roomy, step_of
 from test_equiformer_v2_fast import both
 from test_escn_fast import LONE_ATOMS
 from test_escn_fast import both as escn_both
@@ -16,6 +17,8 @@ from two_paths import a_corrupted_batch, assert_same_step, step
 
 from dens_plugin.nn.backends.cpu import team
 from dens_plugin.nn.backends.triton import availability
+from dens_plugin.objectives.dens import DeNS
+from dens_plugin.training.padding import pad
 
 OPTIONS = {
     "paper": {},
@@ -62,3 +65,20 @@ def test_escn_gives_fairchems_numbers(as_on_a_gpu):
     expected = step(host, batch)
     as_on_a_gpu()
     assert_same_step(step(fast, batch), expected, outputs=1e-5, gradients=1e-4, rounding=LONE_ATOMS)
+
+
+@pytest.mark.parametrize("make", [lambda: both(**OPTIONS["no dropout"]), escn_both], ids=["equiformer_v2", "escn"])
+def test_padded_batches_give_the_numbers_of_batches(make, as_on_a_gpu):
+    """Some rows and edges are listed several times there."""
+    _, model = make()
+    objective = DeNS(prob=0.7)
+    batch = loaded(model, objective, dtype=torch.float32)
+    padded = pad(batch, roomy(batch, rows=20, incoming=90))
+    as_on_a_gpu()
+    (outputs, loss, gradients), known = (step_of(model.train(), objective, each) for each in (padded, batch))
+    for name, value in known[0].items():
+        assert (outputs[name][: len(value)] - value).abs().max() <= 1e-5 * max(1.0, value.abs().max().item()), name
+    assert loss.value.item() == pytest.approx(known[1].value.item(), rel=1e-5)
+    scale = max(value.abs().max() for value in known[2].values())
+    for name, value in known[2].items():
+        assert (gradients[name] - value).abs().max() <= 1e-4 * scale, name

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 import torch
-from rank_runs import assert_same_run, final_state
+from rank_runs import assert_same_run, final_state, run_to_the_end
 from test_objectives import RUNS, history, with_objective
 
 from dens_plugin.fields import PADDING
@@ -31,8 +31,11 @@ def assert_same_rows(found, expected):
                 assert row[name] == pytest.approx(value, rel=2e-4, abs=2e-6), name
 
 
-@pytest.mark.parametrize("optim", [{}, {"accumulate_steps": 2}, {"num_workers": 2}], ids=str)
-@pytest.mark.parametrize("name", ["dens", "dens beside the clean", "ndem"])
+@pytest.mark.parametrize(
+    ("name", "optim"),
+    [("dens", {"num_workers": 2}), ("dens beside the clean", {"accumulate_steps": 2}), ("ndem", {})],
+    ids=str,
+)
 def test_is_the_run_without(config, build, name, optim):
     runs = []
     for pad in (False, True):
@@ -59,6 +62,20 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, build):
     assert second.step == 4
     second.train(disable_eval_tqdm=True)
     assert_same_run(final_state(second), final_state(whole))
+
+
+def test_two_ranks_take_the_steps_of_two_ranks_without(config, tmp_path):
+    """Whose batches have different sizes; what they sum up is divided by what counts on both."""
+    config = changed(config, "ndem", max_epochs=1)
+    states = []
+    for pad in (False, True):
+        config["optim"]["pad"] = pad
+        states.append(run_to_the_end(config, tmp_path / str(pad), 2))
+    plain, padded = states
+    assert padded["step"] == plain["step"] > 2
+    assert padded["best"].item() == pytest.approx(plain["best"].item(), rel=1e-3)
+    for name in (name for name in plain if name.startswith("optimiser") and name.endswith("exp_avg")):
+        assert (padded[name] - plain[name]).norm() <= 1e-3 * max(plain[name].norm().item(), 1.0), name
 
 
 def test_says_sizes_and_waste(config, build, caplog):
