@@ -4,6 +4,7 @@
     python benchmarks/gains.py table gains                        # what is finished: a table, a plot, JSON
     python benchmarks/gains.py run search --points benchmarks/gain_points.yml --methods dens dens_gentle ...
     python benchmarks/gains.py table search --validation          # to choose settings by; no test set is read
+    python benchmarks/gains.py table gains --chosen dens_gentle   # test errors of the point that was chosen, too
 
 ``run`` goes through `dens train` and `dens data molecules`, one run after the other, or as many at a time as ``--jobs``
 says; several of these commands may share a folder. Each run has a folder with its config, its log and its checkpoints.
@@ -20,7 +21,7 @@ import argparse
 import itertools
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     if args.command == "table":
         out = args.out or _RESULTS / ("gains_validation.json" if args.validation else "gains.json")
-        report(args.folders, out, validation=args.validation)
+        report(args.folders, out, validation=args.validation, chosen=args.chosen)
         return
     methods = METHODS | (read_points(args.points) if args.points else {})
     unknown = set(args.methods) - set(methods)
@@ -58,16 +59,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         list(pool.map(lambda each: study.run(cell_of(*each)), itertools.product(*axes)))
 
 
-def finished(folder: Path, *, validation: bool) -> Iterator[Finished]:
+def finished(folder: Path, *, validation: bool, chosen: Collection[str] = ()) -> Iterator[Finished]:
     """All runs that are, in the order of their names.
 
     Args:
         folder: of all runs.
         validation: errors of the frames by which the weights were chosen. Else those of the test set, which is read for
-            those runs that it was not read for yet, and left alone for methods of a search.
+            those runs that it was not read for yet, and left alone for points of a search.
+        chosen: points by which a search ended, whose test errors are to be read.
     """
     for cell, home in homes(folder):
-        if is_finished(home) and (validation or cell.method in METHODS):
+        if is_finished(home) and (validation or cell.method in {*METHODS, *chosen}):
             run = _run(home)
             errors = _validated(run) if validation else _tested(run, home, source_of(folder, cell))
             yield Finished(cell=cell, **errors, **_left_by(run), pretraining_minutes=_pretraining_minutes(home))
@@ -119,11 +121,10 @@ def _pretraining_minutes(home: Path) -> float:
     return (_step_ms(run) or 0.0) * max(row["step"] for row in run.history) / 60e3
 
 
-def report(folders: Sequence[Path], out: Path, *, validation: bool) -> None:
+def report(folders: Sequence[Path], out: Path, *, validation: bool, chosen: Collection[str] = ()) -> None:
     """Print the table of what is finished, and write it, with a plot beside it, as JSON."""
-    results = known_results(out) | {
-        result.cell: result for folder in folders for result in finished(folder.resolve(), validation=validation)
-    }
+    found = (each for folder in folders for each in finished(folder.resolve(), validation=validation, chosen=chosen))
+    results = known_results(out) | {result.cell: result for result in found}
     rows = gains(list(results.values()))
     print(markdown(rows, "validation" if validation else "test"))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -148,6 +149,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     table = commands.add_parser("table", help="errors and gains of what is finished")
     table.add_argument("folders", type=Path, nargs="+", help="of runs")
     table.add_argument("--validation", action="store_true", help="errors of the validation frames; reads no test set")
+    table.add_argument(
+        "--chosen", nargs="+", default=[], metavar="NAME", help="points whose test errors are to be read"
+    )
     table.add_argument("--out", type=Path, help="JSON, whose other runs stay in it (default: in benchmarks/results)")
     return parser.parse_args(argv)
 

@@ -190,7 +190,7 @@ def test_what_other_folders_gave_stays(tables, file, cell, tmp_path, monkeypatch
     out = tmp_path / "gains.json"
     for seed in (0, 1):
         found = [_finished(tables, cell._replace(method=method, seed=seed), 50.0 - seed) for method in ("s2ef", "dens")]
-        monkeypatch.setattr(file, "finished", lambda folder, validation, found=found: found)
+        monkeypatch.setattr(file, "finished", lambda folder, found=found, **_: found)
         file.report([tmp_path], out, validation=False)
     table = json.loads(out.read_text())["table"]
     assert [row["seeds"] for row in table] == [[0, 1], [0, 1]]
@@ -213,6 +213,7 @@ def test_a_search_reads_no_test_set(file, study, cell, started, monkeypatch):
     assert read == []
     assert [result.cell for result in file.finished(study.folder, validation=False)] == [cell]
     assert read == [cell.name]
+    assert len(list(file.finished(study.folder, validation=False, chosen=["point"]))) == 2
 
 
 def test_time_of_a_step_leaves_interruptions_out(file):
