@@ -16,6 +16,8 @@ import yaml
 from gain_methods import METHODS, NETWORKS, SOURCES, Method, Pretraining, model, pretrained_model
 from gain_tables import Cell
 
+from dens_plugin.training.earlier_runs import unfinished
+
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 LABELS = ("energy", "forces")
 _BATCH, _VALIDATED, _EVALUATIONS, _WARM_UP = 8, 50, 8, 200
@@ -43,7 +45,7 @@ class Study:
 
     def _trained(self, cell: Cell, home: Path) -> int:
         method = self.methods[cell.method]
-        with (home / "log.txt").open("w") as log:
+        with (home / "log.txt").open("a") as log:
             start = method.pretraining and self.pretrained(cell, method.pretraining, log)
             self._frames(cell, log)
             status = _train(home, self.config(cell, start), cell.seed, log)
@@ -85,7 +87,7 @@ class Study:
                 sources = [
                     self._made(file, f"unlabelled-{file.name.split('.')[0]}", _UNLABELLED, log) for file in files
                 ]
-                with (home / "log.txt").open("w") as own_log:
+                with (home / "log.txt").open("a") as own_log:
                     config = pretraining_config(cell.network, pretraining, sources)
                     own_log.write(f"exit {_train(home, config, cell.seed, own_log)}\n")
         log.write(f"Weights of {home.name}: {'pre-trained' if is_finished(home) else 'see its log'}.\n")
@@ -206,6 +208,8 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[bool]:
 def _train(home: Path, config: Mapping[str, Any], seed: int, log: Any) -> int:
     (home / "config.yml").write_text(yaml.safe_dump(dict(config), sort_keys=False))
     options = ["--run-dir", home, "--identifier", home.name, "--seed", seed, "--print-every", 200, "--cpu"]
+    if unfinished(home, home.name, config["optim"]["max_epochs"]) is not None:
+        options.append("--resume")
     return _dens(["train", "--config-yml", home / "config.yml", *options], log)
 
 

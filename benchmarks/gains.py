@@ -8,11 +8,11 @@
 
 ``run`` goes through `dens train` and `dens data molecules`, one run after the other, or as many at a time as ``--jobs``
 says; several of these commands may share a folder. Each run has a folder with its config, its log and its checkpoints.
-What is finished is skipped and what was interrupted starts again, so that the same command goes on where it was
-stopped. The files of molecules are revised MD17's, as ``rmd17_<molecule>_{train,test}.extxyz.xz`` in ``--data``. A seed
-decides which frames have labels, and the first weights. Settings are those of `configs` for light networks, and the
-methods those of `gain_methods.py`; validation chooses the weights. ``table`` reads the test set once for each finished
-run and keeps what it found; what other folders gave stays in its JSON.
+What is finished is skipped and what was interrupted goes on from its newest checkpoint: give the same command again.
+The files of molecules are revised MD17's, as ``rmd17_<molecule>_{train,test}.extxyz.xz`` in ``--data``. A seed decides
+which frames have labels, and the first weights. Settings are those of `configs` for light networks, and the methods
+those of `gain_methods.py`; validation chooses the weights. ``table`` reads the test set once for each finished run and
+keeps what it found; what other folders gave stays in its JSON.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from experiments import model_of, read
 
@@ -118,6 +119,19 @@ def test_what_is_finished_is_skipped_also_by_its_earlier_name(study, runs, cell,
     assert len(started) == before
     study.run(runs.cell_of(*cell[:5], 12_000))
     assert len(started) > before
+
+
+def test_what_was_interrupted_goes_on(study, cell, started):
+    home = study.folder / "runs" / cell.name
+    checkpoint = home / "checkpoints" / f"2026-01-01-00-00-00-000-{cell.name}" / "checkpoint.pt"
+    for epoch, goes_on in ((None, False), (3, True), (462, False)):
+        if epoch is not None:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"config": {"cmd": {"identifier": cell.name}}, "step": 13 * epoch, "epoch": epoch}, checkpoint)
+        (home / "log.txt").unlink(missing_ok=True)
+        study.run(cell)
+        assert started[-1][0] == "train"
+        assert ("--resume" in started[-1]) is goes_on
 
 
 def test_what_another_process_trains_is_left_alone(study, runs, cell, started):
