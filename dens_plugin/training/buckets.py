@@ -28,6 +28,7 @@ _PLANNED = 5  # budgets at the start
 _MOST = 7  # at a time; the next one replaces that which it grew out of
 _APART = 0.95  # of the size of the next larger one, which a budget must be below to be worth having
 _MARGIN = 0.25  # above the largest of the first batches, of what it takes up more than half of them do
+_PATIENCE = 5.0  # seconds to wait for another worker
 _GROWTH = 0.05  # above a batch that no budget holds
 
 
@@ -77,21 +78,28 @@ class Buckets:
 
     def budget_for(self, need: Budget) -> Budget:
         """The smallest that holds a batch of this need; one of them grows where none does."""
-        with self._lock:
-            budgets = self.budgets
-            budget = next((each for each in budgets if each.holds(need)), None) or self._grown(budgets, need)
-            self._made += torch.tensor([[need.atoms, budget.atoms], [need.edges, budget.edges]])
+        budget = self._smallest(need) or self._grown(need)
+        self._made += torch.tensor([[need.atoms, budget.atoms], [need.edges, budget.edges]])
         return budget
 
-    def _grown(self, budgets: list[Budget], need: Budget) -> Budget:
+    def _smallest(self, need: Budget) -> Budget | None:
+        return next((budget for budget in self.budgets if budget.holds(need)), None)
+
+    def _grown(self, need: Budget) -> Budget:
+        """A new budget, unless another worker made one meanwhile."""
+        is_alone = self._lock.acquire(timeout=_PATIENCE)  # a worker that was killed does not give it back
+        try:
+            return self._smallest(need) or self._added(self.budgets, need)
+        finally:
+            if is_alone:
+                self._lock.release()
+
+    def _added(self, budgets: list[Budget], need: Budget) -> Budget:
         before = next((each for each in budgets if each.edges >= need.edges and each.atoms > need.atoms), budgets[-1])
         budget = Budget.around([before, need.rounded(_GROWTH)]).with_room_for([need])
-        place = int(self._count)
-        if place < _MOST:
-            self._count += 1
-        else:
-            place = self._table.tolist().index(_numbers(before))
+        place = int(self._count) if self._count < _MOST else self._table.tolist().index(_numbers(before))
         self._table[place] = torch.tensor(_numbers(budget))
+        self._count[()] = max(int(self._count), place + 1)
         logging.info(f"Padding: a batch of {need} fits no budget; there is a new one, {budget}.")
         return budget
 

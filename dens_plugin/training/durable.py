@@ -145,7 +145,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         """fairchem's, which asks for a number of structures per batch of every set, also where one has another way."""
         stated = self.config["optim"]
         if fills(stated):
-            self.config["optim"] = {"batch_size": stated["eval_batch_size"], **stated}
+            self.config["optim"] = {"batch_size": stated.get("eval_batch_size", 1), **stated}
         try:
             super().load_datasets()
         finally:

@@ -9,6 +9,7 @@ import random
 import pytest
 from padded import equiformer_v2, loaded
 
+from dens_plugin.training import buckets as module
 from dens_plugin.training.buckets import Buckets, PaddingCollater
 from dens_plugin.training.budgets import Budget
 from dens_plugin.training.signature import signature
@@ -100,6 +101,13 @@ def test_workers_share_what_grew():
     assert worker.exitcode == 0
     assert buckets.budgets[-1].holds(need)
     assert buckets.waste.atoms > 0
+
+
+def test_a_worker_that_was_killed_while_a_budget_grew_stops_no_other(monkeypatch):
+    monkeypatch.setattr(module, "_PATIENCE", 0.01)
+    buckets, need = Buckets([Budget(20, 100, 2)]), Budget(50, 400, 2)
+    buckets._lock.acquire()
+    assert buckets.budget_for(need).holds(need)
 
 
 def test_a_collater_makes_batches_of_few_sizes():
