@@ -7,6 +7,7 @@ import logging
 
 import pytest
 import torch
+from padded import EQUIFORMER, PAINN, PAINN_NOISE
 from rank_runs import assert_same_run, final_state, run_to_the_end
 from test_objectives import RUNS, history, with_objective
 
@@ -47,6 +48,29 @@ def test_is_the_run_without(config, build, name, optim):
         assert_same_rows(history(padded, split), history(plain, split))
     for loader in (padded.train_loader, padded.val_loader, padded._corrupted_loader):
         assert PADDING in next(iter(loader))
+
+
+@pytest.mark.parametrize("name", ["painn", "equiformer"])
+def test_molecules_whose_forces_are_gradients(config, build, name):
+    """Without padding the network finds its neighbours itself."""
+    small = {"painn": PAINN, "equiformer": EQUIFORMER}[name]
+    heads = {"energy": f"{name}{'_dens' * (name == 'painn')}_gradient_head"}
+    heads["noise"] = PAINN_NOISE if name == "painn" else "equiformer_noise_head"
+    config["model"] = {
+        "name": "hydra",
+        "pass_through_head_outputs": True,
+        "otf_graph": True,
+        "backbone": {"model": f"{name}_dens_plugin_backbone", **small},
+        "heads": {output: {"module": module} for output, module in heads.items()},
+    }
+    runs = []
+    for pad in (False, True):
+        trainer = build({**config, "optim": {**config["optim"], "pad": pad}})
+        assert (trainer._search is None) != pad
+        trainer.train(disable_eval_tqdm=True)
+        runs.append(trainer)
+    for split in ("train", "val"):
+        assert_same_rows(history(runs[1], split), history(runs[0], split))
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(config, build):
