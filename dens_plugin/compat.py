@@ -21,9 +21,9 @@ import numpy as np
 import scipy.special
 import torch
 import torch_geometric.typing
-from ase.geometry.cell import complete_cell
 from torch_geometric.utils import to_dense_batch
 
+from dens_plugin.cells import complete_cells, flat_cells
 from dens_plugin.config_files import find_include
 from dens_plugin.fields import structure_name, structure_names
 
@@ -255,39 +255,8 @@ def periodicity(data: Batch) -> torch.Tensor:
     return data.pbc.view(-1, 3).bool()  # collated to (B * 3,) or (B, 3)
 
 
-def complete_cells(cell: torch.Tensor, periodic: torch.Tensor) -> torch.Tensor:
-    """(B, 3, 3) cells, of which zero vectors along directions that are not periodic are chosen as ASE does.
-
-    Args:
-        cell: (B, 3, 3) in Å.
-        periodic: (B, 3).
-    """
-    missing = ((cell == 0).all(dim=-1) & ~periodic).any(dim=-1)
-    if not missing.any():
-        return cell
-    complete = cell.clone()
-    for index in missing.nonzero().view(-1).tolist():
-        vectors, flags = (values[index].double().cpu().numpy() for values in (cell, periodic))
-        complete[index] = torch.as_tensor(whole_cell(vectors, flags)).to(cell)
-    return complete
-
-
-def whole_cell(cell: np.ndarray, periodic: np.ndarray) -> np.ndarray:
-    """(3, 3) a cell, of which zero vectors along directions that are not periodic are chosen as ASE does.
-
-    A zero vector of a periodic direction stays, so that the cell has no volume.
-
-    Args:
-        cell: (3, 3) in Å.
-        periodic: (3,).
-    """
-    missing = ~np.any(cell, axis=1)
-    is_refused = (missing & np.asarray(periodic, dtype=bool)).any()
-    return complete_cell(cell) if missing.any() and not is_refused else np.asarray(cell)
-
-
 def _require_volumes(data: Batch, cells: torch.Tensor, periodic: torch.Tensor) -> None:
-    flat = ((torch.linalg.det(cells.float()) == 0) & periodic.any(dim=1)).nonzero().view(-1).tolist()
+    flat = flat_cells(cells, periodic).nonzero().view(-1).tolist()
     if flat:
         names = structure_names(data, flat) if "ptr" in data else structure_name(data) or "a structure"
         raise ValueError(

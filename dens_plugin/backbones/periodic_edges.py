@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from fairchem.core.common.utils import get_max_neighbors_mask
 
-from dens_plugin.compat import complete_cells, periodicity
+from dens_plugin.cells import complete_cells
+from dens_plugin.compat import periodicity
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch

@@ -30,7 +30,6 @@ LARGE_ENERGY = 30.0  # eV, rms; referenced energies (adsorption, formation) are 
 EXPLAINED = 0.1  # residual of the linear fit over rms: below it the energy is mostly composition
 MAX_ELEMENTS = 90  # default max_num_elements of fairchem's networks; they assert atomic numbers below it
 
-_LEAST_VOLUME = 1e-6  # Å³
 _PLACES = 3  # structures named in a message
 
 
@@ -176,7 +175,7 @@ def _nearest(structure: Structure) -> np.ndarray:
     if not (np.isfinite(structure.positions).all() and np.isfinite(structure.cell).all()):
         return nearest
     atoms = Atoms(structure.numbers, positions=structure.positions)
-    if structure.pbc.any() and abs(np.linalg.det(structure.whole_cell)) > 0:
+    if structure.pbc.any() and not structure.is_flat:
         atoms.set_cell(structure.whole_cell)  # only then: ASE searches all of a box, however empty
         atoms.set_pbc(structure.pbc)
     centers, distances = neighbor_list("id", atoms, ISOLATION)
@@ -193,7 +192,7 @@ def _has_bad_geometry(structure: Structure, nearest: np.ndarray) -> bool:
 
 
 def _is_flat(structure: Structure) -> bool:
-    return bool(structure.pbc.any()) and abs(np.linalg.det(structure.whole_cell)) < _LEAST_VOLUME
+    return structure.is_flat
 
 
 def _has_net_force(structure: Structure, nearest: np.ndarray) -> bool:

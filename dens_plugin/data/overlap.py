@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.spatial import cKDTree
 
-from dens_plugin.compat import whole_cell
+from dens_plugin.cells import LEAST_VOLUME, volume, whole_cell
 from dens_plugin.data.structures import from_data
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def overlap(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Overlap
         pbc: (3,).
     """
     cell, pbc = whole_cell(cell, pbc), np.asarray(pbc, dtype=bool)
-    if len(positions) < 2 or np.linalg.det(cell) == 0:
+    if len(positions) < 2 or volume(cell) < LEAST_VOLUME:
         return None
     inverse = np.linalg.inv(cell)
     scaled = positions @ inverse  # (N, 3)

@@ -11,7 +11,7 @@ from ase import Atoms
 from fairchem.core.preprocessing import AtomsToGraphs
 from torch_geometric.data import Data
 
-from dens_plugin.compat import whole_cell
+from dens_plugin.cells import is_flat, whole_cell
 from dens_plugin.data.release import LogLine, RawFile, read_frames, read_log
 
 _LABELS = ("energy", "forces")
@@ -101,7 +101,7 @@ def _graph(to_graph: AtomsToGraphs, atoms: Atoms, line: LogLine, options: Option
 def _periodic(atoms: Atoms, where: str) -> Atoms:
     """The frame in a cell that is periodic in all directions, as OC20's are, with vacuum where it is open."""
     cell = whole_cell(atoms.cell.array, atoms.pbc).copy()
-    if np.linalg.det(cell) == 0:
+    if is_flat(cell, atoms.pbc):
         raise ValueError(
             f"{where} is periodic and its cell has no volume: give it one, or set pbc to F along vectors that are zero."
         )

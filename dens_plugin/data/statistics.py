@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from ase.data import chemical_symbols
 
+from dens_plugin.cells import volume
 from dens_plugin.data.structures import Structure
 
 _ELEMENTS = len(chemical_symbols)
@@ -96,7 +97,7 @@ def summarize(structure: Structure) -> Summary:
         tags=Counter(structure.tags.tolist()),
         n_fixed=int(structure.fixed.sum()),
         pbc="".join("T" if periodic else "F" for periodic in structure.pbc),
-        volume=abs(float(np.linalg.det(structure.cell))),
+        volume=volume(structure.cell),
         energy=np.nan if structure.energy is None else structure.energy,
         free=_force_sums(structure, ~structure.fixed),
         fixed=_force_sums(structure, structure.fixed),

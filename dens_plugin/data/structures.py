@@ -14,7 +14,7 @@ from ase import Atoms
 from ase.constraints import FixAtoms
 from torch_geometric.data import Data
 
-from dens_plugin.compat import whole_cell
+from dens_plugin.cells import LEAST_VOLUME, is_flat, volume, whole_cell
 
 ENERGY_NAMES = ("energy", "y")
 FORCES_NAMES = ("forces", "force")
@@ -82,6 +82,11 @@ class Structure(NamedTuple):
     def whole_cell(self) -> np.ndarray:
         """(3, 3) Å, the cell with zero vectors along open directions completed as in ASE; flat if a crystal's is."""
         return whole_cell(self.cell, self.pbc)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether it is periodic and its cell has no volume."""
+        return is_flat(self.cell, self.pbc)
 
 
 def from_data(data: Data, keys: Keys = USUAL) -> Structure:
@@ -175,7 +180,7 @@ def _pbc(data: Data, cell: np.ndarray) -> np.ndarray:
     """OC20's records do not say whether they are periodic: every one with a cell is."""
     if "pbc" in data:
         return _array(data["pbc"]).reshape(3).astype(bool)
-    return np.full(3, abs(np.linalg.det(cell)) > 0)
+    return np.full(3, volume(cell) >= LEAST_VOLUME)
 
 
 def _fixed(atoms: Atoms) -> np.ndarray:

@@ -18,7 +18,8 @@ from torch import nn
 
 from dens_plugin.backbones.description import describe
 from dens_plugin.checks.preflight import limits_of
-from dens_plugin.compat import load_checkpoint, prepare_host, whole_cell
+from dens_plugin.cells import is_flat
+from dens_plugin.compat import load_checkpoint, prepare_host
 from dens_plugin.data.molecules.manifest import ORIGIN, Origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import References
@@ -76,8 +77,7 @@ class DeNSCalculator(OCPCalculator):
                 "the structure is periodic and the model takes all for molecules (`use_pbc: false`): set its pbc to "
                 "False if it is one, else use a model with `use_pbc: true`"
             )
-        is_flat = np.linalg.det(whole_cell(atoms.cell.array, atoms.pbc)) == 0
-        if limits.periodic and atoms.pbc.any() and is_flat:
+        if limits.periodic and is_flat(atoms.cell.array, atoms.pbc):
             raise ValueError(
                 "the structure is periodic and its cell has no volume: give it one, or set pbc to False along vectors "
                 "that are zero"

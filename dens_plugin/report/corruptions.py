@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle
 
+from dens_plugin.cells import LEAST_VOLUME, volume
 from dens_plugin.data.structures import Structure, from_data
 from dens_plugin.figure_style import STYLE
 from dens_plugin.objectives.dens import DeNS
@@ -147,7 +148,7 @@ def _discs(panel: Axes, structure: Structure, places: np.ndarray, *, style: _Sty
 def _cell_edges(structure: Structure) -> Iterator[np.ndarray]:
     """(2, 3) ends in Å of the cell's edges along its periodic vectors; a vector with vacuum along it is left out."""
     cell = structure.cell
-    if not structure.pbc.any() or abs(np.linalg.det(cell)) < 1e-6:
+    if not structure.pbc.any() or volume(cell) < LEAST_VOLUME:
         return
     fractions = structure.positions @ np.linalg.inv(cell)
     gaps = (1 - np.ptp(fractions, axis=0)) * np.linalg.norm(cell, axis=1)

@@ -18,7 +18,6 @@ from dens_plugin.data.molecules.frames import Frames
 from dens_plugin.data.molecules.repeats import Repeats
 from dens_plugin.data.structures import Structure
 
-_LEAST_VOLUME = 1e-6  # Å³
 
 
 class FrameCheck:
@@ -171,7 +170,7 @@ def _require_sound(structure: Structure, where: str) -> None:
     for name, array in {**arrays, **structure.properties}.items():
         if array is not None and not np.isfinite(array).all():
             raise ValueError(f"{where} has NaN or infinite {name}: remove the frame, or name it in --exclude.")
-    if structure.pbc.any() and abs(np.linalg.det(structure.whole_cell)) < _LEAST_VOLUME:
+    if structure.is_flat:
         raise ValueError(
             f"{where} is periodic and its cell has no volume: give it one, or set pbc to F along vectors that are zero."
         )
