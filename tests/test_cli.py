@@ -231,7 +231,7 @@ class TestRefusals:
                 "unknown key 'std' in dataset.train.transforms.norm",
             ),
             ("--dataset.train.transforms.normalizer.energy=1", "normalizer.energy must be a block"),
-            ("--model.num_layers=0", "model.num_layers must be a number above 0, got 0"),
+            ("--model.num_layers=0", "model.num_layers must be a whole number above 0, got 0"),
             ("--model.sphere_channels=x", "model.sphere_channels must be a number, got 'x'"),
             ("--identifier=a\nb", "identifier 'a\\nb' names folders: leave out slashes, line breaks"),
             ("--task.objective.prob=2", "task.objective: prob must be a probability"),

@@ -13,7 +13,18 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "dens_plugin"
 LAYERS = [
-    {"__init__", "cells", "compat", "disk", "config_files", "fields", "figure_style", "log_lines", "settings", "stand_ins"},
+    {
+        "__init__",
+        "cells",
+        "compat",
+        "disk",
+        "config_files",
+        "fields",
+        "figure_style",
+        "log_lines",
+        "settings",
+        "stand_ins",
+    },
     {"objectives", "nn"},
     {"backbones", "data"},
     {"checks"},

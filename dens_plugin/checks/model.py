@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,15 +12,11 @@ from torch import nn
 
 import dens_plugin
 from dens_plugin.checks.objective import without_switches
-from dens_plugin.settings import mapping, number, reject_unknown, suggestion
+from dens_plugin.checks.sizes import require_sizes
+from dens_plugin.settings import mapping, reject_unknown, require_one_of, suggestion
 
-_RATES = {"alpha_drop", "drop_path_rate", "proj_drop"}
-# Names of our networks' sizes; other networks of fairchem may have a number of something that may be zero.
-_SIZE = re.compile(
-    r"num_(layers|heads|distance_basis|radial_basis|sphere_samples)|(\w+_)?channels|max_(radius|neighbors|num_elements)"
-    r"|cutoff|grid_resolution"
-)
-
+# Words that fairchem takes whatever they are, and reads nowhere: its EquiformerV2 has one activation.
+_WORDS = dict.fromkeys(("attn_activation", "ffn_activation"), ("silu", "scaled_silu"))
 
 # A default's type: what may stand there, and what to say where something else does.
 _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
@@ -45,7 +39,7 @@ def require_known_model(model: Any) -> None:
     settings = without_switches(mapping(model, "model"))
     cls = _model_class(settings.pop("name", None), "model.name")
     _require_accepted(cls, settings, "model")
-    _require_sizes(settings, "model")
+    require_sizes(settings, _accepted(cls), "model")
     if cls is HydraModel:
         _require_part(settings.get("backbone") or {}, "model", "model.backbone")
         for name, head in mapping(settings.get("heads") or {}, "model.heads").items():
@@ -57,7 +51,7 @@ def _require_part(block: Any, key: str, where: str) -> None:
     if settings:  # a fine-tuned hydra may take its parts from a checkpoint
         cls = _model_class(settings.pop(key, None), f"{where}.{key}")
         _require_accepted(cls, settings, where)
-        _require_sizes(settings, where)
+        require_sizes(settings, _accepted(cls), where)
 
 
 def _model_class(name: Any, where: str) -> type:
@@ -78,6 +72,8 @@ def _require_accepted(cls: type, settings: Mapping[str, Any], where: str) -> Non
     for key, value in settings.items():
         if key in accepted:
             _require_kind(value, accepted[key], f"{where}.{key}")
+            if key in _WORDS:
+                require_one_of(value, _WORDS[key], f"{where}.{key}")
         others = [] if key in accepted else _models_with(key, like=cls)
         if others:
             raise ValueError(
@@ -118,18 +114,6 @@ def _models_with(key: str, *, like: type) -> list[str]:
         if isinstance(module, type) and issubclass(module, nn.Module)
         if issubclass(module, HydraModel) == is_whole and key in _accepted(module)
     ]
-
-
-def _require_sizes(settings: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError for a count or a distance that is not above 0: a network without layers would be built."""
-    for key, value in settings.items():
-        if not _SIZE.fullmatch(key) or value is None or isinstance(value, (list, Mapping)):
-            continue
-        if isinstance(value, (bool, str)) or not 0 < value < math.inf:
-            raise ValueError(f"{where}.{key} must be a number above 0, got {value!r}")
-    for key in _RATES & settings.keys():
-        if not 0 <= number(settings[key], f"{where}.{key}") < 1:
-            raise ValueError(f"{where}.{key} must be at least 0 and below 1, got {settings[key]!r}")
 
 
 def _arguments(constructor: Any) -> dict[str, inspect.Parameter]:

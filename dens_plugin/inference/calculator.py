@@ -17,8 +17,8 @@ from fairchem.core import OCPCalculator
 from torch import nn
 
 from dens_plugin.backbones.description import describe
-from dens_plugin.checks.preflight import limits_of
 from dens_plugin.cells import is_flat
+from dens_plugin.checks.preflight import limits_of
 from dens_plugin.compat import load_checkpoint, prepare_host
 from dens_plugin.data.molecules.manifest import ORIGIN, Origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies

@@ -118,7 +118,9 @@ class Relaxations(NamedTuple):
         rows = np.repeat(chosen, self.natoms) & ~self.fixed
         cell = torch.from_numpy(self.cell[chosen])
         # Without a cell no distance is shorter around the corner, as in a huge one.
-        cell = torch.where((torch.linalg.det(cell).abs() < LEAST_VOLUME)[:, None, None], 1e4 * torch.eye(3, dtype=cell.dtype), cell)
+        cell = torch.where(
+            (torch.linalg.det(cell).abs() < LEAST_VOLUME)[:, None, None], 1e4 * torch.eye(3, dtype=cell.dtype), cell
+        )
         natoms = torch.tensor([(~rows).sum() for rows in self._split("fixed")])[torch.from_numpy(chosen)]
         common = {"cell": cell, "natoms": natoms, "pbc": torch.tensor([True, True, True])}
         prediction, target = (

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from fairchem.core.common.utils import setup_imports
 
-from dens_plugin.checks.model import require_known_model
+import dens_plugin
+from dens_plugin.checks.model import _accepted, require_known_model
 
 
 @pytest.mark.parametrize(
@@ -79,3 +80,55 @@ def test_a_setting_of_another_kind(key, value, message):
     backbone = {"model": "dens_plugin.EquiformerV2DeNS", key: value}
     with pytest.raises(ValueError, match=rf"model.backbone.{key} {message}"):
         require_known_model({"name": "hydra", "backbone": backbone})
+
+
+BACKBONES = {
+    "EquiformerV2DeNS": "max_radius",
+    **dict.fromkeys(("ESCNDeNS", "ESENDeNS", "EquiformerDeNS", "PaiNNDeNS", "EGNNDeNS"), "cutoff"),
+    **dict.fromkeys(("SE3TransformerDeNS", "TorchMDETDeNS", "SchNet"), "cutoff"),
+}
+
+
+@pytest.mark.parametrize("value", [0, -5.0, float("nan"), float("inf"), 1e9, "wide"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_no_backbone_takes_an_impossible_cutoff(backbone, value):
+    setup_imports()
+    model = {"name": "hydra", "backbone": {"model": f"dens_plugin.{backbone}", BACKBONES[backbone]: value}}
+    with pytest.raises(ValueError, match=rf"model.backbone.{BACKBONES[backbone]} must be a number"):
+        require_known_model(model)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, float("nan"), True])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_no_backbone_takes_an_impossible_count(backbone, value):
+    """Of neighbours, and of whatever else its constructor counts by a whole number."""
+    setup_imports()
+    accepted = _accepted(getattr(dens_plugin, backbone))
+    counts = [key for key, parameter in accepted.items() if type(parameter.default) is int]
+    assert "max_neighbors" in counts
+    for key in counts:
+        if (backbone, key, value) == ("ESENDeNS", "mmax", 0) or (key, value) == ("lmax", 0):
+            continue  # of order 0 there is something
+        with pytest.raises(ValueError, match=rf"model.backbone.{key} must be"):
+            require_known_model({"name": "hydra", "backbone": {"model": f"dens_plugin.{backbone}", key: value}})
+
+
+@pytest.mark.parametrize(
+    ("backbone", "settings", "message"),
+    [
+        ("EquiformerV2DeNS", {"lmax_list": [12]}, r"lmax_list must be a whole number from 0 to 11, got 12"),
+        ("EquiformerV2DeNS", {"lmax_list": []}, r"lmax_list must be a list with one degree, as \[6\], got \[\]"),
+        ("EquiformerV2DeNS", {"lmax_list": 6}, r"lmax_list must be a list with one degree"),
+        ("ESCNDeNS", {"lmax_list": [2], "mmax_list": [3]}, r"mmax_list = \[3\] must be at most model.backbone.lmax_l"),
+        ("ESENDeNS", {"lmax": 20}, r"lmax must be a whole number from 0 to 11, got 20"),
+        ("ESENDeNS", {"lmax": 2, "mmax": 3}, r"mmax = 3 must be at most model.backbone.lmax = 2"),
+        ("SE3TransformerDeNS", {"num_degrees": 25}, r"num_degrees must be, or have, 2 to 8 degrees, from 0 on, got 25"),
+        ("EquiformerDeNS", {"channels": [8] * 9}, r"channels must be, or have, 2 to 8 degrees, from 0 on, got 9"),
+        ("ESCNDeNS", {"distance_resolution": 0}, r"distance_resolution must be a finite number above 0, got 0"),
+        ("EquiformerV2DeNS", {"attn_activation": "relu"}, r"unknown model.backbone.attn_activation 'relu'; allowed"),
+    ],
+)
+def test_sizes_that_no_network_has(backbone, settings, message):
+    setup_imports()
+    with pytest.raises(ValueError, match=message):
+        require_known_model({"name": "hydra", "backbone": {"model": f"dens_plugin.{backbone}", **settings}})

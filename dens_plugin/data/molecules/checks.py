@@ -19,7 +19,6 @@ from dens_plugin.data.molecules.repeats import Repeats
 from dens_plugin.data.structures import Structure
 
 
-
 class FrameCheck:
     """Looks at frames one by one and remembers what it saw, over all files of a data set.
 
