@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,12 @@ def require_model(model: nn.Module, objective: Objective) -> None:
             f"{backbone} encodes forces of corrupted structures, and the objective corrupts none: its parameters would "
             "have no gradient, which distributed training refuses; take a backbone without an encoding"
             f"{plain}, or an objective that corrupts structures, with probability 0 if need be"
+        )
+    if known.encodes_forces and not objective.encode_forces:
+        plain = f"; {known.family.plain} is the same without" if known.family and known.family.plain else ""
+        logging.warning(
+            f"{backbone} can encode forces, and the objective gives it none: its parameters for that are not trained"
+            f"{plain}."
         )
     if objective.encode_forces and not known.encodes_forces:
         raise ValueError(

@@ -63,7 +63,7 @@ def require_sizes(settings: Mapping[str, Any], accepted: Mapping[str, inspect.Pa
 def _require_distance(value: Any, name: str) -> None:
     if not 0 < number(value, name) <= FARTHEST:
         raise ValueError(
-            f"{name} must be a number above 0, and at most {FARTHEST:g}, as it is in Å; got {value!r}; 5 to 12 are usual"
+            f"{name} must be a number of Å above 0 and at most {FARTHEST:g}, got {value!r}; 5 to 12 are usual"
         )
 
 
@@ -105,13 +105,12 @@ def _require_degree_list(value: Any, name: str) -> None:
 def _require_orders(settings: Mapping[str, Any], where: str) -> None:
     """Raise ValueError for orders beyond the degree that they are orders of."""
     for degree, order in (("lmax", "mmax"), ("lmax_list", "mmax_list")):
-        if settings.get(degree) is None or settings.get(order) is None:
+        stated = settings.get(degree), settings.get(order)
+        if None in stated:
             continue
-        highest, orders = (
-            value if isinstance(value, list) else [value] for value in map(settings.get, (degree, order))
-        )
-        if len(highest) != len(orders) or any(m > l for l, m in zip(highest, orders, strict=True)):  # noqa: E741
+        highest, orders = (value if isinstance(value, list) else [value] for value in stated)
+        if len(highest) != len(orders) or any(own > most for most, own in zip(highest, orders, strict=True)):
             raise ValueError(
-                f"{where}.{order} = {settings[order]} must be at most {where}.{degree} = {settings[degree]}, and as long "
-                "where both are lists"
+                f"{where}.{order} = {stated[1]} must be at most {where}.{degree} = {stated[0]}, and a list of as many "
+                "numbers where that is a list"
             )

@@ -1,4 +1,4 @@
-"""Pictures of structures before and after corruption, as Figures 3 to 5 of arXiv:2403.09549."""
+"""Pictures of structures before and after corruption, as the objective of a run moves them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle
 
 from dens_plugin.cells import LEAST_VOLUME, volume
+from dens_plugin.data.layout import completed
 from dens_plugin.data.structures import Structure, from_data
+from dens_plugin.fields import corruption_of
 from dens_plugin.figure_style import STYLE
-from dens_plugin.objectives.dens import DeNS
-from dens_plugin.objectives.noise import FixedSigma, StructureRandom
+from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.report.predictions import evenly
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
     from torch_geometric.data import Data
 
-SLAB_SIGMAS = (0.1, 0.3, 0.5)  # Å
-MOLECULE_SIGMAS = (0.01, 0.03, 0.05, 0.07)  # Å
+    from dens_plugin.objectives.base import Objective
+
+_DRAWS = 3  # of a structure
+_EPOCHS = 50  # looked at for draws in which it moves
 _SLAB_VIEW = "-75x,-15y,4z"  # from the side and slightly from above, the surface on top
 _PANEL = 1.75  # width in inches
 _RADIUS = 0.8  # of a covalent radius
@@ -52,28 +55,49 @@ class _Style(NamedTuple):
     width: float
 
 
+class _Draw(NamedTuple):
+    """A structure as an objective moved it.
+
+    Attributes:
+        epoch: of the draw, from 0.
+        positions: (N, 3) Å.
+    """
+
+    epoch: int
+    positions: np.ndarray
+
+
 _SOLID = _Style(1.0, "0.15", 0.5)
 _GHOST = _Style(0.35, "0.5", 0.4)
 
 
 @matplotlib.rc_context(STYLE)
-def corrupted_structures(dataset: Dataset, *, rows: int = 3, seed: int = 0) -> Figure:
-    """A row per structure: as it is, then corrupted with ever more noise, one normal draw per row; all free atoms move.
+def corrupted_structures(dataset: Dataset, objective: Objective, *, rows: int = 3, seed: int = 0) -> Figure | None:
+    """A row per structure: as it is, then as the objective moves it in the first epochs in which it does.
 
     Args:
         dataset: of fairchem; its structures may or may not be periodic.
+        objective: any one.
         rows: how many structures.
-        seed: of the noise.
+        seed: of the run, so that these are draws that it trains on.
+
+    Returns:
+        None if the objective moves none of them.
     """
-    chosen = _different(dataset, rows)
-    originals = [from_data(data) for data in chosen]
-    sigmas = SLAB_SIGMAS if any(original.pbc.any() for original in originals) else MOLECULE_SIGMAS
-    figure, panels = _canvas(originals, columns=1 + len(sigmas))
-    for data, original, row in zip(chosen, originals, panels, strict=True):
-        for panel, moved in zip(row, [original.positions, *_corrupted(data, sigmas, seed)], strict=True):
-            _draw(panel, original, moved)
-    for panel, title in zip(panels[0], ["original", *(f"σ = {sigma:g} Å" for sigma in sigmas)], strict=True):
-        panel.set_title(title)
+    chosen = [(data, list(_draws(data, objective, seed))) for data in _different(dataset, rows)]
+    chosen = [(data, draws) for data, draws in chosen if draws]
+    if not chosen:
+        return None
+    originals = [from_data(data) for data, _ in chosen]
+    figure, panels = _canvas(originals, columns=1 + _DRAWS)
+    for (_, draws), original, row in zip(chosen, originals, panels, strict=True):
+        _draw(row[0], original, original.positions)
+        for panel, draw in zip(row[1:], draws, strict=False):
+            _draw(panel, original, draw.positions)
+            panel.set_title(f"epoch {draw.epoch + 1}")
+        for panel in row[1 + len(draws) :]:
+            panel.axis("off")
+    panels[0, 0].set_title("original")
     for panel, original in zip(panels[:, 0], originals, strict=True):
         place = {"transform": panel.transAxes, "rotation": 90, "ha": "right", "va": "center"}
         panel.text(-0.04, 0.5, _formula(original), **place)
@@ -104,12 +128,18 @@ def _different(dataset: Dataset, most: int) -> list[Data]:
     return [*seen.values(), *others][:most]
 
 
-def _corrupted(data: Data, sigmas: Sequence[float], seed: int) -> Iterator[np.ndarray]:
-    """Positions (N, 3) in Å for each sigma; the draw is a function of the seed and the structure, hence the same."""
-    batch = data_list_collater([data], otf_graph=True)
-    for sigma in sigmas:
-        objective = DeNS(prob=1.0, corrupt_ratio=None, sigma=FixedSigma(sigma))
-        yield objective.corrupt(batch, StructureRandom(seed, 0)).pos.cpu().numpy()
+def _draws(data: Data, objective: Objective, seed: int) -> Iterator[_Draw]:
+    """The first draws in which atoms move; of a method that copies structures those of the copy, which comes last."""
+    batch = data_list_collater([completed(data)], otf_graph=True)
+    found = 0
+    for epoch in range(_EPOCHS):
+        prepared = objective.corrupt(batch, StructureRandom(seed, epoch))
+        corruption = corruption_of(prepared)
+        if corruption is not None and corruption.mask[-len(data.pos) :].any():
+            yield _Draw(epoch, prepared.pos[-len(data.pos) :].cpu().numpy())
+            found += 1
+        if found == _DRAWS:
+            return
 
 
 def _draw(panel: Axes, original: Structure, moved: np.ndarray) -> None:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from dens_plugin.checks.objective import objective_from_config
 from dens_plugin.data.output import require_folder
 from dens_plugin.leaderboard.layout import paths_by_split
 from dens_plugin.report import error_plots, paper_tables, plots, relatives
@@ -111,7 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="structures to predict at most (default: %(default)s)",
     )
     parser.add_argument("--no-predictions", action="store_true", help="curves and table only; needs no data")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise in the pictures (default: %(default)s)")
+    parser.add_argument("--seed", type=int, help="of the noise in the picture of structures (default: the run's own)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -139,7 +140,7 @@ def write_report(
     split: str = "val",
     max_structures: int = _MAX_STRUCTURES,
     with_predictions: bool = True,
-    seed: int = 0,
+    seed: int | None = None,
     splits: Sequence[Mapping[str, str | Path]] = (),
     molecules: Sequence[Mapping[str, str | Path]] = (),
     columns: Sequence[Mapping[str, str | Path]] = (),
@@ -153,7 +154,7 @@ def write_report(
         split: ``val`` or ``test``, the data to predict.
         max_structures: structures to predict at most.
         with_predictions: whether to run the models; without, no data are needed.
-        seed: of the noise in the pictures of structures.
+        seed: of the noise in the picture of structures; that of the run by default.
         splits: for each model sub-split -> checkpoint folder of its validation.
         molecules: for each model molecule of MD17 -> checkpoint folder of its validation on the test set.
         columns: for each model column of a relative's table -> checkpoint folder of its validation.
@@ -286,18 +287,29 @@ def _parity_and_elements(runs: Sequence[Run], predictions: Mapping[str, Predicti
     )
 
 
-def _structures(runs: Sequence[Run], seed: int) -> _Drawing:
-    """Corrupted structures of the first run that has a config."""
-    config = next((each.config for each in runs if each.config), None)
-    figure = None if config is None else corrupted_structures(dataset_of(config, "train"), seed=seed)
+def _structures(runs: Sequence[Run], seed: int | None) -> _Drawing:
+    """Structures as the first run whose objective moves some trains on them."""
+    figures = (_corrupted(each.config, seed) for each in runs if each.config)
     return _Drawing(
         "corrupted_structures",
-        figure,
+        next((figure for figure in figures if figure is not None), None),
         "Corrupted structures",
-        "Structures of the training set and the same with Gaussian noise of standard deviation σ on all free atoms; a "
-        "row scales one draw. Lighter discs behind are the original positions; pale atoms are fixed and never move. "
-        "Thin lines are the periodic vectors of the cell.",
+        "Structures of the training set, and the same as the run trained on them in the first epochs in which they "
+        "were corrupted. Lighter discs behind are the original positions; pale atoms are fixed. Thin lines are the periodic "
+        "vectors of the cell.",
     )
+
+
+def _corrupted(config: Mapping[str, Any], seed: int | None) -> Figure | None:
+    """The picture of one run; None if its objective moves nothing, or cannot be told from its config."""
+    try:
+        objective = objective_from_config(config)
+    except (ValueError, KeyError, TypeError):  # a config of another version
+        return None
+    if not objective.outputs:
+        return None
+    seed = (config.get("cmd") or {}).get("seed") or 0 if seed is None else seed
+    return corrupted_structures(dataset_of(config, "train"), objective, seed=seed)
 
 
 def _saved(drawing: _Drawing, out: Path) -> Picture | None:

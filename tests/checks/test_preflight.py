@@ -6,12 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairchem.core.common.utils import setup_imports
+from fairchem.core.models.base import HydraModel
 from torch import nn
 
 import dens_plugin
 from dens_plugin.checks.dataset import require_normalizers
-from dens_plugin.checks.preflight import limits_of, require_edges, require_fitting_scales
+from dens_plugin.checks.preflight import limits_of, require_edges, require_fitting_scales, require_model
 from dens_plugin.data.records import CheckedDataset, Limits
+from dens_plugin.objectives.dens import DeNS
+from dens_plugin.objectives.noisy_nodes import NoisyNodes
 from dens_plugin.testing import random_structure
 
 
@@ -104,6 +108,27 @@ class TestPeriodicity:
             CheckedDataset(dataset, Limits(molecular=True))[0]
         structure.pbc = torch.zeros(1, 3, dtype=torch.bool)
         assert CheckedDataset(dataset, Limits(molecular=True))[0] is structure
+
+
+class TestEncodingOfNothing:
+    """Objectives that give a backbone no forces to encode: allowed, with a line that says so."""
+
+    @pytest.mark.parametrize(
+        ("objective", "told"), [(NoisyNodes(), True), (DeNS(encode_forces=False), True), (DeNS(), False)]
+    )
+    def test_is_told(self, caplog, objective, told):
+        setup_imports()
+        model = HydraModel(
+            backbone={"model": "dens_plugin.EGNNDeNS", "channels": 8, "num_layers": 1},
+            heads={
+                "energy": {"module": "dens_plugin.EGNNGradientHead"},
+                "noise": {"module": "dens_plugin.EGNNNoiseHead"},
+            },
+            pass_through_head_outputs=True,
+            otf_graph=True,
+        )
+        require_model(model, objective)
+        assert ("EGNNDeNS can encode forces, and the objective gives it none" in caplog.text) == told
 
 
 class Some(list):

@@ -12,6 +12,11 @@ from report_samples import write_run
 from samples import base_config, trainer_arguments, write_lmdb
 
 from dens_plugin.data.structures import from_atoms
+from dens_plugin.objectives.dens import DeNS
+from dens_plugin.objectives.ndem import NDeM
+from dens_plugin.objectives.noisy_nodes import NoisyNodes
+from dens_plugin.objectives.pretrain import DenoisePretraining
+from dens_plugin.objectives.s2ef import S2EF
 from dens_plugin.report import corruptions, error_plots, plots, predictions, report
 from dens_plugin.report.runs import find_runs
 from dens_plugin.testing import random_structure
@@ -210,20 +215,37 @@ def test_a_logarithmic_axis_says_so(tmp_path):
     assert [panel.get_ylabel().endswith("log scale") for panel in (panels[0], panels[2])] == [True, False]
 
 
-def test_one_draw_is_scaled_and_fixed_atoms_stay():
+CORRUPTING = {
+    "dens": DeNS(prob=0.5),
+    "dens beside its clean structures": DeNS(prob=1.0, keep_labels=True),
+    "ndem": NDeM(),
+    "noisy nodes": NoisyNodes(),
+    "noisy nodes in two passes": NoisyNodes(keep_labels=True),
+    "pre-training": DenoisePretraining(),
+}
+
+
+@pytest.mark.parametrize("objective", CORRUPTING.values(), ids=CORRUPTING)
+def test_draws_are_those_of_the_objective(objective):
+    """Also of one that knows copies: atoms that move are free, and each epoch has a draw of its own."""
     data = random_structure(9, seed=1)
-    small, large = corruptions._corrupted(data, (0.1, 0.3), 0)
-    original = data.pos.numpy()
-    assert np.allclose(large - original, 3 * (small - original), atol=1e-5)
-    moved = np.abs(small - original).max(axis=1) > 0
-    assert np.array_equal(moved, data.fixed.numpy() == 0)
+    draws = list(corruptions._draws(data, objective, 0))
+    moved = [np.abs(draw.positions - data.pos.numpy()).max(axis=1) > 0 for draw in draws]
+    assert len(draws) == len({draw.epoch for draw in draws}) == 3
+    assert all(each.any() and not each[data.fixed.numpy() == 1].any() for each in moved)
+    assert not np.allclose(draws[0].positions, draws[1].positions)
 
 
-@pytest.mark.parametrize(("periodic", "panels"), [(True, 4), (False, 5)])
-def test_molecules_get_the_small_noise(periodic, panels):
+def test_nothing_is_drawn_of_an_objective_that_moves_nothing():
+    assert corruptions.corrupted_structures([random_structure(6, seed=0)], S2EF()) is None
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_a_row_for_each_structure(periodic):
     structures = [random_structure(6, seed=seed, sid=seed) for seed in range(3)]
     if not periodic:
         for data in structures:
             data.cell = torch.zeros(1, 3, 3)
-    figure = corruptions.corrupted_structures(structures, rows=2)
-    assert len(figure.axes) == 2 * panels
+    figure = corruptions.corrupted_structures(structures, DeNS(prob=0.8), rows=2)
+    assert len(figure.axes) == 8
+    assert [figure.axes[0].get_title(), figure.axes[1].get_title()[:5]] == ["original", "epoch"]
