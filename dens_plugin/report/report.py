@@ -295,8 +295,8 @@ def _structures(runs: Sequence[Run], seed: int | None) -> _Drawing:
         next((figure for figure in figures if figure is not None), None),
         "Corrupted structures",
         "Structures of the training set, and the same as the run trained on them in the first epochs in which they "
-        "were corrupted. Lighter discs behind are the original positions; pale atoms are fixed. Thin lines are the periodic "
-        "vectors of the cell.",
+        "were corrupted. Lighter discs behind are the original positions; pale atoms are fixed. Thin lines are the "
+        "periodic vectors of the cell.",
     )
 
 
