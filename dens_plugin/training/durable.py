@@ -38,6 +38,7 @@ from dens_plugin.training.checkpoints import (
     recorded,
 )
 from dens_plugin.training.filling import filled_batches, fills
+from dens_plugin.training.groups import for_groups, regrouped
 from dens_plugin.training.history import FILE_NAME, SOURCE, WEIGHTS, HistoryLogger
 from dens_plugin.training.interruption import workers_let_go
 from dens_plugin.training.ledger import BadSteps
@@ -59,8 +60,7 @@ if TYPE_CHECKING:
 
 _BEST = "best_checkpoint.pt"  # fairchem's name
 _OTHER_GROUPS = (
-    "weight decay was turned on or off, which makes other groups: keep optim.optimizer_params.weight_decay at "
-    "0, or above it however little"
+    "the optimiser of that run had other parameters: start a run of its own from these weights by task.warm_start"
 )
 _UNEVALUATED = "unevaluated"  # in the config of a checkpoint that was written in front of its step's evaluation
 
@@ -369,6 +369,10 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         scheduler = ((checkpoint.get("config") or {}).get("optim") or {}).get("scheduler")
         if scheduler is not None and scheduler != self.config["optim"].get("scheduler"):
             checkpoint = {**checkpoint, "scheduler": None}  # the state of another kind
+        if checkpoint.get("optimizer") is not None and not inference_only:
+            state = regrouped(checkpoint["optimizer"], self.optimizer, self._unwrapped_model)
+            schedule = for_groups(checkpoint.get("scheduler"), len(self.optimizer.param_groups))
+            checkpoint = {**checkpoint, "optimizer": state, "scheduler": schedule}
         try:
             super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
         except (AssertionError, KeyError, RuntimeError, ValueError) as error:

@@ -503,6 +503,13 @@ class TestDisk:
         assert torch.load(trainer._folder / "checkpoint.pt", weights_only=False)["step"] == 10
 
 
+def assert_same_moments(trainer, other):
+    pairs = zip(trainer.model.parameters(), other.model.parameters(), strict=True)
+    states = [(trainer.optimizer.state[own], other.optimizer.state[others]) for own, others in pairs]
+    assert any(state["exp_avg"].abs().max() > 0 for state, _ in states)
+    assert all(torch.equal(own["exp_avg"], others["exp_avg"]) for own, others in states)
+
+
 class TestChanges:
     @pytest.fixture
     def half(self, config, build):
@@ -594,10 +601,18 @@ class TestChanges:
         trainer.train(disable_eval_tqdm=True)
         assert trainer.step == 12
 
-    def test_of_groups_are_refused(self, config, build, half):
+    def test_of_groups_keep_every_parameters_moments(self, config, build, half):
+        """Weight decay that is turned off makes one group of two, in another order."""
+        saved = build(config)
+        saved.load_checkpoint(half)
         config["optim"]["optimizer_params"]["weight_decay"] = 0
-        with pytest.raises(ValueError, match=r"weight decay was turned on or off.*keep optim.optimizer_params"):
-            build(config).load_checkpoint(half)
+        trainer = build(config)
+        trainer.load_checkpoint(half)
+        assert len(trainer.optimizer.param_groups) == 1
+        assert len(saved.optimizer.param_groups) == 2
+        assert_same_moments(trainer, saved)
+        trainer.train(disable_eval_tqdm=True)
+        assert trainer.step == 12
 
     def test_of_a_plateau_keep_its_reductions(self, config, build):
         config["optim"] |= {"scheduler": "ReduceLROnPlateau", "scheduler_params": {"factor": 0.5, "patience": 0}}
