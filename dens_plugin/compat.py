@@ -94,28 +94,48 @@ def read_tensors(
         with _harmless_types_known():
             return torch.load(path, map_location=map_location, mmap=mmap, weights_only=not may_run_code)
     except Exception as error:  # torch raises a different type for each way in which a file can be broken
-        if _is_text(path):
-            raise ValueError(f"'{path}' is no checkpoint but text; give the path of a .pt file") from error
+        other = _other_content(Path(path))
+        if other is not None:
+            raise ValueError(f"'{path}' {other}; give the path of a .pt file that a training wrote") from error
         foreign = _FOREIGN.search(str(error))
         if foreign is not None:
             raise ValueError(
                 f"'{path}' holds more than weights and settings ({foreign[1]}), and reading that can run code: if you "
                 f"trust where the file comes from, set the environment variable {TRUST}=1 (docs/trust.md)"
             ) from error
-        what = " ".join(str(error).split())[-_LONGEST_REASON:]
+        what = " ".join(str(error).partition("Check the documentation")[0].split())[-_LONGEST_REASON:]
         raise ValueError(
-            f"'{path}' cannot be read as a checkpoint ({what}); it may have been cut short: take an older one"
+            f"'{path}' cannot be read as a checkpoint ({what or type(error).__name__}); it may have been cut short: "
+            "take an older one"
         ) from error
 
 
-def _is_text(path: str | Path) -> bool:
-    """Whether a file begins as text does, which neither an archive nor a pickle is."""
+def _other_content(path: Path) -> str | None:
+    """What a file holds that is no checkpoint, in words; None for one that could be the beginning of one."""
+    if path.stat().st_size == 0:
+        return "is empty"
     with open(path, "rb") as file:
         head = file.read(512)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+        return (
+            None
+            if any(name.endswith("data.pkl") for name in names)
+            else f"is an archive without weights ({', '.join(names[:3])})"
+        )
+    if head.startswith((b"PK", b"\x80")):  # an archive that was cut, or a pickle
+        return None
+    if not head.strip(b"\0"):
+        return "begins with zeros, as a file of which the disk has lost the content"
+    return "is no checkpoint but text" if _is_text(head) else "is no checkpoint but a file of another kind"
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether the beginning of a file is one of text: nothing but printable bytes."""
     printable = set(range(32, 127)) | {9, 10, 13}
-    return (
-        bool(head) and not head.startswith((b"PK", b"\x80")) and all(byte in printable or byte > 127 for byte in head)
-    )
+    text = head.decode(errors="replace").removesuffix("\ufffd")  # a letter may be cut at the end
+    return "\ufffd" not in text and all(byte in printable or byte > 127 for byte in head)
 
 
 @contextmanager

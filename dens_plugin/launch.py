@@ -17,13 +17,12 @@ from dens_plugin import compat
 from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
 from dens_plugin.checks.names import require_login
-from dens_plugin.checks.resumption import FINISHED, is_finished
 from dens_plugin.checks.schema import ignored_options
 from dens_plugin.cluster.rank import run_rank
 from dens_plugin.log_lines import set_up_logging
 from dens_plugin.relaxation.run import require_relaxable
 from dens_plugin.training.checkpoints import whole_or_before
-from dens_plugin.training.earlier_runs import unfinished
+from dens_plugin.training.earlier_runs import EarlierRun, earlier_runs, unfinished
 from dens_plugin.training.loading import LOADER_WORKERS
 
 _TELLING = (ValueError, OSError, ImportError, FloatingPointError)  # errors of input rather than of a neighbour's end
@@ -56,9 +55,11 @@ def launch(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if args.checkpoint is not None:
         # A broken file is better met here than after everything else.
         args.checkpoint = str(whole_or_before(args.checkpoint))
-        checkpoint = compat.load_checkpoint(args.checkpoint, on_demand=True)
-        if args.mode == "train" and is_finished(checkpoint, config["optim"]):
-            logging.warning(f"The run of '{args.checkpoint}' is finished: {FINISHED}")
+        if "state_dict" not in compat.load_checkpoint(args.checkpoint, on_demand=True):
+            raise ValueError(
+                f"'{args.checkpoint}' has no `state_dict`: give a checkpoint that a training wrote, or convert "
+                "this one with `dens convert`"
+            )
     if args.mode == "run-relaxations":
         require_relaxable(config)
     if args.num_gpus > 1 and not args.submit and LOADER_WORKERS not in config["optim"]:
@@ -88,9 +89,10 @@ def _look_at_earlier_runs(args: argparse.Namespace, max_epochs: float) -> None:
     run = unfinished(args.run_dir, args.identifier, max_epochs)
     name = f"'{args.identifier}'" if args.identifier else "without a name"
     if wanted and run is None:
+        finished = next(earlier_runs(args.run_dir, args.identifier), None)
         raise ValueError(
             f"there is no unfinished run {name} in '{args.run_dir}/checkpoints'; leave out --resume to start one, or "
-            "give its --identifier and --run-dir"
+            + ("give its --identifier and --run-dir" if finished is None else _raise_epochs(finished, max_epochs))
         )
     if run is None:
         return
@@ -100,6 +102,10 @@ def _look_at_earlier_runs(args: argparse.Namespace, max_epochs: float) -> None:
         args.timestamp_id = run.name
     else:
         logging.warning(f"This is a new run, and {told} is unfinished: add --resume to go on with that one instead.")
+
+
+def _raise_epochs(run: EarlierRun, max_epochs: float) -> str:
+    return f"raise optim.max_epochs above {max_epochs:g} to go on with {run.name}, which is finished at step {run.step}"
 
 
 def error_of_ranks(failures: ChildFailedError) -> Exception:

@@ -75,7 +75,8 @@ def set_up_logging() -> None:
 
 def is_of_use(record: logging.LogRecord) -> bool:
     """Whether a message is about the run rather than about fairchem's machinery."""
-    return not str(record.msg).startswith(_INTERNAL)
+    is_ours_too = record.module == "base_trainer" and ", epoch: " in str(record.msg)  # `validation_line` says it
+    return not (is_ours_too or str(record.msg).startswith(_INTERNAL))
 
 
 def shortened(record: logging.LogRecord) -> str:

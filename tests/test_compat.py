@@ -155,12 +155,6 @@ class TestReadingFiles:
         with pytest.raises(ValueError, match=r"config.yml' is no checkpoint but text; give the path of a .pt file"):
             compat.load_checkpoint(tmp_path / "config.yml")
 
-    @pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"\x80\x02garbage"])
-    def test_files_that_are_none(self, tmp_path, content):
-        (tmp_path / "x.pt").write_bytes(content)
-        with pytest.raises(ValueError, match=r"x.pt' cannot be read as a checkpoint"):
-            compat.load_checkpoint(tmp_path / "x.pt")
-
 
 @pytest.mark.parametrize(("at", "bit"), [(8, 0), (10, 0), (10, 3), (42, 0), *((at, 7) for at in range(4, 46))])
 def test_a_flipped_bit_in_the_directory_of_an_archive(tmp_path, at, bit):
@@ -174,3 +168,29 @@ def test_a_flipped_bit_in_the_directory_of_an_archive(tmp_path, at, bit):
     found = newest_whole(tmp_path)
     assert found == (path if compat.damage(path, own=True) is None else tmp_path / "checkpoint.1.pt")
     assert found != path or bit == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty; give the path of a .pt file that a training wrote"),
+        (bytes(1000), "begins with zeros, as a file of which the disk has lost the content"),
+        (b"\x7fELF\x02\x01\xff\xfe" * 9, "is no checkpoint but a file of another kind"),
+        (b"energy: 1\n", "is no checkpoint but text"),
+        ("ångström".encode()[:-1] + b"\xc3", "is no checkpoint but text"),
+        (b"\x80\x04\x95nonsense", "cannot be read as a checkpoint"),
+        (b"PK\x03\x04 cut short", "it may have been cut short"),
+    ],
+)
+def test_a_file_of_something_else_is_told_as_that(tmp_path, content, said):
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=said) as caught:
+        compat.read_tensors(path)
+    assert "Check the documentation" not in str(caught.value)
+
+
+def test_an_archive_of_something_else(tmp_path):
+    np.savez(tmp_path / "x.npz", mean=1.0)
+    with pytest.raises(ValueError, match=r"x.npz' is an archive without weights \(mean.npy\)"):
+        compat.read_tensors(tmp_path / "x.npz")

@@ -100,6 +100,13 @@ class TestResume:
         assert args.timestamp_id is None
         assert "the run 2026-01-01-mine (step 50, epoch 0.5 of 2) is unfinished: add --resume" in caplog.text
 
+    def test_a_finished_run_is_named(self, tmp_path):
+        self.leave(tmp_path, "2026-01-01-mine", epoch=2.0)
+        with pytest.raises(
+            ValueError, match=r"raise optim.max_epochs above 2 to go on with 2026-01-01-mine, which is f"
+        ):
+            _look_at_earlier_runs(self.arguments(tmp_path), 2)
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dens_plugin import compat
 from dens_plugin.checks.optim import require_optim, without_nulls
+from dens_plugin.checks.resumption import FINISHED, is_finished
 from dens_plugin.data.records import require_structures
 from dens_plugin.disk import trouble
 from dens_plugin.settings import with_numbers
@@ -46,7 +47,7 @@ from dens_plugin.training.loading import EpochOrder
 from dens_plugin.training.lock import locked
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_fused_step
-from dens_plugin.training.progress import StepLines, closing_line
+from dens_plugin.training.progress import StepLines, closing_line, validation_line
 from dens_plugin.training.schedule import Schedule, schedule_at, stated_groups, suit_schedule, take_settings
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import MeanLoss, ShareSampler, is_better, summed
@@ -228,6 +229,8 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             self.best_val_metric, self.primary_metric = None, self._primary_metric
         if _is_unevaluated(self._loaded_config):
             self.evaluate(disable_tqdm=disable_eval_tqdm)
+        if self.step > 0 and is_finished({"epoch": self.epoch}, self.config["optim"]):
+            logging.warning(f"This run is finished, at step {self.step:,}: {FINISHED}.")
         self._loaded_config = None
         record = self._record()
         logging.info(
@@ -443,8 +446,14 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         """The metrics of a validation, exact on any number of ranks."""
         seed_step(self.seed, self.step, split)
         self._evaluation_loss = MeanLoss()
+        start = time.monotonic()
         with self._without_ddp(), workers_let_go():
-            return super().validate(split, disable_tqdm)
+            metrics = super().validate(split, disable_tqdm)
+        if distutils.is_master():
+            loader = self.val_loader if split == "val" else self.test_loader
+            errors = {name: value["metric"] for name, value in metrics.items()}
+            logging.info(validation_line(len(loader.dataset), time.monotonic() - start, errors, split=split))
+        return metrics
 
     def _digest(self) -> str:
         """A short name of the weights, averages included."""

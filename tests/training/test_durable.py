@@ -9,6 +9,7 @@ import functools
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -72,6 +73,20 @@ def undisturbed(config, build):
     trainer = build(config, timestamp_id="undisturbed")
     trainer.train(disable_eval_tqdm=True)
     return final_state(trainer)
+
+
+def test_a_finished_run_says_so(config, build, caplog):
+    """However it was resumed: by its own name, or from a checkpoint of its."""
+    first = build(config, timestamp_id=RUN_NAME)
+    first.train(disable_eval_tqdm=True)
+    assert "is finished" not in caplog.text
+    build(config, timestamp_id=RUN_NAME).train(disable_eval_tqdm=True)
+    assert "This run is finished, at step 12: nothing is trained; raise optim.max_epochs to go on" in caplog.text
+    caplog.clear()
+    other = build(config, timestamp_id="other")
+    other.load_checkpoint(str(first._folder / "checkpoint.pt"))
+    other.train(disable_eval_tqdm=True)
+    assert "This run is finished, at step 12" in caplog.text
 
 
 @pytest.mark.parametrize("step", [3, 8, 12])
@@ -647,6 +662,12 @@ class TestChanges:
 
 
 class TestEvaluation:
+    def test_ends_with_a_line(self, config, build, caplog):
+        caplog.set_level("INFO")
+        build(config).validate(disable_tqdm=True)
+        line = next(text for text in caplog.messages if text.startswith("val: "))
+        assert re.fullmatch(r"val: 6 structures in \d+ s  .*forces_mae [\d.]+.*", line)
+
     @staticmethod
     def errors(trainer, *, folder):
         """Keep the validation metrics of the untrained model in a file."""
