@@ -85,6 +85,16 @@ _OLD_KEYS = {
 }
 
 
+_OLD_BLOCKS = {"loss_fns": "loss_functions", "eval_metrics": "evaluation_metrics"}
+# The same of a data set: keys of before 2.0 -> what stands under its `transforms.normalizer` now.
+_OLD_SCALES = {
+    "target_mean": "energy.mean",
+    "target_std": "energy.stdev",
+    "grad_target_mean": "forces.mean",
+    "grad_target_std": "forces.stdev",
+}
+
+
 class Unknown(NamedTuple):
     """A key that nothing reads.
 
@@ -142,6 +152,30 @@ def require_read_keys(config: Mapping[str, Any]) -> None:
                 f"{block}.{key} is not read where a config has `loss_functions`: set {new} instead and take {key} out, "
                 "or set it to null where an included config has it"
             )
+    for block, new in _OLD_BLOCKS.items():
+        if config.get("loss_functions") and config.get(block):
+            raise ValueError(f"`{block}` is not read where a config has `loss_functions`: call it `{new}`")
+    _require_read_scales(config.get("dataset"))
+
+
+def _require_read_scales(dataset: Any) -> None:
+    """Raise ValueError for scales of labels as before 2.0, where no normaliser says the same."""
+    blocks = dict(enumerate(dataset)) if isinstance(dataset, list) else _block(dataset)
+    scales = _block(_block(_block(blocks.get("train", blocks.get(0))).get("transforms")).get("normalizer"))
+    for split, block in blocks.items():
+        stated = {key: value for key, value in _block(block).items() if value is not None}
+        where = f"dataset.{split}"
+        if stated.get("normalize_labels") and not scales:
+            raise ValueError(
+                f"{where}.normalize_labels is not read where a config has `loss_functions`: give "
+                "dataset.train.transforms a `normalizer`, which `dens data check` prints"
+            )
+        for key, new in _OLD_SCALES.items():
+            if key in stated and stated[key] != _at(scales, new):
+                raise ValueError(
+                    f"{where}.{key} is not read where a config has `loss_functions`: set "
+                    f"dataset.train.transforms.normalizer.{new} instead and take {key} out"
+                )
 
 
 def _at(config: Mapping[str, Any], path: str) -> Any:

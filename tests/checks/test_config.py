@@ -90,6 +90,19 @@ def test_a_mode_needs_its_structures(config, mode, split):
         ("task.primary_metric", "energy_mae", r"set evaluation_metrics.primary_metric instead"),
         ("task.eval_on_free_atoms", False, r"set outputs.forces.eval_on_free_atoms instead"),
         ("task.objective.name", ["dens"], r"unknown objective"),
+        ("dataset.train.target_std", 3.0, r"dataset.train.target_std is not read .*normalizer.energy.stdev instead"),
+        ("dataset.train.grad_target_mean", 1.0, r"set dataset.train.transforms.normalizer.forces.mean instead"),
+        ("dataset.val.target_mean", 1.0, r"dataset.val.target_mean is not read"),
+        (
+            "eval_metrics",
+            {"primary_metric": "forces_mae"},
+            r"`eval_metrics` is not read .*call it `evaluation_metrics`",
+        ),
+        (
+            "loss_fns",
+            [{"energy": {"fn": "mae", "coefficient": 1}}],
+            r"`loss_fns` is not read .*call it `loss_functions`",
+        ),
     ],
 )
 def test_what_it_says(config, path, value, message):
@@ -112,3 +125,13 @@ def test_old_keys_in_an_old_config(config):
     require_read_keys(old)
     require_read_keys(old | {"loss_functions": {}})
     require_read_keys({"loss_functions": config["loss_functions"], "optim": {"force_coefficient": None}})
+
+
+def test_old_scales_of_a_data_set(config):
+    """They may stay where the newer ones say the same, and must not be all there is."""
+    old = {"normalize_labels": True, "target_mean": 0.3, "target_std": 2.0, "grad_target_mean": 0.0}
+    config["dataset"]["train"] |= old
+    require_read_keys(config)
+    del config["dataset"]["train"]["transforms"]
+    with pytest.raises(ValueError, match=r"dataset.train.normalize_labels is not read .*a `normalizer`"):
+        require_read_keys(config)
