@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 import torch
 from fairchem.core import _cli
-from fairchem.core.common.utils import build_config
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 import dens_plugin.training.trainer  # noqa: F401
 from dens_plugin import compat
 from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
+from dens_plugin.checks.merged import merged_config
 from dens_plugin.checks.names import require_login
 from dens_plugin.checks.schema import ignored_options
 from dens_plugin.cluster.rank import run_rank
@@ -47,7 +47,7 @@ def launch(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     for sentence in ignored_options(files):
         logging.warning(sentence)
     overrides = [*overrides, *(f"--dataset.{split}=None" for split in _UNUSED.get(args.mode, ()))]
-    config = build_config(args, overrides)
+    config = merged_config(args, overrides)
     require_sound(config, files)
     require_login(config)
     if args.mode == "train":
@@ -67,7 +67,7 @@ def launch(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         overrides = [*overrides, f"--optim.{LOADER_WORKERS}={config['optim'].get('num_workers', 0)}"]
     if not (args.cpu or args.submit or torch.cuda.is_available()):
         raise ValueError("no GPU here: add --cpu")
-    _cli.runner_wrapper = run_rank
+    _cli.runner_wrapper, _cli.build_config = run_rank, merged_config
     try:
         _cli.main(args, overrides)
     except ChildFailedError as failures:

@@ -38,8 +38,8 @@ def require_known_model(model: Any) -> None:
     """
     settings = without_switches(mapping(model, "model"))
     cls = _model_class(settings.pop("name", None), "model.name")
-    _require_accepted(cls, settings, "model")
-    require_sizes(settings, _accepted(cls), "model")
+    _requireaccepted_settings(cls, settings, "model")
+    require_sizes(settings, accepted_settings(cls), "model")
     if cls is HydraModel:
         _require_part(settings.get("backbone") or {}, "model", "model.backbone")
         for name, head in mapping(settings.get("heads") or {}, "model.heads").items():
@@ -50,8 +50,8 @@ def _require_part(block: Any, key: str, where: str) -> None:
     settings = mapping(block, where)
     if settings:  # a fine-tuned hydra may take its parts from a checkpoint
         cls = _model_class(settings.pop(key, None), f"{where}.{key}")
-        _require_accepted(cls, settings, where)
-        require_sizes(settings, _accepted(cls), where)
+        _requireaccepted_settings(cls, settings, where)
+        require_sizes(settings, accepted_settings(cls), where)
 
 
 def _model_class(name: Any, where: str) -> type:
@@ -67,8 +67,8 @@ def _model_class(name: Any, where: str) -> type:
         raise ValueError(f"unknown model '{name}' in {where}; {hint}") from error
 
 
-def _require_accepted(cls: type, settings: Mapping[str, Any], where: str) -> None:
-    accepted = _accepted(cls)
+def _requireaccepted_settings(cls: type, settings: Mapping[str, Any], where: str) -> None:
+    accepted = accepted_settings(cls)
     for key, value in settings.items():
         if key in accepted:
             _require_kind(value, accepted[key], f"{where}.{key}")
@@ -94,7 +94,7 @@ def _require_kind(value: Any, parameter: inspect.Parameter, where: str) -> None:
         raise ValueError(f"{where} must be {word}{may_be}, got {value!r}{_HINTS.get((kind, type(value)), '')}")
 
 
-def _accepted(cls: type) -> dict[str, inspect.Parameter]:
+def accepted_settings(cls: type) -> dict[str, inspect.Parameter]:
     """The constructor's arguments by name, its base classes' where it passes the rest on to them."""
     owners = [*cls.__mro__, *getattr(cls, "backbone_class", object).__mro__]
     constructors = [owner.__init__ for owner in owners if "__init__" in vars(owner)]
@@ -112,7 +112,7 @@ def _models_with(key: str, *, like: type) -> list[str]:
         f"{dens_plugin.__name__}.{name}"
         for name, module in modules.items()
         if isinstance(module, type) and issubclass(module, nn.Module)
-        if issubclass(module, HydraModel) == is_whole and key in _accepted(module)
+        if issubclass(module, HydraModel) == is_whole and key in accepted_settings(module)
     ]
 
 

@@ -11,6 +11,7 @@ import pkgutil
 import dens_plugin.backbones
 import dens_plugin.data.joined_lmdb
 import dens_plugin.data.md_lmdb
+import dens_plugin.data.molecules.dataset
 import dens_plugin.data.oc22
 
 for _module in pkgutil.iter_modules(dens_plugin.backbones.__path__):

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from fairchem.core.common.registry import registry
 
 from dens_plugin.checks.files import ConfigFile
+from dens_plugin.data.molecules.dataset import FORMAT
+from dens_plugin.data.molecules.dataset import OPTIONS as OPTIONS_OF_FRAMES
 from dens_plugin.settings import suggestion
 
 Path = tuple[str | int, ...]
@@ -246,6 +248,8 @@ def _keys_of_format(name: Any) -> list[str] | None:
     """Keys that the data sets of a format read; None if they are of other code."""
     if not _is_fairchems(registry.get_dataset_class, name):
         return None
+    if name == FORMAT:
+        return [*_DATASET, *OPTIONS_OF_FRAMES]
     return [*_DATASET, *(_ASE if str(name).startswith("ase") else _OC22 if name == "oc22_lmdb" else ())]
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fairchem.core.common.flags import flags
-from fairchem.core.common.utils import build_config
 
 import dens_plugin.training.trainer  # noqa: F401
 from dens_plugin import compat
 from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
+from dens_plugin.checks.merged import merged_config
 from dens_plugin.cluster.sites import Shape, Site, sbatch_options
 from dens_plugin.cluster.sweeps import Entry
 
@@ -143,7 +143,7 @@ def _config(entry: Entry, seed: int, name: str, shape: Shape, wish: Wish) -> dic
     }
     arguments = [str(part) for pair in options.items() for part in pair] + ([] if shape.gpus else ["--cpu"])
     changes = [f"{key}={value}" for key, value in entry.changes.items()] + list(wish.changes)
-    return build_config(flags.get_parser().parse_args(arguments), [_override(text) for text in changes])
+    return merged_config(flags.get_parser().parse_args(arguments), [_override(text) for text in changes])
 
 
 def _override(text: str) -> str:

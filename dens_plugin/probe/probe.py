@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.flags import flags
-from fairchem.core.common.utils import build_config, new_trainer_context
+from fairchem.core.common.utils import new_trainer_context
 from fairchem.core.datasets.base_dataset import Subset
 
 from dens_plugin import compat
 from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
+from dens_plugin.checks.merged import merged_config
 from dens_plugin.checks.options import require_overrides
 from dens_plugin.config_files import find_config
 from dens_plugin.probe.batch_fit import Measured, largest_within, line_through, measure_up_to
@@ -107,7 +108,7 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     options += ["--cpu"] * cpu + ["--amp"] * args.amp
     overrides = [f"--{text}" for text in args.set] + [f"--dataset.{split}=None" for split in ("val", "test", "relax")]
     require_overrides(overrides, parser)
-    config = build_config(parser.parse_args(options), overrides)
+    config = merged_config(parser.parse_args(options), overrides)
     require_sound(config, config_files(path))
     return config
 

@@ -92,12 +92,12 @@ def corrupted_structures(dataset: Dataset, objective: Objective, *, rows: int = 
     figure, panels = _canvas(originals, columns=1 + _DRAWS)
     for (_, draws), original, row in zip(chosen, originals, panels, strict=True):
         _draw(row[0], original, original.positions)
+        row[0].set_title("original" if original is originals[0] else "")
         for panel, draw in zip(row[1:], draws, strict=False):
             _draw(panel, original, draw.positions)
             panel.set_title(f"epoch {draw.epoch + 1}")
         for panel in row[1 + len(draws) :]:
             panel.axis("off")
-    panels[0, 0].set_title("original")
     for panel, original in zip(panels[:, 0], originals, strict=True):
         place = {"transform": panel.transAxes, "rotation": 90, "ha": "right", "va": "center"}
         panel.text(-0.04, 0.5, _formula(original), **place)

@@ -35,7 +35,8 @@ from dens_plugin.checks.preflight import (
 from dens_plugin.checks.schema import require_known_blocks
 from dens_plugin.checks.trust import require_plain_files
 from dens_plugin.data.layout import completed
-from dens_plugin.data.molecules.manifest import with_origin
+from dens_plugin.data.molecules.dataset import with_references
+from dens_plugin.data.molecules.manifest import ORIGIN, origin_by_looking, with_origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import with_element_references
 from dens_plugin.data.records import LABELS, CheckedDataset
@@ -218,6 +219,13 @@ class DeNSTrainer(DurableTrainer):
                 name: {"mean": values.mean.item(), "rmsd": values.rmsd.item()}
                 for name, values in self.normalizers.items()
             }
+
+    def train(self, disable_eval_tqdm: bool = False) -> None:
+        """`DurableTrainer`'s, with a note in the checkpoints of what the training set is of, if no manifest says it."""
+        if ORIGIN not in self.config:
+            with contextlib.suppress(ValueError):  # a record that cannot be read is told when it is trained on
+                self.config |= origin_by_looking(self.train_dataset)
+        super().train(disable_eval_tqdm)
 
     def get_dataloader(self, dataset: Dataset, sampler: Any, workers: int | None = None) -> DataLoader:
         """fairchem's; the one for training prepares its batches, and all but those for relaxation find neighbours."""
@@ -412,6 +420,7 @@ class DeNSTrainer(DurableTrainer):
 
     def _validated(self, split: str, disable_tqdm: bool) -> dict[str, Any]:
         """The errors of labels on the clean set, and the objective's own on a corrupted copy of it."""
+        with_references(self.val_dataset if split == "val" else self.test_dataset, self.physical_energies().missing)
         if "training" in self._buckets and distutils.is_master():
             logging.info(f"Padding: {self._buckets['training'].waste} in training so far.")
         metrics = super()._validated(split, disable_tqdm) if self.objective.labels else {}

@@ -6,7 +6,7 @@ import pytest
 from fairchem.core.common.utils import setup_imports
 
 import dens_plugin
-from dens_plugin.checks.model import _accepted, require_known_model
+from dens_plugin.checks.model import accepted_settings, require_known_model
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_no_backbone_takes_an_impossible_cutoff(backbone, value):
 def test_no_backbone_takes_an_impossible_count(backbone, value):
     """Of neighbours, and of whatever else its constructor counts by a whole number."""
     setup_imports()
-    accepted = _accepted(getattr(dens_plugin, backbone))
+    accepted = accepted_settings(getattr(dens_plugin, backbone))
     counts = [key for key, parameter in accepted.items() if type(parameter.default) is int]
     assert "max_neighbors" in counts
     for key in counts:

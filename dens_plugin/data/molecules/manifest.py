@@ -15,6 +15,8 @@ from ase.formula import Formula
 FILE_NAME = "manifest.json"
 ORIGIN = "molecules"  # in the config of a checkpoint
 
+_READ_WHOLE = 2000  # structures
+_SAMPLE = 500
 _NEGLIGIBLE = 1e-6  # of a composition: how much of it references may leave open
 
 
@@ -92,6 +94,41 @@ def with_origin(dataset: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The entry of a trainer's config that keeps the origin of its training set; empty where none is known."""
     origin = origin_of(dataset.get("src"))
     return {} if origin is None else {ORIGIN: origin._asdict()}
+
+
+def origin_by_looking(structures: Any) -> dict[str, dict[str, Any]]:
+    """The entry of `with_origin` for a training set without a manifest: nothing was subtracted from its energies.
+
+    Small sets are read whole. Of a large one some are, evenly spread, and only one formula throughout is believed.
+
+    Args:
+        structures: records with ``atomic_numbers``, by index.
+
+    Returns:
+        Nothing if a large set has several formulas.
+
+    Raises:
+        ValueError: if a record cannot be read.
+    """
+    total = len(structures)
+    is_small = total <= _READ_WHOLE
+    wanted = range(total) if is_small else sorted({at * (total - 1) // (_SAMPLE - 1) for at in range(_SAMPLE)})
+    formulas: set[str] = set()
+    elements: set[str] = set()
+    for index in wanted:
+        symbols = [chemical_symbols[int(number)] for number in _numbers(structures, index)]
+        formulas.add(Formula.from_list(symbols).format("hill"))
+        elements |= set(symbols)
+        if len(formulas) > 1 and not is_small:
+            return {}
+    return {ORIGIN: Origin(next(iter(formulas)) if len(formulas) == 1 else None, sorted(elements), 0.0)._asdict()}
+
+
+def _numbers(structures: Any, index: int) -> Any:
+    try:
+        return structures[index].atomic_numbers
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
+        raise ValueError(f"structure {index} cannot be read: {error}") from error
 
 
 def _counts(numbers: Iterable[int]) -> Counter[str]:

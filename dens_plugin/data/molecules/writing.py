@@ -103,7 +103,19 @@ def write_part(folder: Path, part: Part, *, references: References, charged: boo
 
 
 def _graph(to_graph: AtomsToGraphs, structure: Structure, *, sid: int, references: References) -> Data:
-    """One structure with the fields and types of fairchem's own OC20 data, and ``pbc``."""
+    graph = record_of(to_graph, structure)
+    assert structure.energy is not None  # the frames were checked
+    graph.energy = structure.energy - references.of(structure, "energy")  # eV
+    if structure.forces is not None:
+        graph.forces = torch.tensor(structure.forces, dtype=torch.float32)  # (N, 3) eV/Å
+    for name, value in structure.properties.items():
+        graph[name] = value - references.of(structure, name)
+    graph.sid, graph.fid = sid, structure.fid
+    return graph
+
+
+def record_of(to_graph: AtomsToGraphs, structure: Structure) -> Data:
+    """A structure with the fields and types of fairchem's own OC20 data, and ``pbc``, without labels and names."""
     atoms = Atoms(
         structure.numbers,
         positions=structure.positions,
@@ -113,11 +125,4 @@ def _graph(to_graph: AtomsToGraphs, structure: Structure, *, sid: int, reference
     )
     graph = to_graph.convert(atoms)
     graph.tags = torch.tensor(structure.tags, dtype=torch.long)  # (N,)
-    assert structure.energy is not None  # the frames were checked
-    graph.energy = structure.energy - references.of(structure, "energy")  # eV
-    if structure.forces is not None:
-        graph.forces = torch.tensor(structure.forces, dtype=torch.float32)  # (N, 3) eV/Å
-    for name, value in structure.properties.items():
-        graph[name] = value - references.of(structure, name)
-    graph.sid, graph.fid = sid, structure.fid
     return graph
