@@ -109,4 +109,4 @@ def family_of(state: Mapping[str, torch.Tensor], source: Any) -> Family:
             return family
     known = ", ".join(family.title for family in families())
     first = ", ".join(sorted(state)[:2]) or "none at all"
-    raise ValueError(f"'{source}' is of another network than those that are known, {known}: its weights are {first}")
+    raise ValueError(f"'{source}' holds the weights of no network known here ({known}); the first are {first}")

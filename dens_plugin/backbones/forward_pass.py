@@ -61,8 +61,8 @@ class Pass:
         if not gp_utils.initialized():
             return cls(layout, dtype, tf32=tf32)
         logging.info(
-            "Graph parallelism leaves the fast path (`model.backbone.fast`, `precision`): fairchem's own code computes "
-            "whatever needs edges, in the precision of the nodes."
+            "Under graph parallelism fairchem's own code computes all that needs edges, without the fast path "
+            "(`model.backbone.fast`) and in the precision of the nodes."
         )
         return None
 
@@ -198,7 +198,7 @@ def require_directions(batch: Batch, edge_index: torch.Tensor, vectors: torch.Te
     lost = (~batch.pos.isfinite().all(1)).nonzero().view(-1)  # of which a search finds no edges
     if len(lost) > 0:
         structure = structure_names(batch, [int(batch.batch[lost[0]])])
-        raise ValueError(f"{structure} has positions that are not finite; mend them, or leave the structure out")
+        raise ValueError(f"{structure} has positions that are not finite; correct them, or leave the structure out")
     bad = (~has_direction(vectors)).nonzero().view(-1)
     if len(bad) == 0:
         return

@@ -297,9 +297,9 @@ def _require_fit(found: Neighbours, data: Batch) -> None:
     fits = sizes == (len(data.pos), num_edges, num_edges, len(data.natoms))
     if not (fits and (data.pos.is_cuda or _has_edges(data, found))):
         raise ValueError(
-            f"the record `{NEIGHBOURS}` of a batch, of {num_edges} edges of {len(of_targets)} atoms in "
-            f"{len(found.neighbors)} structures, was changed or is not of these {len(data.pos)} atoms in "
-            f"{len(data.natoms)} structures; make it again (`with_neighbours`) or take it away (`without_neighbours`)"
+            f"the neighbours that a batch holds ({num_edges} edges, {len(of_targets)} atoms, {len(found.neighbors)} "
+            f"structures) do not belong to its {len(data.pos)} atoms in {len(data.natoms)} structures; find them again "
+            "(`with_neighbours`) or remove them (`without_neighbours`)"
         )
 
 

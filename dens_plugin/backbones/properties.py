@@ -48,8 +48,8 @@ class _AboutTheCentre(RowHead, nn.Module, HeadInterface):
         channels = getattr(backbone, "vector_channels", None)
         if channels is None:
             raise ValueError(
-                f"{type(backbone).__name__} does not leave scalars and vectors of atoms, of which `{output_name}` is "
-                "made; use dens_plugin.TorchMDET or dens_plugin.PaiNN"
+                f"`{output_name}` is computed from scalars and vectors of atoms, which {type(backbone).__name__} does "
+                "not give; use dens_plugin.TorchMDET or dens_plugin.PaiNN"
             )
         if backbone.use_pbc:
             raise ValueError(f"`{output_name}` is of molecules: set model.backbone.use_pbc: false")

@@ -73,7 +73,9 @@ def require_normalizers(transforms: Any, where: str) -> None:
     """
     block = mapping(mapping(transforms, where).get("normalizer") or {}, f"{where}.normalizer")
     if block.get("file") is not None and not Path(str(block["file"])).is_file():
-        raise FileNotFoundError(f"{where}.normalizer.file: there is no '{block['file']}'; set it to a file of them")
+        raise FileNotFoundError(
+            f"{where}.normalizer.file: there is no '{block['file']}'; set it to a file of normalisers"
+        )
     for target in block.keys() - set(_FOR_ALL_TARGETS):
         key = f"{where}.normalizer.{target}"
         values = mapping(block[target], key)
@@ -106,7 +108,7 @@ def _sources(dataset: Mapping[str, Any], split: str) -> list[str]:
     found = [sources] if isinstance(sources, (str, Path)) else sources
     if not isinstance(found, (list, tuple)) or not all(isinstance(source, (str, Path)) for source in found):
         raise ValueError(
-            f"dataset.{split}.src must be a path or a list of paths, got {sources!r}; for no such data set set "
+            f"dataset.{split}.src must be a path or a list of paths, got {sources!r}; to go without these data set "
             f"dataset.{split} to null (--dataset.{split}=None)"
         )
     return [str(source) for source in found]

@@ -87,7 +87,7 @@ def require_fitting_scales(normalizers: Mapping[str, Any], structures: Sequence[
         raise ValueError(
             f"the first training energies, {min(energies):.6g} to {max(energies):.6g} eV, are more than {_FAR:g} "
             f"standard deviations from the mean of dataset.train.transforms.normalizer.energy (mean {mean:.6g}, stdev "
-            f"{scale:.6g}): it is that of other data; `dens data check` prints one"
+            f"{scale:.6g}): is it that of other data? `dens data check` prints the right one"
         )
 
 
@@ -178,13 +178,13 @@ def require_outputs(model: nn.Module, batch: Batch, outputs: Mapping[str, Output
                 "model.heads, or take it out of `loss_functions`"
             )
         if isinstance(found[name], Mapping):
-            raise ValueError(f"the head `{name}` gives a block; set model.pass_through_head_outputs: true")
+            raise ValueError(f"`{name}` comes as a block of outputs; set model.pass_through_head_outputs: true")
         rows = len(batch.pos) if output.level == "atom" else batch.num_graphs
         if found[name].shape[0] != rows:
             level = "atom" if output.level == "atom" else "system"
             raise ValueError(
-                f"the model gives {found[name].shape[0]} rows of `{name}` for {rows}; outputs.{name}.level, which is "
-                f"{level!r}, must be 'atom' or 'system' as its head is"
+                f"the model predicts {found[name].shape[0]} rows of `{name}` where {rows} belong; outputs.{name}.level is "
+                f"{level!r}: set it to what the head predicts, 'atom' or 'system'"
             )
 
 

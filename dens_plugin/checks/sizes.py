@@ -92,7 +92,7 @@ def _require_degree(value: Any, name: str) -> None:
 
 def _require_degrees(count: Any, name: str) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or not 2 <= count <= MOST_DEGREES:
-        raise ValueError(f"{name} must be, or have, 2 to {MOST_DEGREES} degrees, from 0 on, got {count!r}")
+        raise ValueError(f"{name}: a network has 2 to {MOST_DEGREES} degrees, got {count!r}")
 
 
 def _require_degree_list(value: Any, name: str) -> None:

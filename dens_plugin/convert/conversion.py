@@ -75,7 +75,7 @@ def convert(
         )
     backbone = family.backbone if to == _DENS else family.plain
     if backbone is None:
-        raise ValueError(f"fairchem has no {family.title} to convert to; ours takes no more time at inference than one")
+        raise ValueError(f"fairchem has no {family.title} to convert to; use ours as it is")
     if config_yml is not None:
         checkpoint = _completed(checkpoint, load_config(Path(config_yml))[0], source)
     settings = _model_settings(checkpoint, source)

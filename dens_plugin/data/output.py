@@ -35,5 +35,5 @@ def require_makeable(out: Path) -> None:
     except OSError as error:
         raise ValueError(
             f"{out} cannot be made because nothing can be written to the folder {folder} ({error.strerror}): "
-            "give a folder that you may write to, or mend that one."
+            "give a folder that you may write to, or change its permissions."
         ) from error

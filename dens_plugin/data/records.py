@@ -161,7 +161,9 @@ class CheckedDataset(Dataset):
 def require_structures(dataset: Sized, where: str) -> None:
     """Raise ValueError for a data set without structures; ``where`` names it."""
     if len(dataset) == 0:
-        raise ValueError(f"{where} holds no structures: give another data set, or loosen what is chosen of it")
+        raise ValueError(
+            f"{where} holds no structures: give another data set, or choose more of it (`first_n`, `max_atoms`)"
+        )
 
 
 def _beyond(structure: Data, limits: Limits) -> str:

@@ -348,7 +348,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             )
         elif is_moved:
             name = self.scheduler.scheduler_type
-            logging.warning(f"{name} cannot be moved to another step; it goes on in the old ones.")
+            logging.warning(f"The schedule {name} cannot be moved to another step: it goes on from the old one.")
         if texts:
             logging.warning(
                 f"The settings of now hold from step {self.step + 1} on; the learning rate is "

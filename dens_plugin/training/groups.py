@@ -41,8 +41,8 @@ def regrouped(state: State, optimizer: torch.optim.Optimizer, model: nn.Module) 
     if not number_of.keys() >= set(map(id, now)):
         return state
     logging.info(
-        "The optimiser's state is of other groups of parameters: its moments go on, and weight decay is that of this "
-        "version and config from now on."
+        "The optimiser's state was saved with other groups of parameters: its moments are kept, and weight decay is "
+        "from now on that of this version and config."
     )
     moments = {
         at: state["state"][number_of[id(value)]] for at, value in enumerate(now) if _has(state, number_of, value)

@@ -429,7 +429,7 @@ class DeNSTrainer(DurableTrainer):
         own = self._corrupted_metrics(self._corrupted_loader)
         row = {name: values["metric"] for name, values in own.items()}
         if distutils.is_master():
-            logging.info("On a corrupted copy: " + ", ".join(f"{name}: {value:.4f}" for name, value in row.items()))
+            logging.info("On a corrupted copy: " + "  ".join(f"{name} {value:.4g}" for name, value in row.items()))
         if self.logger is not None:
             self.logger.log({**row, "epoch": self.epoch}, step=self.step, split=split)
         return metrics | own

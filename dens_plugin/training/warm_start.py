@@ -71,8 +71,8 @@ def _translated(checkpoint: Mapping[str, Any], own: Family | None, path: Path) -
     family = family_of(checkpoint["state_dict"], path)
     if family is not own:
         raise ValueError(
-            f"'{path}' is of the backbone {family.title} and the model of {own.title}, which has no use for its "
-            f"weights: start from a checkpoint of {own.title}, or set model.backbone.model to {family.backbone}"
+            f"'{path}' holds weights of {family.title}, and the model is {own.title}, which cannot use them: start from "
+            f"a checkpoint of {own.title}, or set model.backbone.model to {family.backbone}"
         )
     config = checkpoint.get("config") or {}
     model = config.get("model_attributes") or config.get("model")
@@ -146,17 +146,17 @@ def warn_of_other_scales(
         if not torch.allclose(before, now, rtol=1e-5, atol=1e-8):
             (old_mean, old_scale), (mean, scale) = before.tolist(), now.tolist()
             logging.warning(
-                f"`{name}` has mean {mean:g} and stdev {scale:g} here, {old_mean:g} and {old_scale:g} where "
-                f"the weights are from: they give other values of it until training changes them. To go on from those, "
-                f"set dataset.train.transforms.normalizer.{name} to {{mean: {old_mean:g}, stdev: {old_scale:g}}}."
+                f"The normaliser of `{name}` has mean {mean:g} and stdev {scale:g} here; the weights were trained with "
+                f"{old_mean:g} and {old_scale:g}, so their predictions are off until training corrects them. To keep "
+                f"them, set dataset.train.transforms.normalizer.{name} to {{mean: {old_mean:g}, stdev: {old_scale:g}}}."
             )
     had = checkpoint.get("elementrefs") or {}
     for name in dict.fromkeys([*had, *references]):
         before, now = had.get(name, {}).get(_REFERENCES), getattr(references.get(name), _REFERENCES, None)
         if before is None or now is None or not _are_close(before, now):
             logging.warning(
-                f"References of elements are subtracted from `{name}` {_where(before, now)}: weights give other values "
-                "of it until training changes them. Take those of their run "
+                f"References of elements are subtracted from `{name}` {_where(before, now)}: predictions of the weights "
+                "are off until training corrects them. To keep them, take the references of their run "
                 "(dataset.train.transforms.element_references)."
             )
 

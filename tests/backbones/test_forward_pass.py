@@ -47,7 +47,7 @@ def test_graph_parallelism_has_none_and_says_so(monkeypatch, caplog):
     monkeypatch.setattr(gp_utils, "initialized", lambda: True)
     assert Pass.unless_graph_parallel(LAYOUT) is None
     (message,) = caplog.messages
-    assert message.startswith("Graph parallelism leaves the fast path")
+    assert message.startswith("Under graph parallelism fairchem's own code computes")
 
 
 def test_graph_parallelism_comes_before_the_model(monkeypatch):

@@ -77,7 +77,10 @@ def test_a_single_atom_has_no_extent_and_gradients():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"backbone": {"model": "egnn_plugin_backbone", "channels": 8}}, "EGNN does not leave scalars and vectors"),
+        (
+            {"backbone": {"model": "egnn_plugin_backbone", "channels": 8}},
+            "from scalars and vectors of atoms, which EGNN does",
+        ),
         ({"use_pbc": True}, "`mu` is of molecules: set model.backbone.use_pbc: false"),
     ],
 )

@@ -109,7 +109,7 @@ def test_no_backbone_takes_an_impossible_count(backbone, value):
     for key in counts:
         if (backbone, key, value) == ("ESENDeNS", "mmax", 0) or (key, value) == ("lmax", 0):
             continue  # of order 0 there is something
-        with pytest.raises(ValueError, match=rf"model.backbone.{key} must be"):
+        with pytest.raises(ValueError, match=rf"model.backbone.{key}( must be|: a network)"):
             require_known_model({"name": "hydra", "backbone": {"model": f"dens_plugin.{backbone}", key: value}})
 
 
@@ -122,8 +122,8 @@ def test_no_backbone_takes_an_impossible_count(backbone, value):
         ("ESCNDeNS", {"lmax_list": [2], "mmax_list": [3]}, r"mmax_list = \[3\] must be at most model.backbone.lmax_l"),
         ("ESENDeNS", {"lmax": 20}, r"lmax must be a whole number from 0 to 11, got 20"),
         ("ESENDeNS", {"lmax": 2, "mmax": 3}, r"mmax = 3 must be at most model.backbone.lmax = 2"),
-        ("SE3TransformerDeNS", {"num_degrees": 25}, r"num_degrees must be, or have, 2 to 8 degrees, from 0 on, got 25"),
-        ("EquiformerDeNS", {"channels": [8] * 9}, r"channels must be, or have, 2 to 8 degrees, from 0 on, got 9"),
+        ("SE3TransformerDeNS", {"num_degrees": 25}, r"num_degrees: a network has 2 to 8 degrees, got 25"),
+        ("EquiformerDeNS", {"channels": [8] * 9}, r"channels: a network has 2 to 8 degrees, got 9"),
         ("ESCNDeNS", {"distance_resolution": 0}, r"distance_resolution must be a finite number above 0, got 0"),
         ("EquiformerV2DeNS", {"attn_activation": "relu"}, r"unknown model.backbone.attn_activation 'relu'; allowed"),
     ],

@@ -232,7 +232,7 @@ class TestFolder:
         np.savez(record, mine=np.zeros(3))
         for content in (record.read_bytes(), b"not an archive"):
             record.write_bytes(content)
-            with pytest.raises(ValueError, match=r"s%2F0.npz' is in the place of the result of 's/0'.*move it away"):
+            with pytest.raises(ValueError, match=r"s%2F0.npz' is where the result of 's/0' belongs, .*move it away"):
                 relax(StubTrainer(STRUCTURES[:1], tmp_path, steps=0))
             assert record.read_bytes() == content
         assert all(file.read_bytes() == b"not an archive" for file in foreign)

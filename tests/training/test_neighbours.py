@@ -258,7 +258,7 @@ class TestRecord:
             {"neighbors": record.neighbors.flip(0)},
         ):
             batch["neighbours"] = record._replace(**change)
-            with pytest.raises(ValueError, match="was changed or is not of these 21 atoms in 3 structures"):
+            with pytest.raises(ValueError, match="do not belong to its 21 atoms in 3 structures"):
                 predict(model, batch)
 
     def test_at_other_positions_is_refused(self, model):
@@ -267,7 +267,7 @@ class TestRecord:
         moved.pos = moved.pos + torch.tensor([0.01, 0.0, 0.0]) * (torch.arange(len(moved.pos)) == 3)[:, None]
         other["neighbours"] = with_neighbours(random_batch(), search)["neighbours"]  # of as many atoms
         for batch in (moved, other):
-            with pytest.raises(ValueError, match="was changed or is not of these 21 atoms in 3 structures"):
+            with pytest.raises(ValueError, match="do not belong to its 21 atoms in 3 structures"):
                 predict(model, batch)
 
     def test_of_moved_atoms(self, model):

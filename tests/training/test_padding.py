@@ -198,5 +198,5 @@ class TestRefusals:
     def test_positions_that_moved_afterwards(self, model, batch):
         padded = copy.copy(pad(batch, roomy(batch)))
         padded.pos = padded.pos + 0.1
-        with default_dtype(torch.float64), pytest.raises(ValueError, match="was changed or is not of these"):
+        with default_dtype(torch.float64), pytest.raises(ValueError, match="do not belong to its"):
             model(padded)

@@ -311,7 +311,7 @@ def test_warm_start_says_where_scales_differ(config, build, caplog):
     assert "until training changes them" not in caplog.text
     config["dataset"]["train"]["transforms"]["normalizer"]["forces"]["stdev"] = 7.0
     build(config)
-    assert "`forces` has mean 0 and stdev 7 here" in caplog.text
+    assert "The normaliser of `forces` has mean 0 and stdev 7 here" in caplog.text
     assert "set dataset.train.transforms.normalizer.forces to {mean: 0" in caplog.text
 
 

@@ -110,7 +110,7 @@ def test_another_backbone_is_one_error(tmp_path):
 
 def test_another_network(tmp_path):
     path = saved(nn.Linear(2, 2), tmp_path / "linear.pt")
-    with pytest.raises(ValueError, match=r"is of another network than those that are known, .*: its weights are"):
+    with pytest.raises(ValueError, match=r"holds the weights of no network known here"):
         warm_start(equiformer(2, {"energy": ENERGY}), path)
 
 
@@ -164,7 +164,9 @@ def test_scales_that_differ_are_told(caplog):
     warn_of_other_scales(checkpoint, {"energy": Scale(1.0, 2.0)}, {})
     assert not caplog.text
     warn_of_other_scales(checkpoint, {}, {})
-    assert "`energy` has mean 0 and stdev 1 here, 1 and 2 where the weights are from" in caplog.text
+    assert (
+        "The normaliser of `energy` has mean 0 and stdev 1 here; the weights were trained with 1 and 2" in caplog.text
+    )
     assert "normalizer.energy to {mean: 1, stdev: 2}" in caplog.text
 
 

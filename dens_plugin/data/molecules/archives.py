@@ -104,7 +104,7 @@ def open_npz(path: Path) -> np.lib.npyio.NpzFile:
     except (*_BROKEN, ValueError) as error:
         raise ValueError(f"{path} is truncated or no npz file ({error}): {_AGAIN}") from error
     if not isinstance(file, np.lib.npyio.NpzFile):
-        raise ValueError(f"{path} is a single array, an npy file, and no npz file whatever its name: {_AGAIN}")
+        raise ValueError(f"{path} is an npy file of a single array and no npz file, whatever its name: {_AGAIN}")
     return file
 
 

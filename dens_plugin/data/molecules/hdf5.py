@@ -280,7 +280,7 @@ def _elements(values: np.ndarray, where: str) -> np.ndarray:
     symbols = [word.decode() if isinstance(word, bytes) else str(word) for word in values.reshape(-1)]
     foreign = [symbol for symbol in symbols if not atomic_numbers.get(symbol)]  # X is 0
     if foreign:
-        raise ValueError(f"{where} has the element '{foreign[0]}', which there is not: {_AGAIN}")
+        raise ValueError(f"{where} names an element '{foreign[0]}' that does not exist: {_AGAIN}")
     return np.array([atomic_numbers[symbol] for symbol in symbols])
 
 

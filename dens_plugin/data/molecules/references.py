@@ -177,7 +177,7 @@ def read(path: Path) -> dict[str, dict[str, float]]:
 
 def _value(path: Path, symbol: str, value: object) -> float:
     if symbol not in chemical_symbols[1:]:
-        raise ValueError(f"--reference {path} names the element '{symbol}', which there is not.")
+        raise ValueError(f"--reference {path} names an element '{symbol}' that does not exist.")
     value = number(value, f"--reference {path}, {symbol}")
     if not math.isfinite(value):
         raise ValueError(f"--reference {path}, {symbol} must be finite, got {value}")
