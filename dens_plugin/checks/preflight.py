@@ -183,8 +183,8 @@ def require_outputs(model: nn.Module, batch: Batch, outputs: Mapping[str, Output
         if found[name].shape[0] != rows:
             level = "atom" if output.level == "atom" else "system"
             raise ValueError(
-                f"the model predicts {found[name].shape[0]} rows of `{name}` where {rows} belong; outputs.{name}.level is "
-                f"{level!r}: set it to what the head predicts, 'atom' or 'system'"
+                f"the model predicts {found[name].shape[0]} rows of `{name}` where {rows} belong; outputs.{name}.level "
+                f"is {level!r}: set it to what the head predicts, 'atom' or 'system'"
             )
 
 

@@ -93,8 +93,8 @@ class RelaxationFolder:
         except ValueError as error:
             if not _is_broken_archive(file):
                 raise ValueError(
-                    f"'{file}' is where the result of '{name}' belongs, and `dens relax` did not write it: move it away, "
-                    "and run the same command again"
+                    f"'{file}' is where the result of '{name}' belongs, and `dens relax` did not write it: move it "
+                    "away, and run the same command again"
                 ) from error
             logging.warning(f"{error}: its structure is relaxed again")
             is_done = False

@@ -28,6 +28,7 @@ _MEANINGLESS = (
     "max_bad_steps",
     "keep_checkpoints",
 )
+_COPIED = ("optim.scheduler_params.lr",)  # fairchem writes there what stands elsewhere
 _SCHEDULE = ("optim.lr", "optim.scheduler", "optim.warmup")  # settings of learning rates
 _ROUNDING = 1.5  # steps, by which a number of epochs may differ that fairchem rounds down to steps
 
@@ -210,6 +211,8 @@ def _config_differences(saved: Any, here: Any, where: str) -> Iterator[str]:
     old, new = _flat(saved, where), _flat(here, where)
     for key in old:
         name = key.rpartition(".")[2]
+        if key in _COPIED:
+            continue
         if key in new and old[key] != new[key] and name not in _MEANINGLESS and "epochs" not in key:
             yield f"{key} was {old[key]!r} and is {new[key]!r}"
     missing = [key for key in old if key not in new]

@@ -71,8 +71,8 @@ def _translated(checkpoint: Mapping[str, Any], own: Family | None, path: Path) -
     family = family_of(checkpoint["state_dict"], path)
     if family is not own:
         raise ValueError(
-            f"'{path}' holds weights of {family.title}, and the model is {own.title}, which cannot use them: start from "
-            f"a checkpoint of {own.title}, or set model.backbone.model to {family.backbone}"
+            f"'{path}' holds weights of {family.title}, and the model is {own.title}, which cannot use them: start "
+            f"from a checkpoint of {own.title}, or set model.backbone.model to {family.backbone}"
         )
     config = checkpoint.get("config") or {}
     model = config.get("model_attributes") or config.get("model")
@@ -155,8 +155,8 @@ def warn_of_other_scales(
         before, now = had.get(name, {}).get(_REFERENCES), getattr(references.get(name), _REFERENCES, None)
         if before is None or now is None or not _are_close(before, now):
             logging.warning(
-                f"References of elements are subtracted from `{name}` {_where(before, now)}: predictions of the weights "
-                "are off until training corrects them. To keep them, take the references of their run "
+                f"References of elements are subtracted from `{name}` {_where(before, now)}: predictions of the "
+                "weights are off until training corrects them. To keep them, take the references of their run "
                 "(dataset.train.transforms.element_references)."
             )
 

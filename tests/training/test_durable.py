@@ -550,6 +550,7 @@ class TestChanges:
         trainer.load_checkpoint(half)
         trainer.train(disable_eval_tqdm=True)
         assert "optim.lr_initial was 0.001 and is 0.0005" in caplog.text
+        assert caplog.text.count("is 0.0005") == 1
         assert "task.objective lost nothing and gained ['task.objective.sigma']" in caplog.text
 
     @pytest.mark.parametrize(

@@ -102,7 +102,9 @@ def test_a_plain_model_takes_what_it_has(tmp_path, log):
 
 
 def test_another_backbone_is_one_error(tmp_path):
-    with pytest.raises(ValueError, match=r"is of the backbone eSEN and the model of EquiformerV2, which has no use"):
+    with pytest.raises(
+        ValueError, match=r"holds weights of eSEN, and the model is EquiformerV2, which cannot use them"
+    ):
         warm_start(equiformer(2, {"energy": ENERGY}), saved(esen(), tmp_path / "esen.pt"))
     with pytest.raises(ValueError, match=r"set model.backbone.model to dens_plugin.EquiformerV2DeNS"):
         warm_start(esen(), saved(equiformer(1, {"energy": ENERGY}), tmp_path / "eqv2.pt"))
