@@ -65,6 +65,8 @@ def launch(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if args.num_gpus > 1 and not args.submit and LOADER_WORKERS not in config["optim"]:
         # Needed by fairchem when it had data sets pickled; now every rank opens its own.
         overrides = [*overrides, f"--optim.{LOADER_WORKERS}={config['optim'].get('num_workers', 0)}"]
+    if args.amp and args.cpu:
+        logging.warning("--amp is for a GPU and changes nothing on a CPU; `optim.autocast: bf16` does.")
     if not (args.cpu or args.submit or torch.cuda.is_available()):
         raise ValueError("no GPU here: add --cpu")
     _cli.runner_wrapper, _cli.build_config = run_rank, merged_config

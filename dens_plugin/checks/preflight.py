@@ -46,7 +46,8 @@ def require_labels(structure: Data, needed: Mapping[str, str], split: str) -> No
             kind = {"train": "training", "val": "validation"}[split]
             raise ValueError(
                 f"the {kind} set has no `{name}` to {purpose}, only {', '.join(sorted(structure.keys()))}; "
-                f"map its name with `dataset.{split}.key_mapping` (old LMDBs: `{{y: energy, force: forces}}`)"
+                f"map its name with `dataset.{split}.key_mapping` (old LMDBs: `{{y: energy, force: forces}}`; for a "
+                "file of frames `energy_key`, `forces_key`)"
             )
 
 

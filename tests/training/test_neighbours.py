@@ -244,7 +244,7 @@ class TestRecord:
         for other, device in (((7, 4), "cpu"), ((7, 5, 10), "meta"), ((4, 7, 10), "cpu")):
             taken = copy.copy(batch)
             taken["neighbours"] = with_neighbours(random_batch(other), search)["neighbours"]
-            with pytest.raises(ValueError, match=r"`neighbours` of a batch, of .* \(`without_neighbours`\)"):
+            with pytest.raises(ValueError, match=r"the neighbours that a batch holds .* \(`without_neighbours`\)"):
                 model.backbone.generate_graph(taken.to(device))
 
     def test_that_was_changed_is_refused(self, model):

@@ -57,6 +57,11 @@ class FramesDataset(BaseDataset):
         if self.num_samples == 0:
             raise ValueError(f"'{self.paths[0]}' holds no frames")
 
+    @property
+    def _metadata(self) -> dict[str, Any]:
+        """None: fairchem would look for a file of sizes, and warn that there is none."""
+        return {}
+
     def __getitem__(self, idx: int) -> Data:
         """A frame as fairchem's own records are; ``sid`` is its index where the file gives it none."""
         structure = self._frames.read(int(idx))
