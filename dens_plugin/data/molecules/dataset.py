@@ -50,8 +50,9 @@ class FramesDataset(BaseDataset):
         if len(self.paths) != 1:
             raise ValueError(f"`format: {FORMAT}` reads one file, got {len(self.paths)}; put the frames into one")
         keys = Keys(energy=config.get("energy_key"), forces=config.get("forces_key"))
-        options = {"units": config.get("units"), "option": "`units` of the data set", "keys": keys}
-        self._frames = open_frames(self.paths[0], **options)
+        self._frames = open_frames(
+            self.paths[0], units=config.get("units"), option="`units` of the data set", keys=keys
+        )
         self._to_graph = AtomsToGraphs(r_edges=False, r_fixed=True, r_pbc=True)
         self.num_samples = self._frames.length
         if self.num_samples == 0:
