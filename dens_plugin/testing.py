@@ -24,6 +24,7 @@ from torch_geometric.data import Batch, Data
 
 from dens_plugin.backbones.description import describe
 from dens_plugin.backbones.family import families
+from dens_plugin.backbones.neighbours import Search, with_neighbours
 from dens_plugin.fields import (
     CORRUPTION,
     MD,
@@ -38,7 +39,11 @@ from dens_plugin.fields import (
 )
 from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
+from dens_plugin.training.budgets import Budget
+from dens_plugin.training.loading import loader_search
+from dens_plugin.training.padding import pad
 
+_SEARCH = Search(4.0, 20, strictly=True, use_pbc=True, use_pbc_single=False)
 EPOCH = StructureRandom(seed=3, epoch=1)
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}  # of sums over other numbers of edges, relative
 
@@ -176,6 +181,28 @@ class ObjectiveContract:
         prepared = objective.prepare(batch, EPOCH)
         assert torch.equal(positions_by_sid(prepared)[1].unique(dim=0), structure.pos.unique(dim=0))
 
+    def test_counts_no_ghost(self, objective: Objective) -> None:
+        """Of a padded batch the same is compared and watched, whatever a network makes of ghosts."""
+        batch = with_neighbours(objective.prepare(random_batch(), EPOCH), _SEARCH)
+        padded, generator = with_ghosts(batch), torch.Generator().manual_seed(0)
+        known, found = {}, {}
+        for output in (*objective.labels, *objective.outputs):
+            real, every = (len(each.pos) if output.level == "atom" else each.num_graphs for each in (batch, padded))
+            known[output.name] = torch.randn(real, output.dim, generator=generator)
+            nothing = torch.full((every - real, output.dim), torch.nan)
+            found[output.name] = torch.cat([known[output.name], nothing])
+        for output in objective.outputs:
+            chosen = rows_of(batch)[output.name].where()
+            for of_real, of_every in (
+                (objective.predictions(known, batch), objective.predictions(found, padded)),
+                (objective.targets(batch), objective.targets(padded)),
+            ):
+                assert torch.equal(of_every[output.name][chosen], of_real[output.name][chosen])
+        watched = objective.metrics(found, padded)
+        for name, errors in objective.metrics(known, batch).items():
+            assert torch.equal(watched[name].number(), errors.number())
+            assert_close(watched[name].total(), errors.total(), 1e-6)
+
     def test_rows_are_of_its_labels_and_outputs(self, objective: Objective) -> None:
         """All of them, of as many rows as there are atoms or structures, and each with a target and a weight."""
         prepared = objective.prepare(random_batch(), EPOCH)
@@ -185,6 +212,12 @@ class ObjectiveContract:
         assert all(len(rows_of(prepared)[output.name].mask) == sizes[output.level] for output in outputs)
         own = {output.name for output in objective.outputs}
         assert set(objective.coefficients(0.5)) == set(objective.targets(prepared)) == own
+
+
+def with_ghosts(batch: Batch) -> Batch:
+    """A batch with a record of its neighbours, padded to a size that is a third larger."""
+    need = Budget.of(batch)
+    return pad(batch, need.rounded(0.3).with_room_for([need]))
 
 
 def positions_by_sid(batch: Batch) -> dict[int, torch.Tensor]:
@@ -334,6 +367,17 @@ class BackboneContract:
         out = predict(model, Batch.from_data_list([structure, structure]))
         assert torch.isfinite(out["energy"]).all()
         assert out["forces"].abs().max() < 1e-6
+
+    def test_ghosts_change_nothing(self) -> None:
+        """Of a batch that is filled up to a size, for a model that reads the loader's neighbours."""
+        model = self.build()
+        if describe(model).search is None:
+            pytest.skip("it reads no neighbours")
+        search = loader_search(model, {"loader_graph": True})
+        batch = with_neighbours(corrupted_batch(random_batch(), torch.arange(21) % 3 == 0), search)
+        plain, padded = predict(model, batch), predict(model, with_ghosts(batch))
+        for name, value in plain.items():
+            assert_close(padded[name][: len(value)], value, self.tolerance.get(torch.float32, 1e-4) / 10)
 
     def test_structures_keep_their_own_periodicity(self, model: nn.Module) -> None:
         """A crystal, a slab and a molecule in one batch get what each gets alone."""
