@@ -26,6 +26,7 @@ _FIELDS = {BATCH_ATOMS: "natoms", BATCH_EDGES: "neighbors"}  # of metadata.npz
 _NAMES = {BATCH_ATOMS: "atoms", BATCH_EDGES: "edges"}
 _POOL = 65536  # structures that are dealt together
 _SPARE = 0.01  # of a batch, for pools of other structures than those that the number of batches was tried on
+_FULL = 1 + 1e-9  # shares of a batch, whose sum is rounded
 _SHUFFLE = 0.05  # by how much sizes may differ for structures to change places
 
 
@@ -111,7 +112,7 @@ class FilledBatches(BatchSampler):
         costs = self._costs[members]
         random = np.random.default_rng([self._seed, self.epoch, pool])
         deal = Deal.of(costs, self._number, _order(costs * np.exp(_SHUFFLE * random.standard_normal(len(costs)))))
-        if deal.fullest > 1:
+        if deal.fullest > _FULL:
             deal = Deal.of(costs, self._number, _order(costs))
         by_batch = np.split(members[np.argsort(deal.batches, kind="stable")], np.bincount(deal.batches).cumsum()[:-1])
         own = random.permutation(self._number)[self._rank :: self._ranks]
@@ -125,7 +126,7 @@ class FilledBatches(BatchSampler):
     def _least_number(self) -> int:
         """The least number of batches that are not too full, a multiple of the ranks'."""
         costs = self._costs[self._members()[0]]
-        room = 1.0 if self._pools == 1 else 1 - _SPARE
+        room = _FULL if self._pools == 1 else 1 - _SPARE
         ranks, order, most = self._ranks, _order(costs), len(costs) // self._ranks * self._ranks
         number = min(max(-(-int(np.ceil(costs.sum() / room)) // ranks), 1) * ranks, most)
         while Deal.of(costs, number, order).fullest > room:

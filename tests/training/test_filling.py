@@ -46,6 +46,11 @@ def test_are_full_and_no_fuller(most, ranks):
         assert max(counts) - min(counts) <= 2
 
 
+@pytest.mark.parametrize("most", [3, 10, 49])
+def test_batches_may_be_full_to_the_last_atom(most):
+    assert {len(batch) for batch in filled([1] * most * 7, most)} == {most}
+
+
 def test_of_a_few_structures_too():
     sizes = np.array(OC20, dtype=int)
     atoms = [sizes[batch].sum() for batch in filled(sizes, 640)]
