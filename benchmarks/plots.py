@@ -146,7 +146,7 @@ def _draw_gains(
     axes.set_yticks(ticks, list(groups))
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(place - 1.2, -0.8)
-    axes.margins(x=0.3)
+    axes.margins(x=0.45)  # for the numbers beside the bars
     axes.grid(axis="x")
     axes.set_axisbelow(True)
 
