@@ -357,3 +357,17 @@ class TestMisuse:
     def test_noise_head_on_the_plain_backbone(self):
         with pytest.raises(ValueError, match=r"use the backbone dens_plugin\.EquiformerDeNS"):
             HydraModel(backbone={"model": PLAIN, **SMALL}, heads=ENERGY | NOISE_HEAD)
+
+
+def test_energies_without_forces():
+    """A head of its own for data without forces: the same weights, the same energies."""
+    batch = random_batch()
+    torch.manual_seed(0)
+    alone = HydraModel(
+        backbone={"model": PLAIN, **SMALL},
+        heads={"energy": {"module": "equiformer_energy_head"}},
+        pass_through_head_outputs=True,
+    )
+    out = predict(alone, batch)
+    assert set(out) == {"energy"}
+    assert torch.equal(out["energy"], predict(ours(PLAIN), batch)["energy"])

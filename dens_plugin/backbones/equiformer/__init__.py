@@ -5,8 +5,16 @@ from dens_plugin.backbones.equiformer.flat import FlatEquiformerDeNS
 from dens_plugin.backbones.equiformer.model import (
     Equiformer,
     EquiformerDeNS,
+    EquiformerEnergyHead,
     EquiformerGradientHead,
     EquiformerNoiseHead,
 )
 
-__all__ = ["Equiformer", "EquiformerDeNS", "EquiformerGradientHead", "EquiformerNoiseHead", "FlatEquiformerDeNS"]
+__all__ = [
+    "Equiformer",
+    "EquiformerDeNS",
+    "EquiformerEnergyHead",
+    "EquiformerGradientHead",
+    "EquiformerNoiseHead",
+    "FlatEquiformerDeNS",
+]

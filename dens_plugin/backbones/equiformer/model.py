@@ -16,7 +16,8 @@ from torch import nn
 
 from dens_plugin.backbones.description import Description, by_attributes
 from dens_plugin.backbones.equiformer.family import FAMILY
-from dens_plugin.backbones.heads import Asked, RowHead, where_it_counts
+from dens_plugin.backbones.gradients import EnergyHead, WithForces
+from dens_plugin.backbones.heads import RowHead
 from dens_plugin.backbones.neighbours import edges_to
 from dens_plugin.fields import NOISE, corruption_of
 from dens_plugin.nn.equiformer.activation import silu
@@ -233,39 +234,29 @@ class EquiformerDeNS(Equiformer):
         return total(features, self.force_embedding(corruption.forces.to(data.pos.dtype)))
 
 
-@registry.register_model("equiformer_gradient_head")
-class EquiformerGradientHead(RowHead, nn.Module, HeadInterface):
-    r"""Energy, and forces as its gradient.
+@registry.register_model("equiformer_energy_head")
+class EquiformerEnergyHead(EnergyHead):
+    """The energy, a sum over atoms, for data without forces."""
 
-    .. math:: F = -\partial E / \partial x
-
-    at the positions that the model is given: those of the corrupted structure, its encoded forces being constants.
-    Forces are in the unit of the normalised energy, so that both normalisers must have one ``stdev``. A batch that asks
-    for energies alone gets no gradient.
-    """
-
-    output_name = "energy"
-    level: ClassVar = "structure"
-    output_names: ClassVar[tuple[str, ...]] = ("energy", "forces")
-
-    def __init__(self, backbone: Equiformer) -> None:
-        super().__init__()
+    def __init__(self, backbone: Equiformer, output_name: str = "energy") -> None:
+        super().__init__(output_name)
         channels = backbone.feature_channels[:1]
         self.hidden = Linear(channels, channels)
         self.out = Linear(channels, [1])
         backbone.draw_weights(self)
 
-    def predict(self, data: Batch, emb: dict[str, Any], asked: Asked) -> dict[str, torch.Tensor]:
-        """{energy: (B,), forces: (N, 3)}."""
-        is_training = torch.is_grad_enabled()
-        with torch.enable_grad():
-            atoms = self.out([silu(self.hidden(emb["features"][:1])[0])])[0].flatten() / _AVERAGE_ATOMS**0.5  # (N,)
-            energy = atoms.new_zeros(data.num_graphs).index_add(0, data.batch, atoms)
-            out = {"energy": energy if is_training else energy.detach()}
-            if "forces" in asked:
-                (gradient,) = torch.autograd.grad(energy.sum(), emb["positions"], create_graph=is_training)
-                out["forces"] = where_it_counts(-gradient, asked["forces"])
-        return {name: out[name] for name in asked}
+    def energies(self, data: Batch, emb: dict[str, Any]) -> torch.Tensor:
+        """(B,)."""
+        atoms = self.out([silu(self.hidden(emb["features"][:1])[0])])[0].flatten() / _AVERAGE_ATOMS**0.5  # (N,)
+        return atoms.new_zeros(data.num_graphs).index_add(0, data.batch, atoms)
+
+
+@registry.register_model("equiformer_gradient_head")
+class EquiformerGradientHead(WithForces, EquiformerEnergyHead):
+    """Energy, and forces as its gradient."""
+
+    def __init__(self, backbone: Equiformer) -> None:
+        super().__init__(backbone)
 
 
 @registry.register_model("equiformer_noise_head")
