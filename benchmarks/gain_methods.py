@@ -101,6 +101,7 @@ def _dens(**changes: Any) -> Method:
 METHODS = {
     "s2ef": Method({"name": "s2ef"}),
     "dens": _dens(),
+    "dens_p75": _dens(prob=0.75),  # `configs/objective/dens_molecule.yml`, chosen by validation
     "dens_quarter": _dens(prob=0.25, corrupt_ratio=0.25),
     "dens_copy": _dens(keep_labels=True),
     "dens_no_encoding": _dens(encode_forces=False),

@@ -13,7 +13,8 @@ from dens_plugin.checks.preflight import require_model
 from dens_plugin.report.readiness import LEARNT
 
 METHODS = {
-    *("s2ef", "dens", "dens_quarter", "dens_copy", "dens_no_encoding", "dropped_labels", "noisy_nodes", "ndem"),
+    *("s2ef", "dens", "dens_p75", "dens_quarter", "dens_copy", "dens_no_encoding", "dropped_labels"),
+    *("noisy_nodes", "ndem"),
     *("pretrained", "pretrained_md17", "pretrained_dens"),
 }
 NETWORKS = ("painn", "torchmd_et", "equiformer_mini")
