@@ -12,6 +12,7 @@ import yaml
 
 from dens_plugin.config_files import find_config, packaged_folder
 from dens_plugin.data.check import check
+from dens_plugin.data.statistics import Statistics
 from dens_plugin.settings import suggestion
 
 _NORMALIZERS = {"energy": "normalizer_energy.npz", "forces": "normalizer_forces.npz"}  # of `dens data molecules`
@@ -39,6 +40,8 @@ class Parts(NamedTuple):
 
 _MOLECULES = Parts("base_molecules.yml", "", "", "objective/dens_md17.yml", "schedule/md17_mini.yml")
 _SLABS = Parts("base.yml", "", "", "objective/dens.yml", "schedule/mini.yml")
+_PERIODIC: dict[str, Any] = {"model": {"backbone": {"use_pbc": True}}}
+_ALWAYS_PERIODIC = ("equiformer_v2", "escn", "esen")  # by default
 _SMALL = ("mini", "molecule")  # in the names of backbones that a CPU trains
 
 
@@ -70,7 +73,10 @@ def run(args: argparse.Namespace) -> None:
     includes = list(choose_parts(args, defaults))
     for name in includes:
         find_config(name)
-    args.out.write_text(config_text(includes, sources, _scales(args.data, sources["train"])), encoding="utf-8")
+    numbers = check(sources["train"], limit=_SAMPLE).statistics
+    settings = _PERIODIC if args.model not in _ALWAYS_PERIODIC and any("T" in kind for kind in numbers.pbc) else {}
+    text = config_text(includes, sources, _scales(args.data, numbers), settings)
+    args.out.write_text(text, encoding="utf-8")
     print(f"{args.out} is written. Train with it by\n")
     device = "" if torch.cuda.is_available() else " --cpu"
     print(f"dens train --config-yml {args.out}{device} --identifier {args.out.stem} --run-dir runs")
@@ -113,13 +119,15 @@ def models() -> list[str]:
     return sorted(stem for stem in families if not any(stem.endswith(f"_{name}") for name in _objectives()))
 
 
-def config_text(includes: list[str], sources: Mapping[str, Path], scales: Mapping[str, Any]) -> str:
-    """A config as a person would write it."""
+def config_text(
+    includes: list[str], sources: Mapping[str, Path], scales: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
+    """A config as a person would write it, with further settings at its end."""
     dataset: dict[str, Any] = {split: {"src": str(path)} for split, path in sources.items()}
     dataset["train"] = {"format": "lmdb", **dataset["train"], "transforms": {"normalizer": dict(scales)}}
     head = "# Written by `dens init`. `dens configs NAME` prints an included file; settings in this one replace its.\n"
     includes_text = "includes:\n" + "".join(f"  - {name}\n" for name in includes)
-    return f"{head}{includes_text}\n{yaml.safe_dump({'dataset': dataset}, sort_keys=False)}"
+    return f"{head}{includes_text}\n{yaml.safe_dump({'dataset': dataset, **settings}, sort_keys=False)}"
 
 
 def _sources(folder: Path) -> dict[str, Path]:
@@ -137,11 +145,10 @@ def _sources(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _scales(folder: Path, train: Path) -> dict[str, Any]:
-    """A normaliser: the files that lie beside the data, else numbers from a sample of them."""
+def _scales(folder: Path, numbers: Statistics) -> dict[str, Any]:
+    """A normaliser: the files that lie beside the data, else the numbers of a sample of them."""
     if all((folder / name).exists() for name in _NORMALIZERS.values()):
         return {target: {"file": str(folder / name)} for target, name in _NORMALIZERS.items()}
-    numbers = check(train, limit=_SAMPLE).statistics
     return {
         "energy": {"mean": round(float(numbers.energy.mean), 6), "stdev": round(float(numbers.energy.std), 6)},
         "forces": {"mean": 0.0, "stdev": round(float(numbers.free_forces.rms), 6)},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from fairchem.core.common.utils import load_config
 from samples import write_lmdb
@@ -67,6 +68,21 @@ def test_parts_are_those_of_an_experiment_with_the_model(workplace):
         "objective/dens_molecule.yml",
         "schedule/demo.yml",
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "periodic", "told"), [("painn", True, True), ("painn", False, False), ("esen", True, False)]
+)
+def test_periodic_data_for_a_network_of_molecules(workplace, model, periodic, told):
+    """Those that look across the faces of cells by themselves need not be told."""
+    structures = [random_structure(5, seed=index, sid=index) for index in range(6)]
+    for structure in structures:
+        structure.pbc = torch.full((1, 3), periodic)
+    write_lmdb(workplace / "own" / "train", structures[:4])
+    write_lmdb(workplace / "own" / "val", structures[4:])
+    main(["init", "own", "--model", model, "--out", "own.yml"])
+    backbone = yaml.safe_load((workplace / "own.yml").read_text()).get("model", {}).get("backbone", {})
+    assert backbone == ({"use_pbc": True} if told else {})
 
 
 @pytest.mark.parametrize(
