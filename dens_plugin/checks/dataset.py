@@ -34,7 +34,7 @@ def require_files(dataset: Mapping[str, Any], split: str) -> None:
 
 
 def require_counts(dataset: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError for an impossible number of structures to take, of which slices would make another one."""
+    """Raise ValueError for an impossible number of structures to take, which a slice would not refuse."""
     for key in _COUNTS:
         count = dataset.get(key)
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):

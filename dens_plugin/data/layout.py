@@ -26,7 +26,7 @@ _NEUTRAL = ("fixed", "tags")
 
 
 def completed(record: Data) -> Data:
-    """A record as fairchem's own are; the record itself where it is one.
+    """A record in the form of fairchem's own; the same object where it has that form.
 
     Raises:
         TypeError: If it is no structure.

@@ -66,6 +66,6 @@ def overlap(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Overlap
 
 
 def overlap_of(structure: Data) -> Overlap | None:
-    """The same of a record of a data set; all is periodic that says nothing and has a cell."""
+    """`overlap` of a record of a data set; one with a cell and without ``pbc`` is periodic."""
     known = from_data(structure)
     return overlap(known.positions, known.cell, known.pbc)

@@ -143,7 +143,7 @@ def evaluate(structures: Iterator[Structure], calculator: Calculator, *, names: 
 
 
 def errors_of(evaluated: Sequence[Evaluated]) -> dict[str, Error]:
-    """Errors by what they are of; without those of which nothing has a label, or all that has one is fixed."""
+    """Errors by quantity; one without labels, or with labels of fixed atoms alone, is left out."""
     energies = [each for each in evaluated if each.structure.energy is not None]
     differences: dict[str, list[Any]] = {
         "energy (meV)": [each.energy - (each.structure.energy or 0.0) for each in energies],

@@ -22,7 +22,7 @@ _OF_GROUPS = ("base_lrs", "_last_lr", "lr_lambdas", "min_lrs")  # in a schedule'
 
 
 def regrouped(state: State, optimizer: torch.optim.Optimizer, model: nn.Module) -> State:
-    """A state in the groups of an optimiser; the given one if it has these, or nobody knows its own.
+    """A state in the groups that an optimiser has now; as it is if it has these groups, or no known ones.
 
     Args:
         state: of ``state_dict()``.

@@ -44,7 +44,7 @@ class ShareSampler(BatchSampler):
 
 
 def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Whether a metric's value beats the best so far; None where there is none. Errors are better if they are lower.
+    """Whether a metric's value is better than the best so far, None before the first. Lower errors are better.
 
     A value that is NaN or infinite is never the best.
     """
@@ -100,7 +100,7 @@ class _Part(NamedTuple):
 
 
 def summed(metrics: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """fairchem's running metrics summed over ranks, some of which may lack some or all; without those of nothing."""
+    """fairchem's running metrics summed over ranks, which may lack some; metrics without numbers are left out."""
     shares = _gathered({name: (_number(value["total"]), _number(value["numel"])) for name, value in metrics.items()})
     names = sorted(set().union(*shares))
     return {name: joined for name in names if (joined := _joined(name, shares))["numel"]}

@@ -130,7 +130,7 @@ def _require_fit(wanted: WarmStart, taken: State, asked: State, weights: list[st
 def warn_of_other_scales(
     checkpoint: Mapping[str, Any], normalizers: Mapping[str, Any], references: Mapping[str, Any]
 ) -> None:
-    """Log where outputs mean something else than in the run that weights were taken from.
+    """Warn of normalisers and element references that differ from those of the run that wrote the weights.
 
     A head's numbers are multiplied by the normaliser's scale and get its mean and the references added: with others the
     old weights give other energies and forces, until training changes them.

@@ -95,7 +95,7 @@ def plain():
     return ours, host
 
 
-def test_clean_batches_get_the_hosts_numbers(plain):
+def test_clean_batches_get_fairchems_numbers(plain):
     ours, host = plain
     batch = random_batch()
     for name in ("energy", "forces"):

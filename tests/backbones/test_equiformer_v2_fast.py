@@ -75,7 +75,7 @@ def both(**changes):
 
 
 @pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
-def test_gives_the_hosts_numbers(changes):
+def test_gives_fairchems_numbers(changes):
     host, fast = both(**changes)
     batch = a_corrupted_batch()
     assert_same_step(step(fast, batch), step(host, batch), outputs=1e-5, gradients=1e-4)
@@ -103,7 +103,7 @@ def test_a_run_may_change_its_path():
     assert all((a - b).abs().max() < 1e-4 for a, b in pairs)
 
 
-def test_the_hosts_heads_work_behind_it():
+def test_fairchems_heads_work_behind_it():
     fast = flat(**PAPER, fast=True)
     host = HydraModel(backbone={"model": "equiformer_v2_backbone", **PAPER}, heads=PLAIN_HEADS).eval()
     mixed = HydraModel(backbone={"model": "dens_plugin.EquiformerV2DeNS", **PAPER}, heads=PLAIN_HEADS).eval()
@@ -176,7 +176,7 @@ def test_nan_in_is_nan_out():
 
 
 @pytest.mark.parametrize("precision", ["bf16", "autocast"])
-def test_reduced_precision_errs_no_more_than_the_hosts(precision):
+def test_reduced_precision_errs_no_more_than_fairchems(precision):
     """Under autocast fairchem rounds the same features, and more of them; and bfloat16 is not the exact result."""
     host, _ = both()
     fast = flat(**PAPER, fast=True, precision="bf16" if precision == "bf16" else "fp32")
@@ -235,7 +235,7 @@ def test_tf32_is_of_its_models_edges_alone(monkeypatch, caplog):
 
 @pytest.mark.parametrize("probability", [0.0, 0.3, 0.9])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_drops_the_structures_that_the_host_drops(probability, dtype):
+def test_drops_the_structures_that_fairchem_drops(probability, dtype):
     """And leaves the generator where fairchem leaves it."""
     shared = Pass(Layout(lmax=1, mmax=1))
     shared.begin(torch.zeros(2, 0, dtype=torch.long), num_atoms=40, num_graphs=20)
@@ -259,7 +259,7 @@ def types_of(model):
     return {type(module) for module in model.modules()}
 
 
-def test_graph_parallelism_keeps_the_hosts_modules_and_says_so_once(monkeypatch, caplog):
+def test_graph_parallelism_keeps_fairchems_modules_and_says_so_once(monkeypatch, caplog):
     """Of those that need edges; `test_distributed.py` compares the numbers of ranks that share a graph."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(gp_utils, "initialized", lambda: True)

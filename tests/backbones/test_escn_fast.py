@@ -43,7 +43,7 @@ def both(**changes):
 
 
 @pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
-def test_gives_the_hosts_numbers(changes):
+def test_gives_fairchems_numbers(changes):
     host, fast = both(**changes)
     batch = a_corrupted_batch()
     assert_same_step(step(fast, batch), step(host, batch), outputs=1e-5, gradients=1e-4, rounding=LONE_ATOMS)
@@ -95,7 +95,7 @@ def test_a_run_may_change_its_path():
     assert any(not torch.equal(now, then) for (now, _), then in zip(pairs, started, strict=True))
 
 
-def test_the_hosts_heads_work_behind_it():
+def test_fairchems_heads_work_behind_it():
     _, fast = both()
     host = fairchem_escn(**PAPER)
     backbone = {"model": "dens_plugin.ESCNDeNS", "otf_graph": True, **PAPER}
@@ -108,7 +108,7 @@ def test_the_hosts_heads_work_behind_it():
     assert all(largest(found[name], expected[name]) < 1e-5 for name in expected)
 
 
-def test_gives_the_hosts_node_features():
+def test_gives_fairchems_node_features():
     host, fast = both()
     batch = random_batch()
     results = []
@@ -139,7 +139,7 @@ def test_nan_in_is_nan_out():
     assert predict(fast, random_batch())["energy"].isnan().all()
 
 
-def test_reduced_precision_errs_no_more_than_the_hosts():
+def test_reduced_precision_errs_no_more_than_fairchems():
     """Under autocast fairchem rounds the same features, and bfloat16 is not the exact result."""
     host, fast = both()
     batch = random_batch()

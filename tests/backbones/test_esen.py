@@ -121,7 +121,7 @@ class TestGradientInPeriodicStructures(BackboneContract):
 
 @FORMS
 @pytest.mark.parametrize("changes", [{}, {"act_type": "s2", "mlp_type": "grid"}, {"regress_stress": True}])
-def test_clean_batches_get_the_hosts_numbers(form, changes):
+def test_clean_batches_get_fairchems_numbers(form, changes):
     """Bit for bit, from the same seed: what DeNS adds draws no random number."""
     batch = random_batch()
     found, expected = predict(ours(form, **changes), batch), predict(host(form, **changes), batch.clone())
@@ -130,7 +130,7 @@ def test_clean_batches_get_the_hosts_numbers(form, changes):
 
 
 @FORMS
-def test_state_dict_is_the_hosts_and_what_dens_adds(form):
+def test_state_dict_is_fairchems_and_what_dens_adds(form):
     found, expected = ours(form).state_dict(), host(form).state_dict()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
     assert found.keys() - expected.keys() == {

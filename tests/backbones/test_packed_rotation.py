@@ -31,7 +31,7 @@ def hosts(frames, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float32, 4e-6), (torch.float64, 1e-14)])
-def test_are_the_hosts_rows(layout, dtype, rounding):
+def test_are_fairchems_rows(layout, dtype, rounding):
     frames = edge_frames(torch.randn(100, 3, dtype=dtype, generator=torch.Generator().manual_seed(0)))
     found = rotations(frames, layout)
     assert found.dtype == dtype
@@ -56,7 +56,7 @@ def test_no_frame_is_no_number():
     assert bad.isnan().any()
 
 
-def test_refuses_degrees_that_the_host_lacks():
+def test_refuses_degrees_that_fairchem_lacks():
     with pytest.raises(ValueError, match="lmax must be at most 11, got 12"):
         rotations(torch.eye(3)[None], Layout(12, 2))
 

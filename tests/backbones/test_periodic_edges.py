@@ -54,7 +54,7 @@ BATCHES = {
 @pytest.mark.parametrize("strictly", [True, False])
 @pytest.mark.parametrize(("cutoff", "limit"), [(12.0, 20), (6.0, 12), (5.0, 500), (4.0, 1), (0.5, 20)])
 @pytest.mark.parametrize("kind", BATCHES)
-def test_are_the_hosts(kind, cutoff, limit, strictly):
+def test_are_fairchems(kind, cutoff, limit, strictly):
     found = periodic_edges(BATCHES[kind](), cutoff, limit, strictly=strictly)
     expected = radius_graph_pbc(BATCHES[kind](), cutoff, limit, strictly)
     assert all(torch.equal(ours, hosts) for ours, hosts in zip(found, expected, strict=True))

@@ -105,7 +105,7 @@ def build(config, run_dir):
 # The data set
 
 
-def test_takes_the_hosts_name():
+def test_takes_fairchems_name():
     setup_imports({"skip_experimental_imports": True})
     assert registry.get_dataset_class("oc22_lmdb") is OC22Lmdb
 

@@ -54,7 +54,7 @@ def changed(sources, **arrays):
     return sources
 
 
-def test_the_file_is_the_hosts_with_flat_energies(sources, tmp_path):
+def test_the_file_is_fairchems_with_flat_energies(sources, tmp_path):
     """fairchem's own script is the specification of EvalAI's files."""
     paths = {split: str(path) for split, path in sources.items()}
     options = {"dataset": "OC20", "is2re_relaxations": False, "hybrid": False, "out_path": str(tmp_path / "host.npz")}

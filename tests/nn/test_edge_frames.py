@@ -11,7 +11,7 @@ NO_DIRECTION = [[0.0] * 3, [1e-25] * 3, [SHORTEST / 2, 0, 0], [torch.nan, 1, 0],
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("count", [1, 5000])
-def test_are_the_hosts_bit_for_bit(dtype, count):
+def test_are_fairchems_bit_for_bit(dtype, count):
     vectors = 3 * torch.randn(count, 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(1)
     expected, draw = init_edge_rot_mat(vectors), torch.rand(1)

@@ -69,7 +69,7 @@ class TestMinimiser:
         assert len({outcome.steps for outcome in found.values()}) > 1
         assert all(asked.count(sid) == outcome.steps + 1 for sid, outcome in found.items())
 
-    def test_the_host_walks_the_same_way(self):
+    def test_fairchem_walks_the_same_way(self):
         """Up to its stale forces, which moves of tenths of an Å near the origin do not meet."""
         settings = RelaxationSettings(steps=4, fmax=1e-6)
         (ours,) = outcomes([slab(3)], EMTPotential(), settings)

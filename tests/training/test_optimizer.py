@@ -40,7 +40,7 @@ class TestAverages:
     @pytest.mark.parametrize("dtype", ULP)
     @pytest.mark.parametrize("decay", [0.0, 0.3, 0.999, 1.0])
     @pytest.mark.parametrize("warms", [False, True])
-    def test_are_the_hosts(self, dtype, decay, warms):
+    def test_are_fairchems(self, dtype, decay, warms):
         trained = parameters(dtype)
         ours, host = (kind(trained, decay, warms) for kind in (Averages, ExponentialMovingAverage))
         for step in range(5):
@@ -51,7 +51,7 @@ class TestAverages:
             host.update()
         assert close(ours.shadow_params, host.shadow_params, 20 * ULP[dtype])
 
-    def test_state_is_the_hosts_both_ways(self):
+    def test_state_is_fairchems_both_ways(self):
         trained, others = parameters(), parameters(seed=1)
         ours, host = Averages(trained, 0.9), ExponentialMovingAverage(others, 0.8)
         state = copy.deepcopy(host.state_dict())
@@ -178,7 +178,7 @@ class TestInTheTrainer:
         config["optim"]["optimizer_params"]["fused"] = False
         assert not build(config).optimizer.param_groups[0]["fused"]
 
-    def test_goes_on_from_a_run_of_the_hosts_optimiser(self, config, build):
+    def test_goes_on_from_a_run_of_fairchems_optimiser(self, config, build):
         config["optim"]["optimizer_params"]["fused"] = False
         first = build(config)
         first.train(disable_eval_tqdm=True)

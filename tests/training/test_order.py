@@ -6,7 +6,7 @@ from dens_plugin.training.loading import EpochOrder
 
 @pytest.mark.parametrize("size", [1, 2, 7, 12, 10_001])
 @pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"drop_last": True}], ids=str)
-def test_is_the_hosts(size, options):
+def test_is_fairchems(size, options):
     """On every rank, in every epoch, from every start."""
     for rank in range(3):
         arguments = {"batch_size": 2, "num_replicas": 3, "rank": rank, "seed": 5, "shuffle": True} | options

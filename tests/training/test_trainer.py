@@ -48,14 +48,14 @@ def trained_beside_the_host(config, build, force_head, *, fast, fused):
     return to_plain_keys(ours.model.state_dict()), to_plain_keys(host.model.state_dict())
 
 
-def test_zero_probability_is_the_hosts_trainer_bit_for_bit(config, build):
+def test_zero_probability_is_fairchems_trainer_bit_for_bit(config, build):
     """With fairchem's heads and way of stepping: same data order, loss and steps, given its edge frames and dropout."""
     found, expected = trained_beside_the_host(config, build, "equiformerV2_vector_head", fast=False, fused=False)
     assert found.keys() == expected.keys()
     assert not [key for key in expected if not torch.equal(found[key], expected[key])]
 
 
-def test_zero_probability_is_the_hosts_trainer_to_rounding_with_trimmed_heads(config, build):
+def test_zero_probability_is_fairchems_trainer_to_rounding_with_trimmed_heads(config, build):
     """A trimmed head leaves out edges that add zeros, and so sums in another order, as the fast path does."""
     found, expected = trained_beside_the_host(config, build, "dens_plugin.ForceHead", fast=True, fused=True)
     for key, value in expected.items():
@@ -170,7 +170,7 @@ def test_noise_does_not_depend_on_workers_or_batch_size(config, build, workers, 
     assert all(torch.equal(found[sid], expected[sid]) for sid in expected)
 
 
-def test_loader_workers_go_before_those_that_the_host_resets(config, build):
+def test_loader_workers_go_before_those_that_fairchem_resets(config, build):
     config["optim"] |= {"num_workers": 0, "loader_workers": 1}
     loader = build(config).train_loader
     assert loader.num_workers == 1

@@ -36,7 +36,7 @@ class PhysicalEnergies:
     def of(
         cls, config: Mapping[str, Any], normalizers: Mapping[str, Any], references: Mapping[str, Any]
     ) -> PhysicalEnergies:
-        """Of a trained model.
+        """The physical energies of a trained model.
 
         Args:
             config: its checkpoint's.

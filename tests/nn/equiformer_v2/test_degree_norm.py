@@ -48,7 +48,7 @@ def with_gradients(norm, features):
 @on_all_norms
 @pytest.mark.parametrize("means", MEANS.values(), ids=MEANS)
 @pytest.mark.parametrize("lmax", [0, 1, 3, 6])
-def test_are_the_hosts(host, means, lmax, monkeypatch):
+def test_are_fairchems(host, means, lmax, monkeypatch):
     expected, found = both(host, lmax, **means)
     monkeypatch.setattr(host, "forward", lambda *_: pytest.fail("fairchem's own code ran"))
     features = 3 * torch.randn((lmax + 1) ** 2, 70, CHANNELS).transpose(0, 1)
@@ -61,7 +61,7 @@ def test_are_the_hosts(host, means, lmax, monkeypatch):
 
 @on_all_norms
 @pytest.mark.parametrize("shape", [(4, 4, CHANNELS), (4, 9, 2 * CHANNELS)])
-def test_another_shape_is_the_hosts_error(host, shape):
+def test_another_shape_is_fairchems_error(host, shape):
     expected, found = both(host, 2)
     for norm in (expected, found):
         with pytest.raises(RuntimeError):
@@ -70,7 +70,7 @@ def test_another_shape_is_the_hosts_error(host, shape):
 
 @on_all_norms
 @pytest.mark.parametrize("case", ["no weights", "float64", "no loops"])
-def test_what_loops_do_not_cover_is_the_hosts(host, case, monkeypatch):
+def test_what_loops_do_not_cover_is_fairchems(host, case, monkeypatch):
     expected, found = both(host, 2, affine=case != "no weights")
     if case == "no loops":
         monkeypatch.setattr(equiformer_v2_fast, "computes", lambda *_: False)

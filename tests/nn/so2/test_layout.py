@@ -8,7 +8,7 @@ from dens_plugin.nn.so2.layout import Layout
 
 
 @pytest.mark.parametrize(("lmax", "mmax"), [(6, 2), (6, 3), (2, 0), (3, 3)])
-def test_is_the_hosts(lmax, mmax):
+def test_is_fairchems(lmax, mmax):
     layout, host = Layout(lmax, mmax), CoefficientMappingModule([lmax], [mmax])
     order = host.to_m.argmax(1)
     assert torch.equal(layout.constants_for(torch.zeros(())).positions_by_degree, order)
