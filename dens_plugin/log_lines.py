@@ -18,6 +18,7 @@ import yaml
 # What fairchem says of its own machinery, by how it begins.
 _INTERNAL = (
     "Project root:",
+    "Overwritten config parameters from included configs",  # which is what including is for
     "Running in local mode without elastic launch",
     "Setting env PYTORCH_CUDA_ALLOC_CONF",
     "Loading model:",

@@ -33,7 +33,13 @@ def test_names_of_parameters_become_a_number():
 
 
 @pytest.mark.parametrize(
-    ("message", "shown"), [("Project root: /x", False), ("rank: 0: Sampler created...", False), ("Resumed", True)]
+    ("message", "shown"),
+    [
+        ("Project root: /x", False),
+        ("rank: 0: Sampler created...", False),
+        ("Overwritten config parameters from included configs (x)", False),
+        ("Resumed", True),
+    ],
 )
 def test_machinery_is_left_out(message, shown):
     assert is_of_use(record(message)) is shown

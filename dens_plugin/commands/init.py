@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
 
     Raises:
         FileNotFoundError: if there are no data, or no such part.
-        ValueError: for an unknown model, or where the file exists.
+        ValueError: for an unknown model, data without forces, or where the file exists.
     """
     if args.out.exists():
         raise ValueError(f"'{args.out}' exists; give another --out")
@@ -74,6 +74,11 @@ def run(args: argparse.Namespace) -> None:
     for name in includes:
         find_config(name)
     numbers = check(sources["train"], limit=_SAMPLE).statistics
+    if not numbers.free_forces.rms >= 0:  # NaN without any
+        raise ValueError(
+            f"'{sources['train']}' has no forces, which these configs train on: for energies alone begin with a copy "
+            "of experiment/denoise_pretrain/torchmd_et_scratch.yml or of experiment/ndem_qm9 (`dens configs`)"
+        )
     settings = _PERIODIC if args.model not in _ALWAYS_PERIODIC and any("T" in kind for kind in numbers.pbc) else {}
     text = config_text(includes, sources, _scales(args.data, numbers), settings)
     args.out.write_text(text, encoding="utf-8")

@@ -47,8 +47,8 @@ def _by_torch(
     if vectors is not None:
         messages = torch.addcmul(messages, vectors.index_select(0, source), of_vectors[:, None])
     return (
-        factors.new_zeros(num_atoms, channels).index_add(0, target, of_scalars),
-        factors.new_zeros(num_atoms, 3, channels).index_add(0, target, messages),
+        of_scalars.new_zeros(num_atoms, channels).index_add(0, target, of_scalars),
+        messages.new_zeros(num_atoms, 3, channels).index_add(0, target, messages),  # of another type under autocast
     )
 
 

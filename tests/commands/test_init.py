@@ -85,6 +85,17 @@ def test_periodic_data_for_a_network_of_molecules(workplace, model, periodic, to
     assert backbone == ({"use_pbc": True} if told else {})
 
 
+def test_data_without_forces(workplace, capsys):
+    structures = [random_structure(5, seed=index, sid=index) for index in range(6)]
+    for structure in structures:
+        del structure.forces
+    write_lmdb(workplace / "own" / "train", structures[:4])
+    write_lmdb(workplace / "own" / "val", structures[4:])
+    with pytest.raises(SystemExit):
+        main(["init", "own"])
+    assert "has no forces, which these configs train on: for energies alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

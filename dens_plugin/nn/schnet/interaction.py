@@ -60,7 +60,7 @@ class Interaction(nn.Module):
     def forward(self, scalars: torch.Tensor, edges: Edges, bases: torch.Tensor, envelope: torch.Tensor) -> torch.Tensor:
         """New scalars (N, C), by bases (H, K) and the cutoff's function (H, 1)."""
         filters, of_atoms = self.mlp(bases) * envelope, self.lin1(scalars)  # (H, F), (N, F)
-        heard = torch.zeros_like(of_atoms)
+        heard = torch.zeros_like(of_atoms, dtype=torch.result_type(of_atoms, filters))  # two types under autocast
         for source, target in ((edges.first, edges.second), (edges.second, edges.first)):
             heard = heard.index_add(0, target, of_atoms.index_select(0, source) * filters)
         return scalars + self.lin(self.act(self.lin2(heard)))
