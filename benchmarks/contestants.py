@@ -28,10 +28,12 @@ from torch_geometric.data import Batch
 
 from dens_plugin import FlatEquiformerV2DeNS, FlatESCNDeNS
 from dens_plugin.backbones.key_map import to_plain_keys, to_plugin_keys
+from dens_plugin.backbones.neighbours import with_neighbours
 from dens_plugin.fields import NOISE, corruption_of, rows_of
 from dens_plugin.objectives.base import Outputs
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
+from dens_plugin.training.loading import loader_search
 from dens_plugin.training.losses import term, total_loss
 from dens_plugin.training.optimizer import with_fused_step
 
@@ -52,12 +54,14 @@ class Contestant:
         training_batch: from a sample to what the network is trained on.
         load: write the weights of ``ours`` into the network.
         optimizer_params: of AdamW, as the trainer completes them for the network.
+        loaded: a training batch as the network's loader gives it.
     """
 
     build: Callable[[Settings, str], nn.Module]
     training_batch: Callable[[Sample], Batch]
     load: Callable[[nn.Module, State], Any]
     optimizer_params: Callable[[nn.Module], dict[str, Any]]
+    loaded: Callable[[nn.Module, Batch], Batch] = lambda _network, batch: batch
 
 
 def build_all(
@@ -248,6 +252,13 @@ def _our_adamw(network: nn.Module) -> dict[str, Any]:
     return completed
 
 
+def _with_neighbours(network: nn.Module, batch: Batch) -> Batch:
+    """As our loaders' workers find them, on a CPU; the network reads them from then on."""
+    search = loader_search(network, {"loader_graph": True})
+    assert search is not None, "these networks read records"
+    return with_neighbours(batch.clone().to("cpu"), search).to(batch.pos.device)
+
+
 def _load_ours(model: nn.Module, weights: State) -> None:
     model.load_state_dict(weights)
 
@@ -258,10 +269,10 @@ CONTESTANTS = {
         "plain": Contestant(_plain_equiformer_v2, _plain_batch, _load_plain, _hosts_adamw),
         "fairchem_dens": Contestant(_fairchem_dens_model, _fairchem_dens_batch, _load_fairchem_dens, _hosts_adamw),
         "ours_host": Contestant(_our_host_equiformer_v2, _our_batch, _load_ours, _our_adamw),
-        "ours": Contestant(_our_equiformer_v2, _our_batch, _load_ours, _our_adamw),
+        "ours": Contestant(_our_equiformer_v2, _our_batch, _load_ours, _our_adamw, _with_neighbours),
     },
     "escn": {
         "plain": Contestant(_plain_escn, _plain_batch, _load_plain, _hosts_adamw),
-        "ours": Contestant(_our_escn, _our_batch, _load_ours, _our_adamw),
+        "ours": Contestant(_our_escn, _our_batch, _load_ours, _our_adamw, _with_neighbours),
     },
 }

@@ -58,7 +58,7 @@ class Stepper:
     """A training step: forward, loss, backward, and AdamW as the contestant's trainer sets it up.
 
     Args:
-        contestant: makes the batches from samples; they are corrupted beforehand, as in a loader's workers.
+        contestant: makes the batches from samples, corrupted and, of ours, with neighbours, as in a loader's workers.
         network: of the contestant.
         samples: one for each round.
         mode: of the network.
@@ -69,7 +69,7 @@ class Stepper:
 
     def __init__(self, contestant: Contestant, network: nn.Module, samples: list[Sample], mode: Mode) -> None:
         self._network, self._mode, self._scaler = network, mode, mode.scaler()
-        self._batches = [contestant.training_batch(sample) for sample in samples]
+        self._batches = [contestant.loaded(network, contestant.training_batch(sample)) for sample in samples]
         self._optimizer = torch.optim.AdamW(network.parameters(), **contestant.optimizer_params(network))
         self.of_gradients: list[float] = []
 
