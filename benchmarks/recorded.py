@@ -124,13 +124,10 @@ def inferences(
             found: dict[str, torch.Tensor] = trained.model(batch)
         return found
 
-    def nothing(*_: Any) -> None:
-        pass
-
     if recorder is None:
         call: Callable[[Batch], dict[str, torch.Tensor]] = lambda batch: outputs(batch.to(trained.device))  # noqa: E731
     else:
-        call = Recordings(outputs, recorder, trained.device, before=nothing, seed=nothing, what="an inference")
+        call = Recordings(outputs, recorder, trained.device, what="an inference")
 
     def infer(number: int) -> dict[str, torch.Tensor]:
         trained.model.eval()

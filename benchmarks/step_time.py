@@ -20,8 +20,8 @@ How it is measured:
 - A training step is forward, loss, backward and AdamW: torch's default for fairchem's networks, as its trainer sets
   it up, and fused for ours, as ours does. "forward and backward" is the step without AdamW. Batches are collated and
   corrupted beforehand, and ours have their neighbours, as in a loader's workers; `plain`, `fairchem_dens` and
-  `ours_host` search them in the step, as fairchem does, and in an inference all do. The precisions, and what of fairchem's each is compared with, are
-  those of `modes`.
+  `ours_host` search them in the step, as fairchem does, and in an inference all do. The
+  precisions, and what of fairchem's each is compared with, are those of `modes`.
 - Memory is that of the largest batch, in a fresh process for each figure (`memory`); ``--no-memory`` leaves it out.
 - ``--extrapolate N`` repeats all at half the layers, and adds N - layers blocks at each contestant's cost of one.
 - A size or precision that fails, as for want of memory, is named in the results, and the others go on.

@@ -51,12 +51,20 @@ class PretendedRecorder:
         with _questions_refused(), _Watch():
             yield
 
+    def random_state(self):
+        return torch.get_rng_state()
+
+    def set_random_state(self, state):
+        torch.set_rng_state(state)
+
     def record(self, function):
         random, mode = torch.get_rng_state(), _Operations()
-        with _questions_refused(), mode:
-            outputs = function()
-        torch.set_rng_state(random)
-        mode.undo()
+        try:
+            with _questions_refused(), mode:
+                outputs = function()
+        finally:
+            torch.set_rng_state(random)
+            mode.undo()
         assert all(mode.is_inside(leaf) for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor))
         self.recordings.append(mode)
         mode.spoil()

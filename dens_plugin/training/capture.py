@@ -34,6 +34,12 @@ class Recorder(Protocol):
     def watched(self) -> AbstractContextManager[None]:
         """Within the context, whatever would wait for the device is a RuntimeError, and harms nothing."""
 
+    def random_state(self) -> torch.Tensor:
+        """Of the device's generator."""
+
+    def set_random_state(self, state: torch.Tensor) -> None:
+        """Go back to it."""
+
     def record(self, function: Callable[[], Any]) -> Recording:
         """Record a function that was called before in the contexts above. It is not computed."""
 
@@ -49,6 +55,7 @@ class CudaRecorder:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()
 
@@ -70,6 +77,14 @@ class CudaRecorder:
             yield
         finally:
             torch.cuda.set_sync_debug_mode(before)
+
+    def random_state(self) -> torch.Tensor:
+        """Of torch's generator for the device."""
+        return torch.cuda.get_rng_state(self._device)
+
+    def set_random_state(self, state: torch.Tensor) -> None:
+        """Go back to it."""
+        torch.cuda.set_rng_state(state, self._device)
 
     def record(self, function: Callable[[], Any]) -> Recording:
         """A CUDA graph of the function."""

@@ -43,10 +43,11 @@ class GraphedStep:
     Args:
         trainer: with an optimiser that decides itself whether to leave a step out, and without a gradient scaler.
         recorder: of its device.
+        others: recordings that hold the same weights.
     """
 
-    def __init__(self, trainer: Trainable, recorder: Recorder) -> None:
-        self._trainer, self._recorder = trainer, recorder
+    def __init__(self, trainer: Trainable, recorder: Recorder, others: Sequence[Recordings] = ()) -> None:
+        self._trainer, self._recorder, self._others = trainer, recorder, others
         self._model = trainer._unwrapped_model
         self._parameters = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         device = trainer.device
@@ -142,7 +143,8 @@ class GraphedStep:
         self._forget()
 
     def _forget(self) -> None:
-        self._to_gradients.forget()
+        for recordings in (self._to_gradients, *self._others):
+            recordings.forget()
         self._update_recorded, self._has_tried, self._places = None, False, []
 
     def _to_weights(self) -> torch.Tensor:

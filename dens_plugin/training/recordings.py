@@ -21,6 +21,7 @@ Result = TypeVar("Result")
 
 _MOST = 12  # signatures that are recorded: each takes a second, and memory where it is the largest so far
 _WARM_UP = 3  # ordinary calls before the first recording; one for each further signature
+_TRIES = 2  # of a signature's watched calls, of which the first may make constants
 
 
 class _Recorded(NamedTuple):
@@ -31,15 +32,15 @@ class _Recorded(NamedTuple):
 class Recordings(Generic[Result]):
     """Calls of a function of a batch, by recordings where there are some.
 
-    The first calls are ordinary ones, which compile kernels and make constants. One of them is watched for whatever
-    would wait for the device, since a recording that fails leaves CUDA in disorder.
+    The first calls are ordinary ones, which compile kernels and make constants. The last of them is watched for
+    whatever would wait for the device, since a recording that fails leaves CUDA in disorder.
 
     Args:
         function: from a batch to tensors, in tuples and dictionaries.
         recorder: of the device.
         device: where batches are to be.
         before: what a batch on the device needs that is not recorded.
-        seed: seeds what the function draws.
+        seed: seeds what the function draws; by default it goes on in the device's random numbers.
         what: is computed, for the log.
 
     Attributes:
@@ -52,15 +53,17 @@ class Recordings(Generic[Result]):
         recorder: Recorder,
         device: torch.device,
         *,
-        before: Callable[[Batch], None],
-        seed: Callable[[], None],
+        before: Callable[[Batch], None] = lambda _batch: None,
+        seed: Callable[[], None] = lambda: None,
         what: str,
     ) -> None:
         self._function, self._recorder, self._device = function, recorder, device
         self._before, self._seed, self._what = before, seed, what
-        self._ordinary: Counter[Signature] = Counter()  # calls without a recording
+        self._ordinary = 0  # calls without a recording
+        self._asking: Counter[Signature] = Counter()  # watched calls that waited
+        self._fit: set[Signature] = set()  # of a watched call that did not
         self._recorded: dict[Signature, _Recorded] = {}
-        self._has_told = self.is_recording = False
+        self._has_told = self._is_off = self.is_recording = False
 
     def __call__(self, batch: Batch) -> Result:
         """What the function returns, in tensors that stay as they are."""
@@ -72,8 +75,7 @@ class Recordings(Generic[Result]):
                 self._recorded[key] = _Recorded(static, recording)
         known = self._recorded.get(key)
         if known is None:
-            self._ordinary[key] += 1
-            return self._ordinarily(batch.to(self._device, non_blocking=True))
+            return self._ordinarily(key, batch.to(self._device, non_blocking=True))
         known.static.fill(batch)
         self._before(known.static.batch)
         self._seed()
@@ -94,34 +96,43 @@ class Recordings(Generic[Result]):
         try:
             return self._recorder.record(function)
         except RuntimeError as error:
+            self._is_off = True
             self._tell(f"{self._what} could not be recorded ({_first_line(error)}); set optim.cuda_graph: false")
             return None
         finally:
             self.is_recording = False
 
-    def _ordinarily(self, batch: Batch) -> Result:
+    def _ordinarily(self, key: Signature, batch: Batch) -> Result:
         self._before(batch)
         self._seed()
+        self._ordinary += 1
+        is_watched = self._ordinary >= _WARM_UP and key not in self._fit and self._asking[key] < _TRIES
         with self._recorder.beside():
-            if self._ordinary.total() == _WARM_UP and not self._has_told:
+            if is_watched and not self._is_off:
+                state = self._recorder.random_state()
                 try:
                     with self._recorder.watched():
-                        return self._function(batch)
+                        found = self._function(batch)
+                    self._fit.add(key)
+                    return found
                 except RuntimeError as error:
-                    self._tell(f"{self._what} waits for the device ({_first_line(error)}), and is computed without")
-                    self._seed()
+                    self._recorder.set_random_state(state)
+                    self._asking[key] += 1
+                    if self._asking[key] == _TRIES:
+                        self._tell(f"{self._what} waits for the device ({_first_line(error)}), and is not recorded")
             return self._function(batch)
 
     def _may_record(self, key: Signature) -> bool:
-        if self._has_told or self._ordinary[key] == 0 or self._ordinary.total() < _WARM_UP:
+        if self._is_off or key not in self._fit:
             return False
         if len(self._recorded) < _MOST:
             return True
+        self._is_off = True
         self._tell(f"batches have more than {_MOST} sizes, and those of further ones are computed without")
         return False
 
     def _tell(self, what: str) -> None:
-        """Once; nothing more is recorded afterwards."""
+        """Once."""
         if not self._has_told:
             logging.warning(f"CUDA graphs: {what}.")
         self._has_told = True

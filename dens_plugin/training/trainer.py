@@ -40,7 +40,7 @@ from dens_plugin.data.molecules.manifest import ORIGIN, origin_by_looking, with_
 from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import with_element_references
 from dens_plugin.data.records import LABELS, CheckedDataset
-from dens_plugin.fields import Rows, free_atoms, real_atoms, real_structures, rows_of
+from dens_plugin.fields import Rows, free_atoms, padding_of, real_atoms, real_structures, rows_of
 from dens_plugin.objectives.base import Errors
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
@@ -66,6 +66,7 @@ from dens_plugin.training.loading import (
 from dens_plugin.training.losses import Loss, Term, term, total_loss
 from dens_plugin.training.optimizer import spare_from_decay
 from dens_plugin.training.padding import without_ghosts
+from dens_plugin.training.recordings import Recordings
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import ObjectiveErrors, averaged, summed
 from dens_plugin.training.warm_start import warm_start, warn_of_other_scales
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
     from torch_geometric.data import Batch, Data
 
+_COMPOSED = {"decomposition", "property"}  # keys of outputs that fairchem makes of others
 _LOOKED_AT = 4  # training structures, before the first step
 _VALIDATION_EPOCH = -1  # of the noise of validation, the same in every evaluation
 
@@ -91,6 +93,8 @@ class DeNSTrainer(DurableTrainer):
     Raises:
         ValueError: before the first step, for a config, data set or model that makes no sense.
     """
+
+    _inferences: Recordings[dict[str, torch.Tensor]] | None = None  # of padded batches, where they are recorded
 
     def load(self, inference_only: bool) -> None:
         """Read the objective, then everything else."""
@@ -147,6 +151,9 @@ class DeNSTrainer(DurableTrainer):
         optim = self.config["optim"]
         self._is_graphed = is_graphed(self._unwrapped_model, optim, self.device, has_scaler=self.scaler is not None)
         self._pads = self._is_graphed or is_padded(optim)
+        self._recorder = recorder_for(self.device) if self._is_graphed else None
+        if self._recorder is not None:
+            self._inferences = Recordings(self._outputs, self._recorder, self.device, what="an evaluation")
         self._search = loader_search(self._unwrapped_model, {**optim, PAD: self._pads})
         self._buckets: dict[str, Buckets] = {}
         self.relax_dataset = None  # fairchem leaves it unset where there is none
@@ -299,8 +306,9 @@ class DeNSTrainer(DurableTrainer):
 
     def _graphed_step(self) -> GraphedStep | None:
         """Recordings take the steps where they can."""
-        recorder = recorder_for(self.device) if self._is_graphed else None
-        return None if recorder is None else GraphedStep(self, recorder)
+        if self._recorder is None or self._inferences is None:
+            return None
+        return GraphedStep(self, self._recorder, others=[self._inferences])
 
     def load_loss(self) -> None:
         """fairchem's, and the loss functions of the objective's own outputs."""
@@ -314,15 +322,30 @@ class DeNSTrainer(DurableTrainer):
     def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Of a prepared batch the outputs that have rows, of another one those of the config, (N, dim) or (B, dim)."""
         batch = batch.to(self.device, non_blocking=True)  # fairchem's loaders pin its memory
+        is_evaluation = not (self.model.training or torch.is_grad_enabled())
+        if self._inferences is not None and is_evaluation and padding_of(batch) is not None:
+            return self._inferences(batch)
+        return self._outputs(batch)
+
+    def _outputs(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The same, of a batch on the device."""
         with self._autocast():
             asked = rows_of(batch)
-            if asked is None:
+            if asked is None and any(_COMPOSED & settings.keys() for settings in self.output_targets.values()):
                 outputs = super()._forward(batch)
             else:
                 # DDP of a single rank only copies: buffers before the pass, gradients behind it
                 found = (self.model if distutils.get_world_size() > 1 else self._unwrapped_model)(batch)
-                outputs = {name: found[name].view(len(rows.mask), -1) for name, rows in asked.items()}
+                sizes = self._sizes(batch) if asked is None else {name: len(each.mask) for name, each in asked.items()}
+                outputs = {name: found[name].view(size, -1) for name, size in sizes.items()}
         return {name: self._widened(value) for name, value in outputs.items()}
+
+    def _sizes(self, batch: Batch) -> dict[str, int]:
+        """Rows of the config's outputs, by what is no question to a GPU."""
+        return {
+            name: len(batch.pos) if settings["level"] == "atom" else len(batch.natoms)
+            for name, settings in self.output_targets.items()
+        }
 
     def _autocast(self) -> contextlib.AbstractContextManager:
         if self._autocast_dtype is None:

@@ -64,6 +64,7 @@ def test_is_the_run_without(config, build, recorders, name):
         rows = [[{**row, "time": 0} for row in history(each, split)] for each in (plain, recorded)]
         assert rows[0] == rows[1]
     assert sum(recorder.replays for recorder in recorders) > 20
+    assert len(recorded._inferences) > 0
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(config, build, recorders):

@@ -87,7 +87,7 @@ def test_objectives(config, build, name):
     decaying = {} if name == "pretrain" else {"decay_to": 0.0}
     expected, found, run = both(with_objective(quiet(config), objective | decaying, heads), build)
     assert_same_run(found, expected)
-    assert run.recorder.replays == 2 * (STEPS - 3)
+    assert run.recorder.replays == 2 * (STEPS - 4)
 
 
 def test_a_bad_step_is_left_out(config, build, caplog):
