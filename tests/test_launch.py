@@ -87,6 +87,13 @@ class TestResume:
         _look_at_earlier_runs(longer, 3)
         assert longer.timestamp_id == "2026-01-03-mine"
 
+    def test_a_folder_may_have_any_name(self, tmp_path):
+        """As one that was chosen by --timestamp-id."""
+        self.leave(tmp_path, "T", epoch=0.5)
+        args = self.arguments(tmp_path)
+        _look_at_earlier_runs(args, 2)
+        assert args.timestamp_id == "T"
+
     def test_a_damaged_newest_checkpoint_does_not_hide_a_run(self, tmp_path):
         self.leave(tmp_path, "2026-01-01-mine", epoch=0.5, content=bytes(100))
         args = self.arguments(tmp_path)

@@ -36,8 +36,6 @@ def earlier_runs(run_dir: str | Path, identifier: str) -> Iterator[EarlierRun]:
     """
     newest = sorted(Path(run_dir, _FOLDER).glob(f"*/{NEWEST}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in newest:
-        if identifier not in path.parent.name:  # the name ends in it, or is it where `dens submit` chose it
-            continue
         checkpoint = _readable(path.parent)
         if checkpoint is None or (checkpoint["config"].get("cmd") or {}).get("identifier") != identifier:
             continue
