@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import gc
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +85,9 @@ def main(argv: Sequence[str] | None = None) -> Path:
             report["failures"][name] = str(error)
             print(f"{name}: {error}", file=sys.stderr)
         path = _write(report, Path(args.out), f"graphs_{args.device}")
+        gc.collect()  # the memory of recordings is theirs until they are gone
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
     print(path.with_suffix(".md").read_text())
     return path
 

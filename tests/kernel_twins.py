@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import types
@@ -83,15 +82,21 @@ def join(planes, layout, channels, out, *, is_conjugate):
 
 
 def softmax_by_target(logits, offsets):
-    """Target by target."""
-    parts = [logits[start:end].float().softmax(dim=0) for start, end in itertools.pairwise(offsets.tolist())]
-    return torch.cat(parts).to(logits.dtype)
+    """By sums over targets."""
+    values = logits.float()
+    target = torch.searchsorted(offsets, torch.arange(len(values), device=offsets.device), right=True) - 1
+    of_target, shape = target[:, None].expand_as(values), (len(offsets) - 1, values.shape[1])
+    largest = values.new_zeros(shape).scatter_reduce(0, of_target, values, "amax", include_self=False)
+    exponentials = (values - largest[target]).exp()
+    return (exponentials / values.new_zeros(shape).index_add(0, target, exponentials)[target]).to(logits.dtype)
 
 
 def normed(features, balance, weights, bias, *, is_separate):
     lmax = len(weights[1])
     sizes = torch.arange(lmax + 1, device=features.device)
-    weight = torch.cat([weights[0][None], weights[1]]).repeat_interleave(2 * sizes + 1, dim=0)
+    weight = torch.cat([weights[0][None], weights[1]]).repeat_interleave(
+        2 * sizes + 1, dim=0, output_size=(lmax + 1) ** 2
+    )
     centered = torch.cat([features[:, :1] - features[:, :1].mean(2, keepdim=True), features[:, 1:]], dim=1)
     squares = (balance[:-1, None] * centered**2).sum(2)
     total = squares.sum(1, keepdim=True)

@@ -62,7 +62,7 @@ class CudaRecorder:
     @contextmanager
     def beside(self) -> Iterator[None]:
         """On the stream of the recordings."""
-        current = torch.cuda.current_stream()
+        current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             yield
@@ -89,7 +89,8 @@ class CudaRecorder:
     def record(self, function: Callable[[], Any]) -> Recording:
         """A CUDA graph of the function."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        options = {"pool": self._pool, "stream": self._stream, "capture_error_mode": "thread_local"}
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, **options):
             outputs = function()
         return Recording(graph.replay, outputs)
 

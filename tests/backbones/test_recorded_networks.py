@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import copy
 
+import kernel_twins
 import pytest
 import torch
 from graph_recorder import PretendedRecorder, as_on_a_gpu
 from padded import MODELS, SIZES, clean, in_dtype, loss_of
 
 from dens_plugin.backbones.neighbours import with_neighbours
+from dens_plugin.nn.backends.cpu import team
+from dens_plugin.nn.backends.triton import availability
 from dens_plugin.objectives.dens import DeNS
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.testing import default_dtype, random_batch
@@ -35,12 +38,12 @@ def model(request):
         yield MODELS[request.param]().train()
 
 
-def batches(model):
+def batches(model, dtype=torch.float64):
     """Two batches with other atoms, edges and corruptions, padded to one budget."""
     search = loader_search(model, {"loader_graph": True})
     with default_dtype(torch.float32):
         made = [OBJECTIVE.prepare(random_batch(SIZES, seed=seed), StructureRandom(0, seed)) for seed in (1, 2)]
-        made = [in_dtype(with_neighbours(batch, search), torch.float64) for batch in made]
+        made = [in_dtype(with_neighbours(batch, search), dtype) for batch in made]
     return padded(made)
 
 
@@ -69,13 +72,14 @@ def calls(function, made):
     return found, expected
 
 
-def assert_equal(found, expected):
+def assert_equal(found, expected, rounding=1e-12):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert (found[name] - value).abs().max() <= 1e-12 * max(1.0, value.abs().max().item()), name
+        assert (found[name] - value).abs().max() <= rounding * max(1.0, value.abs().max().item()), name
 
 
-def test_a_training_step(model):
+def training_step(model):
+    """From a batch to loss and gradients."""
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
 
     def step(batch):
@@ -85,9 +89,30 @@ def test_a_training_step(model):
         named = dict(zip(parameters, gradients, strict=True))
         return {"loss": loss.detach(), **{name: value for name, value in named.items() if value is not None}}
 
+    return step
+
+
+def test_a_training_step(model):
     made = batches(model)
-    assert_equal(*calls(step, made))
-    assert_equal(*calls(step, made[::-1]))
+    assert_equal(*calls(training_step(model), made))
+    assert_equal(*calls(training_step(model), made[::-1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"), [("EquiformerV2", {}), ("EquiformerV2", {"precision": "bf16"}), ("eSCN", {})]
+)
+def test_the_path_of_a_gpu(name, changes, monkeypatch):
+    """With twins of Triton's kernels."""
+    torch.manual_seed(0)
+    model = MODELS[name](**changes).train()
+    monkeypatch.setattr(availability, "triton_reason", lambda *_: None)
+    monkeypatch.setattr(team, "loops_reason", lambda: "a GPU has none")
+    kernel_twins.stand_in(monkeypatch)
+    made, step = batches(model, torch.float32), training_step(model)
+    with as_on_a_gpu():
+        step(copy.copy(made[0]))  # which makes constants
+    for order in (made, made[::-1]):
+        assert_equal(*calls(step, order), rounding=1e-6)
 
 
 def test_an_inference(model):

@@ -10,6 +10,7 @@ import logging
 
 import pytest
 from graph_recorder import PretendedRecorder, as_on_a_gpu
+from padded import EQUIFORMER
 from rank_runs import assert_same_run, final_state, no_change, run_to_the_end
 from test_objectives import RUNS, history, with_objective
 
@@ -65,6 +66,18 @@ def test_is_the_run_without(config, build, recorders, name):
         assert rows[0] == rows[1]
     assert sum(recorder.replays for recorder in recorders) > 20
     assert len(recorded._inferences) > 0
+
+
+def test_forces_as_gradients(config, build, recorders):
+    """A second backward pass in the recording."""
+    heads = {"energy": {"module": "dens_plugin.EquiformerGradientHead"}}
+    heads |= {"noise": {"module": "dens_plugin.EquiformerNoiseHead"}}
+    backbone = {"model": "dens_plugin.EquiformerDeNS", **EQUIFORMER}
+    config["model"] = {"name": "hydra", "otf_graph": True, "pass_through_head_outputs": True}
+    config["model"] |= {"backbone": backbone, "heads": heads}
+    plain, recorded = both(config, build)
+    assert_same_run(final_state(recorded), final_state(plain))
+    assert sum(recorder.replays for recorder in recorders) > 20
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(config, build, recorders):
