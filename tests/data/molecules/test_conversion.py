@@ -420,9 +420,9 @@ class TestRefusals:
     def test_a_single_array(self, frames, tmp_path):
         np.save(tmp_path / "a.npy", frames[0])
         source = (tmp_path / "a.npy").rename(tmp_path / "a.npz")
-        with pytest.raises(ValueError, match=r"a.npz is a single array, an npy file"):
+        with pytest.raises(ValueError, match=r"a.npz is an npy file of a single array"):
             make(source, tmp_path / "out")
-        with pytest.raises(ValueError, match=r"a.npz is a single array, an npy file"):
+        with pytest.raises(ValueError, match=r"a.npz is an npy file of a single array"):
             make(write_rmd17(tmp_path / "b.npz", frames), tmp_path / "out", split_files=[source])
 
     def test_too_few_frames(self, frames, tmp_path):

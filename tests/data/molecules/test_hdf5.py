@@ -204,7 +204,7 @@ class TestRefusals:
         path = write_ani1(tmp_path / "a.h5")
         with h5py.File(path, "a") as file:
             file["gdb11_s01/gdb11_s01-0"]["species"][0] = b"X"
-        with pytest.raises(ValueError, match=r"gdb11_s01-0 has the element 'X'"):
+        with pytest.raises(ValueError, match=r"gdb11_s01-0 names an element 'X'"):
             open_frames(path).read(0)
 
     def test_units_of_the_file(self, tmp_path):

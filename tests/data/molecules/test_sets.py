@@ -84,7 +84,7 @@ class TestReferences:
         ("content", "match"),
         [
             ('{"H": -13.6, "C": -1030}', r"reference energies \(energy\) have no N, O"),
-            ('{"Hh": 1}', "names the element 'Hh'"),
+            ('{"Hh": 1}', "names an element 'Hh'"),
             ('{"H": "x"}', "must be a number"),
             ("[1]", "must hold eV per element"),
             ("{", "no json file"),
