@@ -199,7 +199,7 @@ class TestRefusals:
         torch.save(
             {"state_dict": {"interactions.0.weight": torch.zeros(1)}, "config": {"model": ESCN}}, tmp_path / "x.pt"
         )
-        with pytest.raises(ValueError, match="another network than those that are known"):
+        with pytest.raises(ValueError, match="holds the weights of no network known here"):
             convert(tmp_path / "x.pt", tmp_path / "out.pt")
 
     def test_esen_needs_no_conversion(self, tmp_path):
