@@ -20,7 +20,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 out=$(realpath -m "${OUT:-$root/benchmarks/results}")
 python=${PYTHON:-python3}
 data=${DATA:-synthetic}
-limit=${LIMIT:-580}
+limit=${LIMIT:-480}
 cd "$root" || exit 2
 
 step_time() {

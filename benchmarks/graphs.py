@@ -42,7 +42,7 @@ from structures import SYNTHETIC, Sample, describe, draw_samples
 from timing import Actions, Stepper, inference_actions, interleaved
 
 from dens_plugin.compat import prepare_host
-from dens_plugin.training.capture import Recorder, recorder_for
+from dens_plugin.graphs.capture import Recorder, recorder_for
 
 _FAIRCHEM = {"fairchem": Mode("fp32"), "fairchem_amp": Mode("AMP (fp16)", amp=True)}
 _TOLERANCES = {"fp32": 1e-4, "tf32": 1e-2, "bf16": 3e-2}  # of sums whose order a GPU does not keep

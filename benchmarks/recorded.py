@@ -14,16 +14,16 @@ from torch import nn
 from torch_geometric.data import Batch
 
 from dens_plugin.backbones.neighbours import with_neighbours
+from dens_plugin.graphs.capture import Recorder
+from dens_plugin.graphs.recordings import Recordings
 from dens_plugin.objectives.base import Outputs
-from dens_plugin.training.buckets import Buckets
-from dens_plugin.training.budgets import Budget
-from dens_plugin.training.capture import Recorder
-from dens_plugin.training.graphs import GraphedStep
+from dens_plugin.padding.buckets import Buckets
+from dens_plugin.padding.budgets import Budget
+from dens_plugin.padding.pad import pad
+from dens_plugin.training.graphed_step import GraphedStep
 from dens_plugin.training.loading import loader_search
 from dens_plugin.training.losses import Loss
 from dens_plugin.training.optimizer import with_fused_step
-from dens_plugin.training.padding import pad
-from dens_plugin.training.recordings import Recordings
 
 _ADAMW = {"weight_decay": 1e-3}
 _CALLS = 5  # on one batch: three ordinary ones, of which the last is watched, and two replays

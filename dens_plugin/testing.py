@@ -39,9 +39,9 @@ from dens_plugin.fields import (
 )
 from dens_plugin.objectives.base import Objective
 from dens_plugin.objectives.noise import StructureRandom
-from dens_plugin.training.budgets import Budget
+from dens_plugin.padding.budgets import Budget
+from dens_plugin.padding.pad import pad
 from dens_plugin.training.loading import loader_search
-from dens_plugin.training.padding import pad
 
 _SEARCH = Search(4.0, 20, strictly=True, use_pbc=True, use_pbc_single=False)
 EPOCH = StructureRandom(seed=3, epoch=1)

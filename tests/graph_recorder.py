@@ -15,7 +15,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from dens_plugin.training.capture import Recording
+from dens_plugin.graphs.capture import Recording
 
 _QUESTIONS = (
     "_local_scalar_dense",

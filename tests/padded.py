@@ -22,8 +22,8 @@ import dens_plugin.backbones.torchmd_et
 from dens_plugin.backbones.neighbours import Neighbours, with_neighbours
 from dens_plugin.fields import NEIGHBOURS, rows_of
 from dens_plugin.objectives.dens import DeNS
+from dens_plugin.padding.budgets import Budget
 from dens_plugin.testing import EPOCH, cast, default_dtype, random_batch
-from dens_plugin.training.budgets import Budget
 from dens_plugin.training.loading import loader_search
 from dens_plugin.training.losses import term, total_loss
 

@@ -56,7 +56,7 @@ from dens_plugin.training.warm_start import warn_of_other_model
 if TYPE_CHECKING:
     from torch.utils.data import BatchSampler, Dataset
 
-    from dens_plugin.training.graphs import GraphedStep
+    from dens_plugin.training.graphed_step import GraphedStep
 
 
 _BEST = "best_checkpoint.pt"  # fairchem's name

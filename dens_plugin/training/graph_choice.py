@@ -12,8 +12,8 @@ from torch import nn
 
 from dens_plugin.backbones.description import describe
 from dens_plugin.backbones.equiformer_v2.checkpointing import RecomputedBlock
+from dens_plugin.graphs.capture import recorder_for
 from dens_plugin.settings import switch
-from dens_plugin.training.capture import recorder_for
 from dens_plugin.training.loading import LOADER_GRAPH, PAD
 from dens_plugin.training.optimizer import with_fused_step
 

@@ -19,7 +19,7 @@ from dens_plugin.training.step_random import seed_step
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
-    from dens_plugin.training.graphs import GraphedStep
+    from dens_plugin.training.graphed_step import GraphedStep
     from dens_plugin.training.trainable import Trainable
 
 _STEPS_UNTIL_READ = 10  # on a GPU, which is asked only so often what became of its steps

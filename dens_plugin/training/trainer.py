@@ -41,16 +41,18 @@ from dens_plugin.data.molecules.physical import PhysicalEnergies
 from dens_plugin.data.oc22_references import with_element_references
 from dens_plugin.data.records import LABELS, CheckedDataset
 from dens_plugin.fields import Rows, free_atoms, padding_of, real_atoms, real_structures, rows_of
+from dens_plugin.graphs.capture import recorder_for
+from dens_plugin.graphs.recordings import Recordings
 from dens_plugin.objectives.base import Errors
 from dens_plugin.objectives.noise import StructureRandom
 from dens_plugin.objectives.s2ef import S2EF
+from dens_plugin.padding.buckets import Buckets, padded
+from dens_plugin.padding.pad import without_ghosts
 from dens_plugin.relaxation.run import relax
 from dens_plugin.settings import switch, with_numbers
-from dens_plugin.training.buckets import Buckets, padded
-from dens_plugin.training.capture import recorder_for
 from dens_plugin.training.durable import DurableTrainer
 from dens_plugin.training.graph_choice import is_graphed
-from dens_plugin.training.graphs import GraphedStep
+from dens_plugin.training.graphed_step import GraphedStep
 from dens_plugin.training.interruption import leave_to_trainer, workers_let_go
 from dens_plugin.training.loading import (
     LOADER_WORKERS,
@@ -65,8 +67,6 @@ from dens_plugin.training.loading import (
 )
 from dens_plugin.training.losses import Loss, Term, term, total_loss
 from dens_plugin.training.optimizer import spare_from_decay
-from dens_plugin.training.padding import without_ghosts
-from dens_plugin.training.recordings import Recordings
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import ObjectiveErrors, averaged, summed
 from dens_plugin.training.warm_start import warm_start, warn_of_other_scales

@@ -18,7 +18,7 @@ from two_paths import a_corrupted_batch, assert_same_step, step
 from dens_plugin.nn.backends.cpu import team
 from dens_plugin.nn.backends.triton import availability
 from dens_plugin.objectives.dens import DeNS
-from dens_plugin.training.padding import pad
+from dens_plugin.padding.pad import pad
 
 OPTIONS = {
     "paper": {},

@@ -12,8 +12,8 @@ from dens_plugin.backbones.description import describe
 from dens_plugin.backbones.family import families
 from dens_plugin.fields import ENERGY, FORCES, NEIGHBOURS, Output
 from dens_plugin.objectives.dens import DeNS
+from dens_plugin.padding.pad import pad
 from dens_plugin.testing import default_dtype, random_batch
-from dens_plugin.training.padding import pad
 
 
 @pytest.fixture(params=MODELS)

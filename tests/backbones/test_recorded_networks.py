@@ -14,16 +14,16 @@ from graph_recorder import PretendedRecorder, as_on_a_gpu
 from padded import MODELS, SIZES, clean, in_dtype, loss_of
 
 from dens_plugin.backbones.neighbours import with_neighbours
+from dens_plugin.graphs.recordings import Recordings
 from dens_plugin.nn.backends.cpu import team
 from dens_plugin.nn.backends.triton import availability
 from dens_plugin.objectives.dens import DeNS
 from dens_plugin.objectives.noise import StructureRandom
+from dens_plugin.padding.budgets import Budget
+from dens_plugin.padding.pad import pad
+from dens_plugin.padding.signature import signature
 from dens_plugin.testing import default_dtype, random_batch
-from dens_plugin.training.budgets import Budget
 from dens_plugin.training.loading import loader_search
-from dens_plugin.training.padding import pad
-from dens_plugin.training.recordings import Recordings
-from dens_plugin.training.signature import signature
 
 OBJECTIVE = DeNS(prob=0.7)
 # Code of fairchem's that asks about values, as it always did.

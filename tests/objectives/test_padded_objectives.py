@@ -16,8 +16,8 @@ from dens_plugin.objectives.noise import FixedSigma, SigmaLadder
 from dens_plugin.objectives.noisy_nodes import NoisyNodes
 from dens_plugin.objectives.pretrain import DenoisePretraining
 from dens_plugin.objectives.s2ef import S2EF
+from dens_plugin.padding.pad import pad
 from dens_plugin.testing import default_dtype, random_batch
-from dens_plugin.training.padding import pad
 from dens_plugin.training.validation import ObjectiveErrors
 
 SIZES = (7, 4, 10, 1)

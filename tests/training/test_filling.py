@@ -14,8 +14,8 @@ from test_objectives import history
 
 import dens_plugin.training.filling as module
 from dens_plugin.fields import PADDING
-from dens_plugin.training.buckets import Buckets
-from dens_plugin.training.budgets import Budget
+from dens_plugin.padding.buckets import Buckets
+from dens_plugin.padding.budgets import Budget
 from dens_plugin.training.filling import FilledBatches, filled_batches
 
 # Atoms of 45 systems of OC20, and of many that are distributed like them.

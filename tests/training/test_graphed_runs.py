@@ -1,6 +1,6 @@
 """Whole runs by recorded graphs are runs without: validation, checkpoints, resumption, bad steps and ranks.
 
-As in `test_graphs`, a pretended recorder stands for CUDA's.
+As in `test_graphed_step`, a pretended recorder stands for CUDA's.
 """
 
 from __future__ import annotations

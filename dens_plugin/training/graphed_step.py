@@ -22,16 +22,16 @@ import torch
 from fairchem.core.common import distutils
 
 from dens_plugin.fields import Identifiers, identifiers, rows_of
-from dens_plugin.training.flat_gradients import FlatGradients
+from dens_plugin.graphs.flat_gradients import FlatGradients
+from dens_plugin.graphs.recordings import Recordings
 from dens_plugin.training.ledger import Entry, Figures
 from dens_plugin.training.optimizer import clip_gradients, divide_shared_gradients, take_step, with_rates
-from dens_plugin.training.recordings import Recordings
 from dens_plugin.training.step_random import seed_step
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
-    from dens_plugin.training.capture import Recorder, Recording
+    from dens_plugin.graphs.capture import Recorder, Recording
     from dens_plugin.training.trainable import Trainable
 
 _NOBODY = Identifiers({}, 0)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from dens_plugin.training.budgets import Budget
-from dens_plugin.training.padding import pad
+from dens_plugin.padding.budgets import Budget
+from dens_plugin.padding.pad import pad
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader

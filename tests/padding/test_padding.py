@@ -24,11 +24,11 @@ from dens_plugin.fields import (
 )
 from dens_plugin.nn.edge_frames import has_direction
 from dens_plugin.objectives.ndem import NDeM
+from dens_plugin.padding.budgets import Budget
+from dens_plugin.padding.pad import pad, without_ghosts
+from dens_plugin.padding.signature import named_tensors, signature
 from dens_plugin.testing import EPOCH, default_dtype, random_batch
-from dens_plugin.training.budgets import Budget
 from dens_plugin.training.loading import loader_search
-from dens_plugin.training.padding import pad, without_ghosts
-from dens_plugin.training.signature import named_tensors, signature
 
 
 @pytest.fixture(scope="module")

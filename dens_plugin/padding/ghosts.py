@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from dens_plugin.training.budgets import Budget
+    from dens_plugin.padding.budgets import Budget
 
 _RADIUS = 0.3  # of the sphere that ghost atoms are on, in cutoffs: all are within one cutoff of each other
 

@@ -9,10 +9,10 @@ import random
 import pytest
 from padded import equiformer_v2, loaded
 
-from dens_plugin.training import buckets as module
-from dens_plugin.training.buckets import Buckets, PaddingCollater
-from dens_plugin.training.budgets import Budget
-from dens_plugin.training.signature import signature
+from dens_plugin.padding import buckets as module
+from dens_plugin.padding.buckets import Buckets, PaddingCollater
+from dens_plugin.padding.budgets import Budget
+from dens_plugin.padding.signature import signature
 
 
 def slab(generator):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import torch
 
-from dens_plugin.training.signature import Signature, signature
-from dens_plugin.training.static_batch import StaticBatch
+from dens_plugin.graphs.static_batch import StaticBatch
+from dens_plugin.padding.signature import Signature, signature
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
 
-    from dens_plugin.training.capture import Recorder, Recording
+    from dens_plugin.graphs.capture import Recorder, Recording
 
 Result = TypeVar("Result")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from dens_plugin.training.signature import named_tensors
+from dens_plugin.padding.signature import named_tensors
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch

@@ -31,8 +31,8 @@ from dens_plugin.fields import (
     padding_of,
     rows_of,
 )
-from dens_plugin.training.budgets import Budget, neighbours_of
-from dens_plugin.training.ghosts import Ghosts
+from dens_plugin.padding.budgets import Budget, neighbours_of
+from dens_plugin.padding.ghosts import Ghosts
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch

@@ -15,8 +15,9 @@ from graph_recorder import PretendedRecorder, as_on_a_gpu
 from rank_runs import assert_same_run
 from test_objectives import RUNS, with_objective
 
-from dens_plugin.training import graphs, recordings
-from dens_plugin.training.graphs import GraphedStep
+from dens_plugin.graphs import recordings
+from dens_plugin.training import graphed_step
+from dens_plugin.training.graphed_step import GraphedStep
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.trainer import DeNSTrainer
 
@@ -183,7 +184,7 @@ class TestFrozen:
         return any(not torch.equal(found[key], expected[key]) for key in expected)
 
     def test_learning_rate(self, config, build, monkeypatch):
-        monkeypatch.setattr(graphs, "with_rates", lambda *_: contextlib.nullcontext())
+        monkeypatch.setattr(graphed_step, "with_rates", lambda *_: contextlib.nullcontext())
         assert self.differs(config, build)
 
     def test_coefficient(self, config, build, monkeypatch):
@@ -193,7 +194,7 @@ class TestFrozen:
         assert self.differs(config, build)
 
     def test_seed(self, config, build, monkeypatch):
-        monkeypatch.setattr(graphs, "seed_step", lambda *_: torch.manual_seed(0))
+        monkeypatch.setattr(graphed_step, "seed_step", lambda *_: torch.manual_seed(0))
         assert self.differs(config, build)
 
 

@@ -1,0 +1,1 @@
+"""What was computed once, recorded with its kernels and replayed: torch's CUDA graphs, and the memory they hold."""
