@@ -291,8 +291,9 @@ class DeNSTrainer(DurableTrainer):
             numbers = [structure.atomic_numbers.tolist() for structure in structures]
         for name in names:
             added = [physical.missing(each, name) for each in numbers]
-            values = [float(value) + missing for value, missing in zip(predictions[name], added, strict=True)]
-            predictions |= {name: values, f"{name}_reference": added}
+            if any(added):
+                values = [float(value) + missing for value, missing in zip(predictions[name], added, strict=True)]
+                predictions |= {name: values, f"{name}_reference": added}
         self.save_results(predictions, results_file)
         return predictions
 
