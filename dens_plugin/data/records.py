@@ -72,6 +72,16 @@ class CheckedDataset(Dataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
+    @property
+    def dataset(self) -> Dataset:
+        """That which is looked at."""
+        return self._dataset
+
+    def forget(self) -> None:
+        """Read all structures anew: those of the data set have changed."""
+        if self._kept is not None:
+            self._kept.clear()
+
     def __getitem__(self, index: int) -> Data:
         """A structure, with the fields and types of fairchem's own records; small sets are read and looked at once.
 

@@ -444,7 +444,8 @@ class DeNSTrainer(DurableTrainer):
 
     def _validated(self, split: str, disable_tqdm: bool) -> dict[str, Any]:
         """The errors of labels on the clean set, and the objective's own on a corrupted copy of it."""
-        with_references(self.val_dataset if split == "val" else self.test_dataset, self.physical_energies().missing)
+        for loader in (self.val_loader if split == "val" else self.test_loader, self._corrupted_loader):
+            with_references(None if loader is None else loader.dataset, self.physical_energies().missing)
         if "training" in self._buckets and distutils.is_master():
             logging.info(f"Padding: {self._buckets['training'].waste} in training so far.")
         metrics = super()._validated(split, disable_tqdm) if self.objective.labels else {}

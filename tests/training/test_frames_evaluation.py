@@ -23,7 +23,8 @@ def frame(number):
     return atoms
 
 
-def test_a_validation_of_a_file_is_that_of_its_data_set(config, build, tmp_path):
+@pytest.mark.parametrize("pads", [False, True])  # which reads frames before anybody knows the reference
+def test_a_validation_of_a_file_is_that_of_its_data_set(config, build, tmp_path, pads):
     """The same errors, from an LMDB whose energies lack the reference and from the file that has them whole."""
     ase.io.write(tmp_path / "whole.extxyz", [frame(number) for number in range(4)])
     dataset = FramesDataset({"src": str(tmp_path / "whole.extxyz")})
@@ -34,6 +35,7 @@ def test_a_validation_of_a_file_is_that_of_its_data_set(config, build, tmp_path)
     (tmp_path / "made" / FILE_NAME).write_text(
         '{"formula": "H2O", "elements": ["H", "O"], "reference_energy_ev": -2000.0}'
     )
+    config["optim"] |= {"pad": pads}
     config["dataset"]["train"]["src"] = str(tmp_path / "made" / "train")
     config["dataset"]["train"]["transforms"]["normalizer"]["energy"]["mean"] = 0.0
     found = []

@@ -18,6 +18,7 @@ from torch.utils.data import Subset
 
 from dens_plugin.data.molecules.files import open_frames
 from dens_plugin.data.molecules.writing import record_of
+from dens_plugin.data.records import CheckedDataset
 from dens_plugin.data.structures import Keys
 
 if TYPE_CHECKING:
@@ -87,8 +88,16 @@ def is_frames_file(source: Any) -> bool:
 
 
 def with_references(dataset: Dataset | None, missing: Callable[[Iterable[int]], float]) -> None:
-    """Let a `FramesDataset`, or what was chosen of one, subtract from energies what those of the training data lack."""
-    while isinstance(dataset, Subset):
+    """Let a `FramesDataset` subtract from energies what those of the training data lack.
+
+    Args:
+        dataset: it, what was chosen of it, or a `CheckedDataset` of either, which forgets what it read before.
+        missing: of atomic numbers, eV.
+    """
+    checked = [dataset] if isinstance(dataset, CheckedDataset) else []
+    while isinstance(dataset, (Subset, CheckedDataset)):
         dataset = dataset.dataset
     if isinstance(dataset, FramesDataset):
         dataset.missing = missing
+        for each in checked:
+            each.forget()
