@@ -100,9 +100,8 @@ def require_numbers(optim: Mapping[str, Any], *, is_text_read: bool = True) -> N
     decay = optim.get("ema_decay")
     if decay is not None and decay is not False and not 0 <= number(decay, "optim.ema_decay") < 1:
         raise ValueError(f"optim.ema_decay must be between 0 and 1, got {decay!r}")
-    warms = optim.get("ema_warmup", False)
-    if not isinstance(warms, bool) or (warms and not decay):
-        raise ValueError(f"optim.ema_warmup must be true or false, and needs `ema_decay` if true, got {warms!r}")
+    if switch(optim.get("ema_warmup", False), "optim.ema_warmup") and not decay:
+        raise ValueError("optim.ema_warmup: true needs optim.ema_decay, which is missing; set it, or drop ema_warmup")
 
 
 def _require_steps(optim: Mapping[str, Any], *, amp: bool) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from dens_plugin.checks.files import config_files
 from dens_plugin.checks.options import require_options
-from dens_plugin.commands.options import options_parser
+from dens_plugin.commands.options import as_python, options_parser
 from dens_plugin.config_files import find_config
 from dens_plugin.log_lines import set_up_logging
 
@@ -52,6 +52,7 @@ def run_mode(command: str, arguments: Sequence[str]) -> None:
     parser = options_parser(command)
     args, overrides = parser.parse_known_args([*arguments, "--mode", mode])
     require_options(args, overrides, parser)
+    overrides = [as_python(override) for override in overrides]
     args.config_yml = find_config(args.config_yml)
     _require_files(args, overrides, mode)
     if command == PRETRAIN:

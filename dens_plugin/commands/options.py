@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 DEVICES = ("cpu", "cuda")
 _ALWAYS_GIVEN = {"mode"}  # by the name of the command
+_WORDS = {"true": "True", "false": "False", "null": "None"}
 
 
 def options_parser(command: str) -> argparse.ArgumentParser:
@@ -31,6 +32,12 @@ def options_parser(command: str) -> argparse.ArgumentParser:
             help="go on with the newest unfinished run of this --identifier in --run-dir",
         )
     return parser
+
+
+def as_python(override: str) -> str:
+    """``--block.key=value`` with the words of YAML for true, false and null in Python's, which fairchem reads."""
+    key, sign, value = override.partition("=")
+    return f"{key}{sign}{_WORDS.get(value.lower(), value)}"
 
 
 def _fairchem_flags() -> Any:

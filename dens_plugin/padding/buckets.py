@@ -71,6 +71,11 @@ class Buckets:
         return sorted((_budget(numbers, *self._names) for numbers in table), key=lambda budget: budget.size)
 
     @property
+    def are_used(self) -> bool:
+        """Whether any batch was made."""
+        return bool(self._made.any())
+
+    @property
     def waste(self) -> Waste:
         """Of all batches so far."""
         real, made = self._made.unbind(dim=1)

@@ -39,6 +39,9 @@ class Budget:
     incoming: Mapping[str, int] = field(default_factory=dict)
     pairs: int = 0
 
+    def __str__(self) -> str:
+        return f"{self.atoms} atoms, {self.edges} edges and {self.structures} structures"
+
     @classmethod
     def of(cls, batch: Batch) -> Budget:
         """What a batch takes up.

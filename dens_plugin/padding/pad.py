@@ -62,7 +62,7 @@ def pad(batch: Batch, budget: Budget) -> Batch:
         raise ValueError("this batch was padded before; pad the one that it was made of")
     record, need = neighbours_of(batch), Budget.of(batch)
     if not budget.holds(need):
-        raise ValueError(f"{budget} has no room for a batch that takes {need}, and for ghosts beside it")
+        raise ValueError(f"{budget!r} has no room for a batch that takes {need!r}, and for ghosts beside it")
     ghosts = Ghosts.between(need, budget)
     padded = _with_fields(batch, ghosts, record.search.cutoff)
     padded[PADDING] = Padding(

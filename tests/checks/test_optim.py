@@ -62,7 +62,7 @@ def test_without_nulls_keeps_everything_else():
         ("keep_checkpoints", True, "optim.keep_checkpoints must be a whole number of at least 1, got True"),
         ("max_bad_steps", -1, "optim.max_bad_steps must be a whole number of at least 0, got -1"),
         ("ema_decay", 1.0, "optim.ema_decay must be between 0 and 1, got 1.0"),
-        ("ema_warmup", 100, "optim.ema_warmup must be true or false, and needs `ema_decay` if true, got 100"),
+        ("ema_warmup", 100, "optim.ema_warmup must be true or false, got 100"),
     ],
 )
 def test_numbers(config, key, value, message):
@@ -93,10 +93,11 @@ def test_text_for_a_number_needs_a_trainer_that_reads_it():
             r"optim.batch_atoms is for training; set optim.eval_batch_size",
         ),
         ({"batch_atoms": 0, "batch_size": None}, r"optim.batch_atoms must be a whole number of at least 1, got 0"),
+        ({"ema_warmup": True, "ema_decay": None}, r"optim.ema_warmup: true needs optim.ema_decay, which is missing"),
         ({"pad": "yes"}, r"optim.pad must be true or false, got 'yes'"),
         ({"pad": True, "loader_graph": False}, r"optim.pad: true needs the neighbours that loaders find; leave out"),
     ],
 )
-def test_how_batches_are_made(config, changes, message):
+def test_how_batches_and_averages_are_made(config, changes, message):
     with pytest.raises(ValueError, match=message):
         require_optim(config["optim"] | changes)
