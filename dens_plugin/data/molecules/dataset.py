@@ -83,7 +83,7 @@ def is_frames_file(source: Any) -> bool:
     """Whether a path, by its name, is of a file that `FramesDataset` reads and no other data set does."""
     if not isinstance(source, (str, Path)):
         return False
-    suffixes = [suffix for suffix in Path(source).suffixes if suffix not in _COMPRESSIONS]
+    suffixes = [suffix for suffix in map(str.lower, Path(source).suffixes) if suffix not in _COMPRESSIONS]
     return bool(suffixes) and suffixes[-1] in _SUFFIXES
 
 

@@ -72,7 +72,8 @@ def test_frames_without_labels_can_be_predicted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "known"), [("a.extxyz.xz", True), ("b.v2.xyz", True), ("c.npz", True), ("d.lmdb", False), ("e", False)]
+    ("name", "known"),
+    [("a.extxyz.xz", True), ("A.XYZ", True), ("b.v2.xyz", True), ("c.npz", True), ("d.lmdb", False), ("e", False)],
 )
 def test_known_by_its_name(name, known):
     assert is_frames_file(name) == known
