@@ -147,7 +147,7 @@ def _scale_errors(panel: Axes) -> None:
     decades = math.log10(values.max() / values.min()) if len(values) else 0.0
     if decades > 0.6:
         panel.set_yscale("log")
-        panel.set_ylabel(f"{panel.get_ylabel()}, log scale")
+        panel.set_ylabel(f"{panel.get_ylabel()}\nlog scale")
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades > 1.3 else (1, 1.5, 2, 3, 5, 7)))
         panel.yaxis.set_minor_locator(NullLocator())
     else:
