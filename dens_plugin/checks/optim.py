@@ -128,6 +128,8 @@ def _require_loaders(optim: Mapping[str, Any]) -> None:
                 f"optim.{fill} fills batches up, and optim.{other} asks for so many structures or equal shares of "
                 f"them; drop one of them (`{other}: null` drops that of an included file)"
             )
+    if fill is None and optim.get("batch_size") is None:
+        raise ValueError("optim lacks `batch_size`; set it, or `batch_atoms` or `batch_edges` to fill batches up")
     if fill is not None and "eval_batch_size" not in optim:
         raise ValueError(f"optim.{fill} is for training; set optim.eval_batch_size, the structures of other batches")
     pads = switch(optim.get("pad", False), "optim.pad")

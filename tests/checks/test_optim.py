@@ -92,6 +92,7 @@ def test_text_for_a_number_needs_a_trainer_that_reads_it():
             {"batch_atoms": 600, "batch_size": None, "eval_batch_size": None},
             r"optim.batch_atoms is for training; set optim.eval_batch_size",
         ),
+        ({"batch_size": None}, r"optim lacks `batch_size`; set it, or `batch_atoms` or `batch_edges`"),
         ({"batch_atoms": 0, "batch_size": None}, r"optim.batch_atoms must be a whole number of at least 1, got 0"),
         ({"ema_warmup": True, "ema_decay": None}, r"optim.ema_warmup: true needs optim.ema_decay, which is missing"),
         ({"pad": "yes"}, r"optim.pad must be true or false, got 'yes'"),
