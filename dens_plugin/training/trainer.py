@@ -444,8 +444,9 @@ class DeNSTrainer(DurableTrainer):
 
     def _validated(self, split: str, disable_tqdm: bool) -> dict[str, Any]:
         """The errors of labels on the clean set, and the objective's own on a corrupted copy of it."""
+        missing = self.physical_energies().missing  # of one object, which tells each composition once
         for loader in (self.val_loader if split == "val" else self.test_loader, self._corrupted_loader):
-            with_references(None if loader is None else loader.dataset, self.physical_energies().missing)
+            with_references(None if loader is None else loader.dataset, missing)
         if "training" in self._buckets and self._buckets["training"].are_used and distutils.is_master():
             logging.info(f"Padding: {self._buckets['training'].waste} in training so far.")
         metrics = super()._validated(split, disable_tqdm) if self.objective.labels else {}
