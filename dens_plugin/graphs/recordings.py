@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 import torch
 
 from dens_plugin.graphs.static_batch import StaticBatch
-from dens_plugin.padding.signature import Signature, signature
+from dens_plugin.padding.signature import Signature, signature, with_tensors
 
 if TYPE_CHECKING:
     from torch_geometric.data import Batch
@@ -80,7 +80,8 @@ class Recordings(Generic[Result]):
         self._before(known.static.batch)
         self._seed()
         known.recording.replay()
-        copied: Result = _copied(known.recording.outputs)  # before another recording writes into the same memory
+        # Before another recording writes into the same memory
+        copied: Result = with_tensors(known.recording.outputs, torch.Tensor.clone)
         return copied
 
     def __len__(self) -> int:
@@ -140,13 +141,3 @@ class Recordings(Generic[Result]):
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0]
-
-
-def _copied(record: Any) -> Any:
-    if isinstance(record, torch.Tensor):
-        return record.clone()
-    if isinstance(record, dict):
-        return {key: _copied(value) for key, value in record.items()}
-    if isinstance(record, tuple) and hasattr(record, "_fields"):
-        return type(record)(*map(_copied, record))
-    return record

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +30,19 @@ def named_tensors(record: Any, name: str = "") -> Iterator[tuple[str, torch.Tens
     elif hasattr(record, "keys"):
         for key in sorted(record.keys()):
             yield from named_tensors(record[key], f"{name}.{key}" if name else key)
+
+
+def with_tensors(record: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A record of tensors, tuples, lists and dictionaries with what a function makes of each tensor."""
+    if isinstance(record, torch.Tensor):
+        return function(record)
+    if isinstance(record, dict):
+        return {key: with_tensors(value, function) for key, value in record.items()}
+    if isinstance(record, tuple) and hasattr(record, "_fields"):
+        return type(record)(*(with_tensors(value, function) for value in record))
+    if isinstance(record, (tuple, list)):
+        return type(record)(with_tensors(value, function) for value in record)
+    return record
 
 
 def signature(batch: Batch) -> Signature:
