@@ -75,6 +75,7 @@ class Method(NamedTuple):
 NETWORKS = {
     "painn": Network.of("PaiNN", "painn_molecule"),
     "torchmd_et": Network.of("TorchMDET", "torchmd_et_md17", vectors="VectorHead"),
+    "torchmd_et_mini": Network.of("TorchMDET", "torchmd_et_mini_molecule", vectors="VectorHead"),
     "equiformer_mini": Network.of("Equiformer", "equiformer_mini_molecule", has_vectors=False),
 }
 _OTHERS = ("benzene", "toluene", "naphthalene", "salicylic", "azobenzene", "paracetamol")
@@ -104,13 +105,14 @@ METHODS = {
     "dens_p75": _dens(prob=0.75),  # `configs/objective/dens_molecule.yml`, chosen by validation
     "dens_quarter": _dens(prob=0.25, corrupt_ratio=0.25),
     "dens_copy": _dens(keep_labels=True),
-    "dens_no_encoding": _dens(encode_forces=False),
-    "dropped_labels": _dens(only_drop_labels=True),
+    "dens_copy_p75": _dens(prob=0.75, keep_labels=True),
+    "dens_no_encoding": _dens(prob=0.75, encode_forces=False),
+    "dropped_labels": _dens(prob=0.75, only_drop_labels=True),
     "noisy_nodes": Method(_NOISY_NODES, ("noise",)),
     "ndem": Method({"name": "ndem"}, ("auxiliary_forces",)),
     "pretrained": Method({"name": "s2ef"}, pretraining=Pretraining()),
     "pretrained_md17": Method({"name": "s2ef"}, pretraining=Pretraining("md17", sigma=0.1)),
-    "pretrained_dens": _dens()._replace(pretraining=Pretraining()),
+    "pretrained_dens": _dens(prob=0.75)._replace(pretraining=Pretraining()),
 }
 _OF_A_POINT = ("method", "objective", "optim", "model", "pretraining")
 

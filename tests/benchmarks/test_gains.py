@@ -17,7 +17,7 @@ METHODS = {
     *("noisy_nodes", "ndem"),
     *("pretrained", "pretrained_md17", "pretrained_dens"),
 }
-NETWORKS = ("painn", "torchmd_et", "equiformer_mini")
+NETWORKS = ("painn", "torchmd_et", "torchmd_et_mini", "equiformer_mini")
 
 
 @pytest.fixture
