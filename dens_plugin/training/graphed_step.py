@@ -114,7 +114,8 @@ class GraphedStep:
     def _gradients_of(self, batch: Batch) -> Figures:
         """The figures of a batch whose counts are those of all ranks; its gradients are kept. This is recorded."""
         trainer = self._trainer
-        trainer.model.train()
+        if not self._model.training:
+            trainer.model.train()
         with trainer._without_ddp():
             outputs = trainer._forward(batch)
         loss = trainer.loss(outputs, batch, self._coefficients)

@@ -46,6 +46,7 @@ class TrainingLoop:
         self.ledger = Ledger(trainer.bad_steps)
         self.read_every = self.accumulate * (1 if trainer.device.type == "cpu" else _STEPS_UNTIL_READ)
         self.interruption = Interruption()
+        self._parameters = list(trainer.model.parameters())
         self._spoilt = torch.zeros((), dtype=torch.bool, device=trainer.device)  # a batch of this step was bad
 
     def run(self, *, disable_eval_tqdm: bool = False) -> None:
@@ -123,7 +124,8 @@ class TrainingLoop:
         if self._is_first:
             trainer.optimizer.zero_grad()
             self._spoilt = torch.zeros_like(self._spoilt)
-        trainer.model.train()
+        if not trainer._unwrapped_model.training:  # to tell every module anew takes longer than some layers
+            trainer.model.train()
         seed_step(trainer.seed, trainer.step, "train")
 
         with contextlib.nullcontext() if self._is_last else _gradients_local(trainer.model):
@@ -142,7 +144,7 @@ class TrainingLoop:
         divide_shared_gradients(trainer.model)
         if scaler is not None:
             scaler.unscale_(trainer.optimizer)
-        norm = clip_gradients(trainer.model.parameters(), trainer.clip_grad_norm)
+        norm = clip_gradients(self._parameters, trainer.clip_grad_norm)
         bad_gradient = ~torch.isfinite(norm) & ~self._spoilt
         if scaler is not None:  # an overflow is its business: it leaves the step out and makes its scale smaller
             scaler.step(trainer.optimizer)

@@ -13,7 +13,7 @@ from fairchem.core.common import distutils, gp_utils
 
 
 def seed_step(seed: int, step: int, stage: str) -> None:
-    """Seed torch's global generators, of all devices, for one step.
+    """Seed torch's global generators, of all devices in use, for one step.
 
     Ranks draw different numbers, but for those that share a graph and so must agree on it.
 
@@ -24,4 +24,8 @@ def seed_step(seed: int, step: int, stage: str) -> None:
     """
     rank = gp_utils.get_dp_rank() if gp_utils.initialized() else distutils.get_rank()
     digest = hashlib.blake2b(f"{seed}/{step}/{stage}/{rank}".encode(), digest_size=8).digest()
-    torch.manual_seed(int.from_bytes(digest, "little") >> 1)
+    number = int.from_bytes(digest, "little") >> 1
+    if torch.cuda.is_initialized():
+        torch.manual_seed(number)
+    else:  # torch would note the call stack for a GPU that may come later, which takes longer than some layers
+        torch.default_generator.manual_seed(number)
