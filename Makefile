@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Processes of `make test`, each with one thread and up to two gigabytes of memory.
+WORKERS ?= 2
 
 .PHONY: demo test slurm lint docs oc20-mini molecules bench-gpu clean
 
@@ -10,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/dens demo --out demo
 
 test: $(STAMP) lint slurm
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # tests/cluster starts a Slurm of its own on this machine; without these programs those tests are skipped. As root they are
 # installed.
