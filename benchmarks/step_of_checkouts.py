@@ -92,23 +92,31 @@ class Stepper:
 
 
 def compare(before: Path, after: Path, arguments: list[str], steps: int) -> dict[str, float]:
-    """Medians in ms of both, and of the ratios of steps that followed one another."""
+    """Steps of the two checkouts; `in_turn` says what of them."""
     with tempfile.TemporaryDirectory() as folder:
-        steppers = [
-            Stepper(checkout, [*arguments, "--run-dir", f"{folder}/{name}"])
-            for name, checkout in (("before", before), ("after", after))
-        ]
-        try:
-            pairs = [[stepper.step() for stepper in steppers] for _ in range(steps + _WARM_UP)]
-        finally:
-            for stepper in steppers:
-                stepper.end()
-    old, new = zip(*pairs[_WARM_UP:], strict=True)
-    ratios = statistics.quantiles([first / second for first, second in zip(old, new, strict=True)], n=4)
+        checkouts = {"before": before, "after": after}
+        return in_turn(
+            {
+                name: Stepper(checkout, [*arguments, "--run-dir", f"{folder}/{name}"])
+                for name, checkout in checkouts.items()
+            },
+            steps,
+        )
+
+
+def in_turn(steppers: dict[str, Stepper], steps: int) -> dict[str, float]:
+    """Medians in ms of both, and quartiles of the ratios of steps that followed one another; ends the processes."""
+    try:
+        pairs = [[stepper.step() for stepper in steppers.values()] for _ in range(steps + _WARM_UP)]
+    finally:
+        for stepper in steppers.values():
+            stepper.end()
+    (first, second), (ones, others) = steppers, zip(*pairs[_WARM_UP:], strict=True)
+    ratios = statistics.quantiles([one / other for one, other in zip(ones, others, strict=True)], n=4)
     return {
-        "before, ms": 1000 * statistics.median(old),
-        "after, ms": 1000 * statistics.median(new),
-        "before / after": ratios[1],
+        f"{first}, ms": 1000 * statistics.median(ones),
+        f"{second}, ms": 1000 * statistics.median(others),
+        f"{first} / {second}": ratios[1],
         "lower quartile": ratios[0],
         "upper quartile": ratios[2],
     }
