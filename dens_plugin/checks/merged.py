@@ -28,7 +28,7 @@ def merged_config(args: argparse.Namespace, overrides: Sequence[str]) -> dict[st
         overrides: changes of the config, ``--block.key=value``.
 
     Raises:
-        ValueError: if structures to train on are in a file of frames.
+        ValueError: if structures to train on are in a file of frames, or null leaves a hydra without a part.
     """
     return with_formats(without_dropped(build_config(args, list(overrides))))
 
@@ -38,6 +38,9 @@ def without_dropped(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Null stays in the objective's block, and for a setting of a network that may be None. A data set that is null stays,
     as fairchem asks for its key.
+
+    Raises:
+        ValueError: for a hydra whose backbone or heads are null, and come from no checkpoint either.
     """
     setup_imports(config)
     kept = {key: value for key, value in config.items() if value is not None or key not in _BLOCKS}
@@ -63,6 +66,7 @@ def _model(block: Mapping[str, Any]) -> dict[str, Any]:
     model = _settings(block, name)
     if name != "hydra" and _class(name) is not HydraModel:
         return model
+    _require_parts(model)
     if isinstance(model.get("backbone"), Mapping):
         model["backbone"] = _settings(model["backbone"], str(model["backbone"].get("model")))
     if isinstance(model.get("heads"), Mapping):
@@ -72,6 +76,15 @@ def _model(block: Mapping[str, Any]) -> dict[str, Any]:
             for head, settings in heads.items()
         }
     return model
+
+
+def _require_parts(model: Mapping[str, Any]) -> None:
+    for part in ("backbone", "heads"):
+        if part in model and model[part] is None and model.get("finetune_config") is None:
+            raise ValueError(
+                f"model.{part} is null, and a hydra needs one: give it a block, as the files in configs/model do, "
+                "or leave the key out to keep that of an included file"
+            )
 
 
 def _settings(block: Mapping[str, Any], name: str) -> dict[str, Any]:

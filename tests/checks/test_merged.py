@@ -85,6 +85,15 @@ def test_null_stays_for_every_setting_of_a_network_that_may_be_none():
     assert without_dropped({"model": model})["model"] == model
 
 
+@pytest.mark.parametrize("part", ["backbone", "heads"])
+def test_a_hydra_without_a_part_is_refused(part):
+    model = {**HYDRA, part: None}
+    with pytest.raises(ValueError, match=rf"model.{part} is null, and a hydra needs one: give it a block"):
+        without_dropped({"model": model})
+    tuned = {**model, "finetune_config": {"starting_checkpoint": "a.pt"}}
+    assert without_dropped({"model": tuned})["model"][part] is None
+
+
 def test_a_file_that_drops_keys_of_one_that_it_includes(config, tmp_path, monkeypatch):
     """As a person writes it: DeNS in the included file, training without it in the other."""
     monkeypatch.chdir(tmp_path)
