@@ -109,6 +109,6 @@ def _sources(dataset: Mapping[str, Any], split: str) -> list[str]:
     if not isinstance(found, (list, tuple)) or not all(isinstance(source, (str, Path)) for source in found):
         raise ValueError(
             f"dataset.{split}.src must be a path or a list of paths, got {sources!r}; to go without these data set "
-            f"dataset.{split} to null (--dataset.{split}=None)"
+            f"dataset.{split} to null (--dataset.{split}=null)"
         )
     return [str(source) for source in found]

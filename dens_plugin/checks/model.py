@@ -26,7 +26,7 @@ _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
     str: ("a word", (str,)),
 }
 _HINTS: dict[tuple[type, type], str] = {
-    (bool, str): "; the command line takes True and False",
+    (bool, str): "; write true or false without quotes",
     (float, str): "; YAML takes 1e-1 for text, and 1.0e-1 for a number",
 }
 

@@ -99,9 +99,7 @@ def _require_outputs(block: Any) -> set[str]:
             require_one_of(stated.get("level", "system"), _LEVELS, f"{where}.level")
             for key in _SWITCHES & stated.keys():
                 if not isinstance(stated[key], bool):
-                    raise ValueError(
-                        f"{where}.{key} must be true or false (on the command line True or False), got {stated[key]!r}"
-                    )
+                    raise ValueError(f"{where}.{key} must be true or false (without quotes), got {stated[key]!r}")
         names |= {str(name), *map(str, parts)}
     return names
 

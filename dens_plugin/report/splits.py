@@ -32,7 +32,7 @@ _METRICS = {  # fairchem's names -> factor and format of the cell
 }
 _SAME = 1e-6  # relative; two sets of structures do not agree so well
 _HOW = (
-    "dens validate --config-yml C --checkpoint P --dataset.val.src=SPLIT --dataset.val.sample_n=None "
+    "dens validate --config-yml C --checkpoint P --dataset.val.src=SPLIT --dataset.val.sample_n=null "
     "--identifier NAME_SPLIT"
 )
 

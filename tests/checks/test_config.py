@@ -60,7 +60,7 @@ def test_a_mode_needs_its_structures(config, mode, split):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("dataset.val.src", None, r"dataset.val.src must be a path .*--dataset.val=None"),
+        ("dataset.val.src", None, r"dataset.val.src must be a path .*--dataset.val=null"),
         ("dataset.train.src", 3, r"dataset.train.src must be a path or a list of paths, got 3"),
         ("dataset.train.first_n", -3, r"dataset.train.first_n must be a whole number above 0, got -3; leave it out"),
         ("dataset.val.sample_n", 0, r"dataset.val.sample_n must be a whole number above 0, got 0"),

@@ -68,7 +68,7 @@ def test_a_key_of_no_model():
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("otf_graph", "false", r"must be true or false, got 'false'; the command line takes True and False"),
+        ("otf_graph", "false", r"must be true or false, got 'false'; write true or false without quotes"),
         ("norm_type", 3, r"must be a word, got 3"),
         ("num_layers", [2], r"must be a number, got \[2\]"),
         ("alpha_drop", "1e-1", r"must be a number, got '1e-1'; YAML takes 1e-1 for text, and 1.0e-1 for a number"),

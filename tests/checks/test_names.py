@@ -60,6 +60,10 @@ def _registered():
             {"outputs": {"energy": {"level": "sytem"}, "forces": {"level": "atom"}}},
             "unknown outputs.energy.level 'sytem'; did you mean 'system'?",
         ),
+        (
+            {"outputs": {"energy": {"level": "system", "eval_on_free_atoms": "false"}}},
+            "outputs.energy.eval_on_free_atoms must be true or false (without quotes), got 'false'",
+        ),
         ({"logger": {"name": "tensorbord"}}, "unknown logger 'tensorbord'; did you mean 'tensorboard'?"),
         ({"logger": {"project": "mine"}}, "unknown logger 'None'"),
     ],
