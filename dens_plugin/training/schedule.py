@@ -10,7 +10,6 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +40,9 @@ class Schedule(LRScheduler):
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, optim: Mapping[str, Any]) -> None:
+        # torch warns of a schedule that steps before its optimiser has. Here it steps after every batch, also after
+        # the first of several that are accumulated and after a bad one, and the loop has the order right.
+        optimizer._opt_called = True  # type: ignore[attr-defined]
         options = optim["scheduler_params"]
         is_held = optim["scheduler"] == "LambdaLR" and options["lambda_type"] == _HELD
         if not is_held and optim["scheduler"] != _PLATEAU:
@@ -201,12 +203,10 @@ def schedule_at(
         else:
             fresh.scheduler.start(step, [1.0] * len(shrunk))
         return fresh
-    with warnings.catch_warnings():  # that no optimiser has made a step between those of the schedule
-        warnings.simplefilter("ignore")
-        if isinstance(fresh.scheduler, LambdaLR):
-            fresh.scheduler.last_epoch = step - 1
+    if isinstance(fresh.scheduler, LambdaLR):
+        fresh.scheduler.last_epoch = step - 1
+        fresh.scheduler.step()
+    else:
+        for _ in range(step):
             fresh.scheduler.step()
-        else:
-            for _ in range(step):
-                fresh.scheduler.step()
     return fresh

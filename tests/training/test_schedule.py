@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -56,3 +57,26 @@ def test_plateau_without_a_warm_up_is_torchs():
         "ReduceLROnPlateau", {"factor": 0.5, "patience": 0, "epochs": 9, "lr": 1.0}, 3, metrics={0: 1.0, 1: 2.0}.items()
     )
     assert found == [1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "options"),
+    [
+        ("LambdaLR", {**HELD, "warmup_factor": 0.2, "lr_min_factor": 0.1}),
+        ("LambdaLR", {**HELD, "lambda_type": "cosine", "warmup_factor": 0.2, "lr_min_factor": 0.1}),
+        ("StepLR", {"step_size": 2, "gamma": 0.5}),
+    ],
+)
+def test_batches_without_a_step_of_the_optimiser_are_no_slip(scheduler, options):
+    """As the first ones of an accumulated step; rates are those of a schedule that follows the optimiser."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = Schedule(optimizer, {"scheduler": scheduler, "scheduler_params": options})
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for batch in range(1, 9):
+            found.append(schedule.get_lr())
+            if batch % 2 == 0:
+                optimizer.step()
+            schedule.step()
+    assert found == rates(scheduler, options, 8)
