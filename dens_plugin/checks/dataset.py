@@ -9,6 +9,7 @@ from typing import Any
 
 from dens_plugin.checks.optim import finite
 from dens_plugin.data.lmdb_file import require_whole_lmdb
+from dens_plugin.data.molecules.dataset import FORMAT, holds_frames
 from dens_plugin.settings import mapping, reject_unknown
 
 _LMDB_FORMATS = ("lmdb", "joined_lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
@@ -24,13 +25,24 @@ def require_files(dataset: Mapping[str, Any], split: str) -> None:
 
     Raises:
         FileNotFoundError: naming the path and the config key.
-        ValueError: naming a truncated file.
+        ValueError: naming a truncated file, or one of frames where an LMDB belongs.
     """
     for source in _sources(dataset, split):
         if not Path(source).exists():
             raise FileNotFoundError(f"dataset.{split}.src: there is no '{source}'; set it to a data set's path")
         if dataset.get("format", "lmdb") in _LMDB_FORMATS:
+            _require_no_frames(source, split)
             require_whole_lmdb(source)
+
+
+def _require_no_frames(source: str, split: str) -> None:
+    if Path(source).is_file() and holds_frames(source):
+        remedy = (
+            "for training make data sets of it: `dens data molecules`, then `dens init`"
+            if split == "train"
+            else f"`format: {FORMAT}` beside it reads it as it is"
+        )
+        raise ValueError(f"dataset.{split}.src: '{source}' is by its name a file of frames, and no LMDB; {remedy}")
 
 
 def require_counts(dataset: Mapping[str, Any], where: str) -> None:

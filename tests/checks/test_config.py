@@ -8,6 +8,7 @@ import pytest
 
 import dens_plugin.training.trainer  # noqa: F401
 from dens_plugin.checks.config import require_sound
+from dens_plugin.checks.dataset import require_files
 from dens_plugin.checks.schema import require_read_keys
 
 STRANGE = (None, [], {}, "text", -1, [None], {"a": 1}, float("nan"))
@@ -135,3 +136,15 @@ def test_old_scales_of_a_data_set(config):
     del config["dataset"]["train"]["transforms"]
     with pytest.raises(ValueError, match=r"dataset.train.normalize_labels is not read .*a `normalizer`"):
         require_read_keys(config)
+
+
+@pytest.mark.parametrize(
+    ("split", "remedy"), [("val", "`format: frames` beside it reads it"), ("train", "make data sets of it: `dens data")]
+)
+@pytest.mark.parametrize("name", ["set.traj", "set.extxyz", "set.extxyz.xz"])
+def test_frames_are_no_damaged_lmdb(tmp_path, name, split, remedy):
+    (tmp_path / name).write_bytes(b"- of Ulm")
+    block = {"src": str(tmp_path / name), "format": "lmdb"}
+    with pytest.raises(ValueError, match=rf"dataset.{split}.src: '.*{name}' is by its name a file of frames.*{remedy}"):
+        require_files(block, split)
+    require_files(block | {"format": "frames"}, split)

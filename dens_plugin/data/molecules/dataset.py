@@ -29,6 +29,7 @@ FORMAT = "frames"
 OPTIONS = ("units", "energy_key", "forces_key")  # of the data set's block, beside fairchem's
 _COMPRESSIONS = (".xz", ".gz", ".bz2")
 _SUFFIXES = (".extxyz", ".xyz", ".npz")
+_OF_OTHERS = (".traj", ".db", ".h5", ".hdf5")  # which other data sets read as well
 
 
 @registry.register_dataset(FORMAT)
@@ -81,10 +82,18 @@ class FramesDataset(BaseDataset):
 
 def is_frames_file(source: Any) -> bool:
     """Whether a path, by its name, is of a file that `FramesDataset` reads and no other data set does."""
-    if not isinstance(source, (str, Path)):
-        return False
+    return isinstance(source, (str, Path)) and _suffix(source) in _SUFFIXES
+
+
+def holds_frames(source: str | Path) -> bool:
+    """Whether a path, by its name, is of a file that `FramesDataset` reads and that is no LMDB."""
+    return _suffix(source) in (*_SUFFIXES, *_OF_OTHERS)
+
+
+def _suffix(source: str | Path) -> str:
+    """The end of a file's name without that of its compression, in small letters."""
     suffixes = [suffix for suffix in map(str.lower, Path(source).suffixes) if suffix not in _COMPRESSIONS]
-    return bool(suffixes) and suffixes[-1] in _SUFFIXES
+    return suffixes[-1] if suffixes else ""
 
 
 def with_references(dataset: Dataset | None, missing: Callable[[Iterable[int]], float]) -> None:
