@@ -38,6 +38,7 @@ _SCHEDULES = {
     "multistep": ("warmup_epochs", "warmup_factor", "decay_epochs", "decay_rate"),
 }
 _WARM_UP = ("warmup_epochs", "warmup_factor")  # of this package's ReduceLROnPlateau
+_ROUNDING = 1e-6  # epochs
 _OF_FAIRCHEM = ("epochs", "lr")  # it writes both into scheduler_params, also into those of a checkpoint
 
 
@@ -69,6 +70,7 @@ def require_optim(optim: Mapping[str, Any], *, amp: bool = False) -> None:
     name, options = optim["scheduler"], mapping(optim["scheduler_params"], "optim.scheduler_params")
     if name == "LambdaLR":
         _require_schedule(options)
+        _require_fall(options, optim["max_epochs"])
     elif name != "Null":
         _try_scheduler(getattr(lr_scheduler, name), optimizer, options, optim)
 
@@ -179,6 +181,19 @@ def _require_schedule(options: Mapping[str, Any]) -> None:
             )
         for value in values if isinstance(values, list) else [values]:
             finite(value, f"{where}.{name}")
+
+
+def _require_fall(options: Mapping[str, Any], max_epochs: float) -> None:
+    """Raise ValueError for a ``held_cosine`` of which the run never sees the cosine."""
+    if str(options["lambda_type"]) != "held_cosine":
+        return
+    length = number(options.get("epochs", max_epochs), "optim.max_epochs")  # a checkpoint's are in steps, as is all
+    warmup, hold = (number(options[name], name) for name in ("warmup_epochs", "hold_epochs"))
+    if warmup + hold > length + _ROUNDING:
+        raise ValueError(
+            f"optim.scheduler_params.hold_epochs = {hold:g} after warmup_epochs = {warmup:g} is longer than the run "
+            f"(optim.max_epochs = {length:g}), so that the learning rate never falls: shorten them or raise max_epochs"
+        )
 
 
 def _try_scheduler(

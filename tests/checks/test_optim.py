@@ -102,3 +102,14 @@ def test_text_for_a_number_needs_a_trainer_that_reads_it():
 def test_how_batches_and_averages_are_made(config, changes, message):
     with pytest.raises(ValueError, match=message):
         require_optim(config["optim"] | changes)
+
+
+def test_a_cosine_that_never_comes(config):
+    """Warm-up and hold may last as long as the run, and no longer; those of a checkpoint are in steps."""
+    optim = config["optim"] | {"max_epochs": 2}
+    optim["scheduler_params"] = optim["scheduler_params"] | {"lambda_type": "held_cosine", "warmup_epochs": 0.3}
+    for hold, more in ((1.7, {}), (20, {"epochs": 40})):
+        require_optim({**optim, "scheduler_params": {**optim["scheduler_params"], "hold_epochs": hold, **more}})
+    optim["scheduler_params"]["hold_epochs"] = 1.8
+    with pytest.raises(ValueError, match=r"hold_epochs = 1.8 after warmup_epochs = 0.3 is longer than the run .* = 2"):
+        require_optim(optim)
