@@ -70,15 +70,20 @@ def check(
 
     Raises:
         FileNotFoundError: If there is nothing at ``path``.
-        ValueError: If what is there cannot be read.
+        ValueError: If what is there cannot be read, or none of the structures that were looked at.
     """
     source = open_source(Path(path), format=format, config=config, keys=keys)
     indices = _evenly_spaced(source.length, limit)
     tally, summaries = Tally(), {}
     for index in tqdm(indices, desc="reading", unit="structure", disable=None if progress else True):
-        structure = source.read(index)
+        try:
+            structure = source.read(index)
+        except ValueError as error:
+            tally.add_damage(index, str(error))
+            continue
         if tally.add(index, structure):
             summaries[index] = summarize(structure)
+    tally.require_any()
     statistics = collect(list(summaries.values()))
     findings = [*tally.findings(), *of_whole(statistics), *_other_names(source, keys)]
     if source.format in ("lmdb", "oc22_lmdb"):

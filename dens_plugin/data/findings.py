@@ -6,7 +6,7 @@ The thresholds are heuristics. Only what no run can use is an error; the rest is
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ EXPLAINED = 0.1  # residual of the linear fit over rms: below it the energy is m
 MAX_ELEMENTS = 90  # default max_num_elements of fairchem's networks; they assert atomic numbers below it
 
 _PLACES = 3  # structures named in a message
+_DAMAGED_PLACES = 20  # the same, of records that are to be removed or mended one by one
 
 
 class Finding(NamedTuple):
@@ -49,6 +50,7 @@ class Tally:
         self._seen: set[tuple[str, str]] = set()
         self._presence = Presence()
         self._phrases: set[str] = set()
+        self._damaged: dict[int, str] = {}
 
     def add(self, index: int, structure: Structure) -> bool:
         """Check one structure.
@@ -74,9 +76,19 @@ class Tally:
                 self._count(name, _place(index, structure))
         return True
 
+    def add_damage(self, index: int, problem: str) -> None:
+        """Count a record that cannot be read, and why."""
+        self._damaged[index] = problem
+
+    def require_any(self) -> None:
+        """Raise ValueError if no record could be read."""
+        if self._damaged and not self._presence.looked_at:
+            raise ValueError(_damage(self._damaged))
+
     def findings(self) -> list[Finding]:
         """What was found so far, errors first."""
-        found = [
+        found = [Finding("error", _damage(self._damaged))] if self._damaged else []
+        found += [
             Finding("error", self._sentence(name, kind.remedy)) for name, kind in BREAKS.items() if name in self._counts
         ]
         found += [self._finding(name, check) for name, check in _CHECKS.items() if name in self._counts]
@@ -154,6 +166,13 @@ class _Check(NamedTuple):
 
 def _place(index: int, structure: Structure) -> str:
     return f"{index} (sid {structure.sid}, fid {structure.fid})"
+
+
+def _damage(problems: Mapping[int, str]) -> str:
+    count, places = len(problems), ", ".join(map(str, list(problems)[:_DAMAGED_PLACES]))
+    more = f" and {count - _DAMAGED_PLACES} more" if count > _DAMAGED_PLACES else ""
+    first = next(iter(problems.values()))
+    return f"{count} record{'s' if count > 1 else ''} that cannot be read: index {places}{more}; the first: {first}"
 
 
 def _partial(partial: Partial, looked_at: int) -> Finding:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import bisect
-import pickle
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ase.io
-import lmdb
 import numpy as np
 from ase import Atoms
 from ase.io.formats import UnknownFileTypeError
@@ -25,10 +24,7 @@ from dens_plugin.data.structures import OPTIONAL_NAMES, USUAL, Keys, Structure, 
 _OLD_NAMES = ("single_point_lmdb", "trajectory_lmdb")  # fairchem still takes them for lmdb
 FORMATS = ("auto", "lmdb", "oc22_lmdb", "ase_db", "ase_read", "ase_read_multi", *_OLD_NAMES)
 
-_UNREADABLE = (
-    *(pickle.UnpicklingError, TypeError, EOFError, AttributeError, ModuleNotFoundError, KeyError, IndexError),
-    lmdb.Error,
-)
+_TRIED = 100  # records, to find one that can be read
 _OF_MOLECULES = (".npz", ".h5", ".hdf5", ".sdf", ".bz2")
 _DATABASES = (".db", ".aselmdb")
 _GEOMETRY = ("numbers", "positions", "tags", "move_mask", "sid", "fid")
@@ -120,7 +116,7 @@ def _open_lmdb(path: Path, config: dict, keys: Keys, *, dataset_class: type = Lm
     if len(dataset) == 0:
         raise ValueError(f"{path} holds no structures: convert the data anew.")
     # OC22's LMDB files look like any other until one opens a record
-    name = "oc22_lmdb" if "oc22" in _record(dataset, 0, path) else "lmdb"
+    name = "oc22_lmdb" if _is_oc22(dataset, path) else "lmdb"
     return Source(
         path,
         name,
@@ -128,6 +124,14 @@ def _open_lmdb(path: Path, config: dict, keys: Keys, *, dataset_class: type = Lm
         lambda index: _structure(dataset, index, path, keys),
         _metadata(path),
     )
+
+
+def _is_oc22(dataset: LmdbDataset, path: Path) -> bool:
+    """Whether the first record that can be read is one of OC22."""
+    for index in range(min(len(dataset), _TRIED)):
+        with contextlib.suppress(ValueError):
+            return "oc22" in _record(dataset, index, path)
+    return False
 
 
 def _open_oc22(path: Path, config: dict, keys: Keys) -> Source:
@@ -206,14 +210,14 @@ def _structure(dataset: LmdbDataset, index: int, path: Path, keys: Keys) -> Stru
         return from_data(completed(record), keys)._replace(
             departures=departures(record), absent=tuple(name for name in OPTIONAL_NAMES if name not in record)
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{place_of(dataset, index)}: {error}") from error
 
 
 def _record(dataset: LmdbDataset, index: int, path: Path) -> Any:
     try:
         return dataset[index]
-    except _UNREADABLE as error:
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to ask for
         raise ValueError(
             f"{place_of(dataset, index)} cannot be read ({type(error).__name__}: {error}). "
             "The file is incomplete or was written by another version: copy it again, or convert the data anew."
