@@ -77,6 +77,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
 
     _loaded_config: dict[str, Any] | None = None  # of the checkpoint that was loaded
     _newest_step: int | None = None  # of the newest checkpoint that this process wrote
+    _validated_step: int | None = None  # the last one that this process validated
     _spoilt_metric: float | None = None  # the last primary metric that was NaN or infinite
     _unsaved: str | None = None  # why the last attempt to save failed
 
@@ -243,8 +244,8 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             structures_per_step=record.batch_size * record.world_size,
         )
         TrainingLoop(self, self._graphed_step()).run(disable_eval_tqdm=disable_eval_tqdm)
-        if self.val_loader is not None and self.step > 0 and not self._has_best():
-            self._update_best(disable_tqdm=disable_eval_tqdm)  # of a run that is shorter than an evaluation
+        if self.val_loader is not None and self.step not in (0, self._validated_step) and not self._has_best():
+            self._update_best(disable_tqdm=disable_eval_tqdm)  # of a run that was finished when it was taken up
         self.save()
         if self._unsaved is not None:
             raise OSError(self._unsaved)
@@ -268,6 +269,7 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
 
     def _update_best(self, *, disable_tqdm: bool) -> dict[str, Any]:
         metrics = self._validated("val", disable_tqdm)
+        self._validated_step = self.step
         self.update_best(self._primary_metric, metrics, disable_tqdm)
         return metrics
 

@@ -40,6 +40,7 @@ class TrainingLoop:
         self.trainer, self._graphed = trainer, graphed
         optim = trainer.config["optim"]
         self.steps_per_epoch = len(trainer.train_loader)
+        self._last_step = optim["max_epochs"] * self.steps_per_epoch
         self.accumulate = trainer.accumulate_steps
         self.eval_every = optim.get("eval_every", self.steps_per_epoch)
         self.checkpoint_every = optim.get("checkpoint_every", self.eval_every)
@@ -93,7 +94,7 @@ class TrainingLoop:
         if is_printed:
             trainer.report({**self.ledger.means(), "lr": learning_rate, "epoch": trainer.epoch, "step": step})
 
-        is_evaluated = step % self.eval_every == 0
+        is_evaluated = step % self.eval_every == 0 or (step == self._last_step and trainer.val_loader is not None)
         is_saved = self.checkpoint_every != -1 and step % self.checkpoint_every == 0
         if is_saved or signal:
             trainer.save_step(evaluation_follows=is_evaluated)

@@ -26,6 +26,7 @@ class Trainable(Protocol):
     epoch: float
     model: torch.nn.Module
     train_loader: Any
+    val_loader: Any
     train_sampler: Any
     optimizer: torch.optim.Optimizer
     scheduler: Any

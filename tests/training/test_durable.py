@@ -120,6 +120,39 @@ def test_stopped_in_an_evaluation(config, build, scheduler):
     assert [row["step"] for row in rows if row["split"] == "val"] == [4, 8, 12]
 
 
+@pytest.mark.parametrize("eval_every", [5, 100])
+def test_the_last_step_is_validated_once(config, build, eval_every):
+    """Also by a run that is stopped in that very evaluation, with and without a checkpoint of the step."""
+    config["optim"] |= {"eval_every": eval_every, "checkpoint_every": eval_every - 1}
+    first = build(config, timestamp_id=RUN_NAME)
+    forward = first._forward
+
+    def failing(batch):
+        if first.step == 12 and not first.model.training:
+            raise StopError
+        return forward(batch)
+
+    first._forward = failing
+    with pytest.raises(StopError):
+        first.train(disable_eval_tqdm=True)
+    expected = undisturbed(config, build)
+    for _ in range(2):  # the second has nothing left to train or to validate
+        trainer = build(config, timestamp_id=RUN_NAME)
+        trainer.train(disable_eval_tqdm=True)
+        rows = read_history(trainer._folder / FILE_NAME)
+        steps = [row["step"] for row in rows if row["split"] == "val"]
+        assert steps == [*range(eval_every, 12, eval_every), 12]
+        assert_same_run(final_state(trainer), expected)
+
+
+def test_a_last_validation_without_a_best_is_not_repeated(config, build, monkeypatch):
+    config["optim"]["eval_every"] = 100
+    trainer, steps = build(config), []
+    monkeypatch.setattr(trainer, "_validated", lambda *_: steps.append(trainer.step) or {})
+    trainer.train(disable_eval_tqdm=True)
+    assert steps == [12]
+
+
 @pytest.mark.parametrize(
     "optim",
     [
@@ -692,6 +725,8 @@ class TestEvaluation:
                 functools.partial(self.errors, folder=folder),
             )
             found[world_size] = torch.load(folder / "metrics.pt", weights_only=False)
+            steps = [row["step"] for row in read_history(folder / CHECKPOINTS / FILE_NAME) if row["split"] == "val"]
+            assert [step for step in steps if step] == [6 // world_size]
         assert found[1].keys() == found[2].keys()
         for name, value in found[1].items():
             assert found[2][name] == pytest.approx(value, rel=1e-4), name
