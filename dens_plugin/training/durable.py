@@ -51,7 +51,7 @@ from dens_plugin.training.progress import StepLines, closing_line, validation_li
 from dens_plugin.training.schedule import Schedule, schedule_at, stated_groups, suit_schedule, take_settings
 from dens_plugin.training.step_random import seed_step
 from dens_plugin.training.validation import MeanLoss, ShareSampler, is_better, summed
-from dens_plugin.training.warm_start import warn_of_other_model
+from dens_plugin.training.warm_start import changed_settings, warn_of_other_model
 
 if TYPE_CHECKING:
     from torch.utils.data import BatchSampler, Dataset
@@ -63,6 +63,7 @@ _BEST = "best_checkpoint.pt"  # fairchem's name
 _OTHER_GROUPS = (
     "the optimiser of that run had other parameters: start a run of its own from these weights by task.warm_start"
 )
+_TOLD = 5  # settings that differ, in a message
 _UNEVALUATED = "unevaluated"  # in the config of a checkpoint that was written in front of its step's evaluation
 
 
@@ -370,7 +371,6 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             if Path(checkpoint_path) == self._folder / NEWEST:  # the run's own: it may fall back
                 checkpoint_path = str(newest_whole(self._folder))
             checkpoint = compat.load_checkpoint(checkpoint_path, torch.device("cpu") if self.cpu else self.device)
-        warn_of_other_model(self.config["model"], checkpoint)
         scheduler = ((checkpoint.get("config") or {}).get("optim") or {}).get("scheduler")
         if scheduler is not None and scheduler != self.config["optim"].get("scheduler"):
             checkpoint = {**checkpoint, "scheduler": None}  # the state of another kind
@@ -381,13 +381,22 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         try:
             super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
         except (AssertionError, KeyError, RuntimeError, ValueError) as error:
-            remedy = _OTHER_GROUPS if "parameter groups" in str(error) else "use the config of its own run"
             raise ValueError(
-                f"the checkpoint '{checkpoint_path}' does not fit the config: {str(error).strip()[:300]}; {remedy}"
+                f"the checkpoint '{checkpoint_path}' does not fit the config: {self._misfit(checkpoint, error)}"
             ) from error
+        warn_of_other_model(self.config["model"], checkpoint)
         if not inference_only:
             self._loaded_config = checkpoint.get("config")
             self._complete()
+
+    def _misfit(self, checkpoint: Mapping[str, Any], error: Exception) -> str:
+        """Why a checkpoint could not be loaded: by the settings that differ where its own config says so."""
+        if "parameter groups" in str(error):
+            return f"{error}; {_OTHER_GROUPS}"
+        changed = changed_settings(self.config["model"], checkpoint)
+        more = f"; and {len(changed) - _TOLD} more" if len(changed) > _TOLD else ""
+        reason = "; ".join(changed[:_TOLD]) + more if changed else str(error).strip()[:300]
+        return f"{reason}; use the config of its own run"
 
     def _complete(self) -> None:
         """Mend what fairchem leaves open after loading: no averages, and a schedule a step behind in its own files."""

@@ -189,6 +189,17 @@ def warn_of_other_model(model: Mapping[str, Any], checkpoint: Mapping[str, Any])
         logging.warning(f"model.{key} is {here[key]!r} in the config and {trained[key]!r} in the checkpoint")
 
 
+def changed_settings(model: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> list[str]:
+    """What a config says of its model and the config in a checkpoint does not, both values of each setting in words."""
+    trained, here = _flat((checkpoint.get("config") or {}).get("model")), _flat(model)
+    if not trained:
+        return []
+    values = {
+        key: [repr(block[key]) if key in block else "not set" for block in (trained, here)] for key in trained | here
+    }
+    return [f"model.{key}: {was} in the checkpoint, {now} now" for key, (was, now) in values.items() if was != now]
+
+
 def _flat(block: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted names of all settings of a block; nothing for a block of older checkpoints that is only a name."""
     if not isinstance(block, Mapping):

@@ -576,6 +576,19 @@ class TestChanges:
         trainer.train(disable_eval_tqdm=True)
         assert "Resumed with a change" not in caplog.text
 
+    def test_of_sizes_are_one_message(self, config, build, half, caplog):
+        config["model"] |= {"sphere_channels": 4, "lmax_list": [2]}
+        config["model"].pop("edge_channels")
+        trainer = build(config)
+        with pytest.raises(ValueError, match="does not fit the config: ") as error:
+            trainer.load_checkpoint(half)
+        told = str(error.value)
+        assert "model.sphere_channels: 8 in the checkpoint, 4 now; " in told
+        assert "model.lmax_list: [1] in the checkpoint, [2] now; " in told
+        assert "model.edge_channels: 8 in the checkpoint, not set now; use the config of its own run" in told
+        assert "size mismatch" not in told
+        assert "in the checkpoint" not in caplog.text
+
     def test_of_config_are_told(self, config, build, half, caplog):
         config["optim"]["lr_initial"] = 5e-4
         config["task"]["objective"]["sigma"] = 0.2
