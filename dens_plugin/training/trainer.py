@@ -95,6 +95,7 @@ class DeNSTrainer(DurableTrainer):
     """
 
     _inferences: Recordings[dict[str, torch.Tensor]] | None = None  # of padded batches, where they are recorded
+    _references: PhysicalEnergies | None = None  # that files of frames were read with
 
     def load(self, inference_only: bool) -> None:
         """Read the objective, then everything else."""
@@ -444,9 +445,7 @@ class DeNSTrainer(DurableTrainer):
 
     def _validated(self, split: str, disable_tqdm: bool) -> dict[str, Any]:
         """The errors of labels on the clean set, and the objective's own on a corrupted copy of it."""
-        missing = self.physical_energies().missing  # of one object, which tells each composition once
-        for loader in (self.val_loader if split == "val" else self.test_loader, self._corrupted_loader):
-            with_references(None if loader is None else loader.dataset, missing)
+        self._take_references()
         if "training" in self._buckets and self._buckets["training"].are_used and distutils.is_master():
             logging.info(f"Padding: {self._buckets['training'].waste} in training so far.")
         metrics = super()._validated(split, disable_tqdm) if self.objective.labels else {}
@@ -459,6 +458,15 @@ class DeNSTrainer(DurableTrainer):
         if self.logger is not None:
             self.logger.log({**row, "epoch": self.epoch}, step=self.step, split=split)
         return metrics | own
+
+    def _take_references(self) -> None:
+        """Let files of frames lack what the training data do; it is known late, and they are read anew for it once."""
+        known = self.physical_energies()
+        if known == self._references:
+            return
+        self._references = known
+        for loader in (self.val_loader, self.test_loader, self._corrupted_loader):
+            with_references(None if loader is None else loader.dataset, known.missing)
 
     @torch.no_grad()
     def _corrupted_metrics(self, loader: DataLoader) -> dict[str, dict[str, Any]]:

@@ -46,3 +46,20 @@ def test_a_validation_of_a_file_is_that_of_its_data_set(config, build, tmp_path,
         trainer.config[ORIGIN] = origin_of(tmp_path / "made" / "train")._asdict()
         found.append(trainer.validate(disable_tqdm=True)["energy_mae"]["metric"])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+def test_a_file_is_read_once_for_all_evaluations(config, build, tmp_path, monkeypatch):
+    """Clean and corrupted; and anew where the references have changed, as with another checkpoint."""
+    ase.io.write(tmp_path / "whole.extxyz", [frame(number) for number in range(4)])
+    config["dataset"]["val"] = {"src": str(tmp_path / "whole.extxyz"), "format": "frames"}
+    read, seen = FramesDataset.__getitem__, []
+    monkeypatch.setattr(FramesDataset, "__getitem__", lambda self, idx: seen.append(int(idx)) or read(self, idx))
+    trainer = build(config)
+    trainer.validate(disable_tqdm=True)
+    seen.clear()
+    first = trainer.validate(disable_tqdm=True)["energy_mae"]["metric"]
+    assert seen == []
+    origin = {"formula": "H2O", "elements": ("H", "O"), "reference": REFERENCE}
+    trainer.config[ORIGIN] = origin
+    assert trainer.validate(disable_tqdm=True)["energy_mae"]["metric"] < first / 10
+    assert sorted(seen) == sorted([*range(4)] * 2)
