@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 
 _COMPOSED = {"decomposition", "property"}  # keys of outputs that fairchem makes of others
 _LOOKED_AT = 4  # training structures, before the first step
+_USES = {"train": "train on", "val": "compare predictions with"}  # of labels
 _VALIDATION_EPOCH = -1  # of the noise of validation, the same in every evaluation
 
 
@@ -177,7 +178,8 @@ class DeNSTrainer(DurableTrainer):
     def _require_first_structures(self) -> None:
         for split, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
             if dataset is not None:
-                require_labels(self._checked(dataset)[0], self._needed, split)
+                use = dict.fromkeys(self._trained_on, _USES[split])
+                require_labels(self._checked(dataset)[0], use | dict(self.objective.needs), split)
         if self.test_dataset is not None:
             require_identifiers(self._checked(self.test_dataset))
         if self.train_dataset is not None:
@@ -186,9 +188,9 @@ class DeNSTrainer(DurableTrainer):
             self._try_first_batch(self.collater(first[:1]))
 
     @property
-    def _needed(self) -> dict[str, str]:
-        """Field of the data -> what for."""
-        return {label.name: "train on" for label in self.objective.labels} | dict(self.objective.needs)
+    def _trained_on(self) -> list[str]:
+        """Names of labels."""
+        return [label.name for label in self.objective.labels]
 
     def _first_structures(self) -> list[Data]:
         return [completed(self.train_dataset[index]) for index in range(min(len(self.train_dataset), _LOOKED_AT))]
@@ -203,7 +205,8 @@ class DeNSTrainer(DurableTrainer):
     def _checked(self, dataset: Dataset) -> CheckedDataset:
         """The data set with a look at every structure that is read; labels count where something is made of them."""
         is_labelled = dataset is self.train_dataset or dataset is self.val_dataset
-        labels = [name for name in LABELS if name in self._needed] if is_labelled else ()
+        needed = {*self._trained_on, *self.objective.needs}
+        labels = [name for name in LABELS if name in needed] if is_labelled else ()
         return CheckedDataset(
             dataset, limits_of(self._unwrapped_model), labels, warns_of_overlaps=dataset is self.test_dataset
         )

@@ -507,7 +507,7 @@ class TestBadInput:
         unlabelled = random_structure(5)
         del unlabelled.energy
         config["dataset"]["val"]["src"] = str(write_lmdb(tmp_path / "unlabelled", [unlabelled]))
-        with pytest.raises(ValueError, match="the validation set has no `energy`"):
+        with pytest.raises(ValueError, match="the validation set has no `energy` to compare predictions with, only "):
             build(config)
         empty = write_lmdb(tmp_path / "none", [])
         (empty / "metadata.npz").unlink()

@@ -6,7 +6,7 @@ every frame, and energies without the large part that float32 cannot hold.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from dens_plugin.data.molecules.files import open_frames
 from dens_plugin.data.molecules.writing import record_of
 from dens_plugin.data.records import CheckedDataset
 from dens_plugin.data.structures import Keys
+from dens_plugin.settings import suggestion
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -55,6 +56,7 @@ class FramesDataset(BaseDataset):
         self._frames = open_frames(
             self.paths[0], units=config.get("units"), option="`units` of the data set", keys=keys
         )
+        _require_names(keys, self._frames.names, self.paths[0])
         self._to_graph = AtomsToGraphs(r_edges=False, r_fixed=True, r_pbc=True)
         self.num_samples = self._frames.length
         if self.num_samples == 0:
@@ -78,6 +80,13 @@ class FramesDataset(BaseDataset):
         if structure.forces is not None:
             record.forces = torch.tensor(structure.forces, dtype=torch.float32)  # (N, 3) eV/Å
         return record
+
+
+def _require_names(keys: Keys, names: Sequence[str], path: Path) -> None:
+    """Raise ValueError for a label that a file, which says its names, does not have."""
+    for option, name in (("energy_key", keys.energy), ("forces_key", keys.forces)):
+        if name is not None and names and name not in names:
+            raise ValueError(f"{option}: the first frame of '{path}' has no '{name}'; {suggestion(name, names)}")
 
 
 def is_frames_file(source: Any) -> bool:

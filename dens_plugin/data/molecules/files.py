@@ -46,7 +46,7 @@ def open_frames(
         path = shipped_molecule(str(path).removeprefix(PREFIX))
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: give a file of structures, or a folder with one.")
-    chosen = None if units is None else from_choice(units)
+    chosen = None if units is None else from_choice(units, option)
     frames = _open(path, chosen, option, keys, forces=forces)
     if forces or not frames.forces:
         return frames
@@ -60,9 +60,9 @@ def _open(path: Path, chosen: Units | None, option: str, keys: Keys, *, forces: 
         return _open_iso17(path, chosen, option, keys)
     path = _only_archive(path) if path.is_dir() else path
     if path.suffix in hdf5.SUFFIXES:
-        return hdf5.open_hdf5(path, keys, chosen, forces=forces)
+        return hdf5.open_hdf5(path, keys, chosen, option=option, forces=forces)
     if is_plain_xyz(path):
-        return open_plain_xyz(path, chosen)
+        return open_plain_xyz(path, chosen, option)
     if path.suffix == ".npz":
         return _open_archive(path, chosen, option, keys, forces=forces)
     return _open_ase(path, chosen, option, keys)

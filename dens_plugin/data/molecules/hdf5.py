@@ -91,13 +91,16 @@ class _Arrays(NamedTuple):
     charge: float
 
 
-def open_hdf5(path: Path, keys: Keys, chosen: Units | None = None, *, forces: bool = True) -> Frames:
+def open_hdf5(
+    path: Path, keys: Keys, chosen: Units | None = None, *, option: str = "--units", forces: bool = True
+) -> Frames:
     """Open an HDF5 file; groups are read when a frame of theirs is asked for.
 
     Args:
         path: The file.
         keys: Of energies and forces, where they are not the usual ones.
         chosen: The units, if not those of the set.
+        option: What the user calls them, for the messages.
         forces: Whether they are wanted.
 
     Raises:
@@ -112,7 +115,8 @@ def open_hdf5(path: Path, keys: Keys, chosen: Units | None = None, *, forces: bo
         raise ValueError(f"{path} has {found}, which is neither ANI-1, ANI-1x nor SPICE: is it a set of molecules?")
     layout = _with_keys(layout, keys, file[first])
     layout = layout if forces else layout._replace(forces=None)
-    _require_units(path, file[first], layout, chosen)
+    if chosen is None:
+        _require_units(path, file[first], layout, option)
     groups, dropped = _usable(path, file, layout)
     ends = np.cumsum([len(group.rows) for group in groups])
     if not len(ends) or ends[-1] == 0:
@@ -132,7 +136,7 @@ def open_hdf5(path: Path, keys: Keys, chosen: Units | None = None, *, forces: bo
         int(ends[-1]),
         read,
         chosen or layout.units,
-        "give --units",
+        f"give {option}",
         several=True,
         forces=layout.forces is not None,
         grouped=True,
@@ -240,14 +244,14 @@ def _sign(name: str) -> float:
     return -1.0 if "grad" in name.lower() else 1.0
 
 
-def _require_units(path: Path, group: h5py.Group, layout: _Layout, chosen: Units | None) -> None:
+def _require_units(path: Path, group: h5py.Group, layout: _Layout, option: str) -> None:
     """Raise ValueError for a file whose own words about units differ from the set's."""
     expected = {layout.energy: "hartree", layout.positions: "bohr" if layout.units is _PER_BOHR else "ang"}
     for name, unit in expected.items():
         named = group[name].attrs.get("units") if name in group else None
         named = named.decode() if isinstance(named, bytes) else named
-        if chosen is None and isinstance(named, str) and not named.lower().startswith(unit):
-            raise ValueError(f"{path}: {name} is in {named}, {layout.name} is in {layout.units.name}: give --units.")
+        if isinstance(named, str) and not named.lower().startswith(unit):
+            raise ValueError(f"{path}: {name} is in {named}, {layout.name} is in {layout.units.name}: give {option}.")
 
 
 def _usable(path: Path, file: h5py.File, layout: _Layout) -> tuple[list[_Group], int]:

@@ -25,22 +25,23 @@ def is_plain_xyz(path: Path) -> bool:
     return first.strip().isdecimal() and _ENERGY.fullmatch(second) is not None
 
 
-def open_plain_xyz(path: Path, units: Units | None) -> Frames:
+def open_plain_xyz(path: Path, units: Units | None, option: str = "--units") -> Frames:
     """Read a file.
 
     Args:
         path: The file.
         units: What it is in.
+        option: What the user calls them, for the messages.
 
     Raises:
         ValueError: If it does not say its units, as it never does, or is not whole.
     """
     if units is None:
-        raise ValueError(f"{path} does not say in which units it is: give --units; MD17 and MD22 are in kcal/mol.")
+        raise ValueError(f"{path} does not say in which units it is: give {option}; MD17 and MD22 are in kcal/mol.")
     frames = list(_frames(path, units))
     if not frames:
         raise ValueError(f"{path} holds no frames: copy or download it again.")
-    return Frames(path, len(frames), frames.__getitem__, units, "give --units", names=("energy", "forces"))
+    return Frames(path, len(frames), frames.__getitem__, units, f"give {option}", names=("energy", "forces"))
 
 
 def _frames(path: Path, units: Units) -> Iterator[Structure]:

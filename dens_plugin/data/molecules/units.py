@@ -40,14 +40,18 @@ EV = Units(1.0, 1.0, 1.0, "eV and Å")
 KCAL = Units(units.kcal / units.mol, units.kcal / units.mol, 1.0, "kcal/mol and Å")
 
 
-def from_choice(name: str) -> Units:
-    """The units that ``--units`` names; positions are in Å.
+def from_choice(name: str, option: str = "--units") -> Units:
+    """The units of a name; positions are in Å.
+
+    Args:
+        name: One of :data:`CHOICES`.
+        option: What the user calls it, for the message.
 
     Raises:
         ValueError: If there is no such choice.
     """
     if name not in CHOICES:
-        raise ValueError(f"unknown --units '{name}'; {suggestion(name, CHOICES)}")
+        raise ValueError(f"unknown {option} '{name}'; {suggestion(name, CHOICES)}")
     if name == "hartree-bohr":
         return Units(units.Hartree, units.Hartree / units.Bohr, 1.0, "hartree, hartree/bohr and Å")
     energy = _ENERGIES[name.lower()]

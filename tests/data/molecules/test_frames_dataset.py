@@ -64,6 +64,31 @@ def test_labels_by_other_names_and_units(tmp_path):
     assert record.forces.max() == pytest.approx(0.0433641, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"energy_key": "REF_enrgy"},
+            "energy_key: the first frame of .* has no 'REF_enrgy'; did you mean 'REF_energy'",
+        ),
+        ({"forces_key": "forces"}, "forces_key: the first frame of .* has no 'forces'; did you mean 'dft_forces'"),
+        ({"units": "kcal"}, r"unknown `units` of the data set 'kcal'; did you mean 'kcal/mol'"),
+    ],
+)
+def test_slips_are_named(tmp_path, settings, message):
+    atoms = frame(0, labels=False, REF_energy=1.0)
+    atoms.arrays["dft_forces"] = np.ones((3, 3))
+    ase.io.write(tmp_path / "set.extxyz", atoms)
+    with pytest.raises(ValueError, match=message):
+        FramesDataset({"src": str(tmp_path / "set.extxyz"), **settings})
+
+
+def test_plain_xyz_needs_units(tmp_path):
+    (tmp_path / "set.xyz").write_text("1\n-0.5\nH 0 0 0 0 0 0\n")
+    with pytest.raises(ValueError, match="does not say in which units it is: give `units` of the data set; MD17"):
+        FramesDataset({"src": str(tmp_path / "set.xyz")})
+
+
 def test_frames_without_labels_can_be_predicted(tmp_path):
     ase.io.write(tmp_path / "set.extxyz", frame(0, labels=False))
     record = FramesDataset({"src": str(tmp_path / "set.extxyz")})[0]
