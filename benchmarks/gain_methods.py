@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+from dens_plugin.checks.objective import objective_from_config
 
 
 class Network(NamedTuple):
@@ -124,19 +127,22 @@ def read_points(path: Path) -> dict[str, Method]:
     ``pretraining``.
 
     Raises:
-        ValueError: for a name or a setting that cannot be used.
+        ValueError: for a file that is none, or a name or a setting that cannot be used.
     """
+    try:
+        blocks = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"'{path}' is no file of points: {error}") from error
+    if not isinstance(blocks, dict) or not blocks:
+        raise ValueError(f"'{path}' has no points; write `NAME: {{method: dens, objective: {{prob: 0.9}}}}` into it")
     points = {}
-    for name, block in yaml.safe_load(path.read_text()).items():
-        unknown = set(block) - set(_OF_A_POINT)
-        if unknown or block.get("method") not in METHODS:
-            raise ValueError(
-                f"'{path}': {name} needs `method`, one of {', '.join(METHODS)}, and may have "
-                f"{', '.join(_OF_A_POINT[1:])}; got {block}"
-            )
-        if name in METHODS or "-" in name:
-            raise ValueError(f"'{path}': {name!r} cannot be a name, which has no dash and is no method's")
-        points[name] = _changed(METHODS[block["method"]], block)
+    for name, block in blocks.items():
+        if not re.fullmatch(r"\w+", str(name)) or name in METHODS:
+            raise ValueError(f"'{path}': {name!r} cannot be a name: it has letters, digits and _ and is no method's")
+        try:
+            points[name] = _changed(block)
+        except ValueError as error:
+            raise ValueError(f"'{path}': {name}: {error}") from error
     return points
 
 
@@ -165,13 +171,24 @@ def _hydra(backbone: str, heads: dict[str, Any], changes: Mapping[str, Any] | No
     return block | changes | {"backbone": {"model": backbone, **changes.get("backbone", {})}}
 
 
-def _changed(method: Method, block: Mapping[str, Any]) -> Method:
-    pretraining = block.get("pretraining", {})
-    if pretraining and method.pretraining is None:
-        raise ValueError(f"{block['method']} has no pre-training to change")
-    return method._replace(
+def _changed(block: Any) -> Method:
+    if not isinstance(block, dict) or block.get("method") not in METHODS or set(block) - set(_OF_A_POINT):
+        raise ValueError(
+            f"a point needs `method`, one of {', '.join(METHODS)}, and may have {', '.join(_OF_A_POINT[1:])}; "
+            f"got {block}"
+        )
+    for part in _OF_A_POINT[1:]:
+        if not isinstance(block.get(part, {}), dict):
+            raise ValueError(f"{part} must be a block of settings, got {block[part]!r}")
+    method, pretraining = METHODS[block["method"]], block.get("pretraining", {})
+    unknown = set(pretraining) - set(Pretraining._fields if method.pretraining else ())
+    if unknown:
+        raise ValueError(f"the pre-training of {block['method']} has no {', '.join(sorted(unknown))} to change")
+    changed = method._replace(
         objective={**method.objective, **block.get("objective", {})},
         optim={**method.optim, **block.get("optim", {})},
         model={**method.model, **block.get("model", {})},
         pretraining=method.pretraining and method.pretraining._replace(**pretraining),
     )
+    objective_from_config({"task": {"objective": dict(changed.objective)}})  # or an error
+    return changed

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +36,39 @@ class Study:
     def __init__(self, folder: Path, data: Path, methods: Mapping[str, Method] = METHODS) -> None:
         self.folder, self.data, self.methods = folder.resolve(), data.resolve(), methods
 
-    def run(self, cell: Cell) -> None:
-        """Train unless this was done or is being done; what goes wrong stands in the run's log."""
+    def require_files(self, cells: Iterable[Cell]) -> None:
+        """Raise ValueError for a cell without its files of molecules, those of a pre-training included."""
+        for cell in cells:
+            pretraining = self.methods[cell.method].pretraining
+            sources = SOURCES[pretraining.molecules] if pretraining else ()
+            for file in (*self._files(cell), *(self.data / f"{name}.extxyz.xz" for name in sources)):
+                if not file.is_file():
+                    raise ValueError(f"{cell.name} needs '{file}', which does not exist; see --data and --molecules")
+
+    def run(self, cell: Cell) -> bool:
+        """Train unless this was done or is being done; what goes wrong stands in the run's log.
+
+        Returns:
+            Whether nothing went wrong.
+        """
         home = dict(homes(self.folder)).get(cell, self.folder / "runs" / cell.name)
         with _locked(home, wait=False) as is_ours:
-            if is_ours and not is_finished(home):
-                print(f"{cell.name}: exit {self._trained(cell, home)}", flush=True)
+            if not is_ours or is_finished(home):
+                return True
+            status = self._trained(cell, home)
+            print(f"{cell.name}: exit {status}" + (f", see '{home / 'log.txt'}'" if status else ""), flush=True)
+            return status == 0
 
     def _trained(self, cell: Cell, home: Path) -> int:
         method = self.methods[cell.method]
         with (home / "log.txt").open("a") as log:
-            start = method.pretraining and self.pretrained(cell, method.pretraining, log)
-            self._frames(cell, log)
-            status = _train(home, self.config(cell, start), cell.seed, log)
+            try:
+                start = method.pretraining and self.pretrained(cell, method.pretraining, log)
+                self._frames(cell, log)
+                status = _train(home, self.config(cell, start), cell.seed, log)
+            except RuntimeError as error:
+                log.write(f"{error}\n")
+                status = 1
             log.write(f"exit {status}\n")
         return status
 
@@ -90,20 +110,28 @@ class Study:
                 with (home / "log.txt").open("a") as own_log:
                     config = pretraining_config(cell.network, pretraining, sources)
                     own_log.write(f"exit {_train(home, config, cell.seed, own_log)}\n")
-        log.write(f"Weights of {home.name}: {'pre-trained' if is_finished(home) else 'see its log'}.\n")
+        if not is_finished(home):
+            raise RuntimeError(f"the pre-training failed; see '{home / 'log.txt'}'")
+        log.write(f"Weights of {home.name}: pre-trained.\n")
         return best_checkpoint(home)
 
     def _frames(self, cell: Cell, log: Any) -> None:
-        train, test = (self.data / f"rmd17_{cell.molecule}_{part}.extxyz.xz" for part in ("train", "test"))
+        train, test = self._files(cell)
         split = ["--split", f"{cell.frames},{_VALIDATED}", "--seed", cell.seed]
         self._made(train, source_of(self.folder, cell).name, ["--test", test, *split], log)
+
+    def _files(self, cell: Cell) -> tuple[Path, Path]:
+        """To train and validate on, and to test on."""
+        return tuple(self.data / f"rmd17_{cell.molecule}_{part}.extxyz.xz" for part in ("train", "test"))
 
     def _made(self, file: Path, name: str, options: Sequence[Any], log: Any) -> Path:
         """LMDBs of a file; another process that wants the same waits."""
         source = self.folder / "data" / name
         with _locked(self.folder / "data" / f".{name}"):
             if not (source / "manifest.json").exists():
-                _dens(["data", "molecules", file, source, *options, "--quiet"], log)
+                status = _dens(["data", "molecules", file, source, *options, "--quiet"], log)
+                if status:
+                    raise RuntimeError(f"`dens data molecules {file}` ended with {status}")
         return source
 
 
@@ -173,9 +201,9 @@ def epochs_of(steps: int, each_epoch: int) -> int:
 
 def homes(folder: Path) -> Iterator[tuple[Cell, Path]]:
     """All runs that were begun, with their folders; earlier ones do not say their steps in their names."""
-    for home in sorted((folder / "runs").glob("*")):
-        each_epoch = -(-int(home.name.split("-")[1]) // _BATCH)
+    for home in sorted((folder / "runs").glob("*-*-*-*-s*")):
         if (home / "config.yml").exists():
+            each_epoch = -(-int(home.name.split("-")[1]) // _BATCH)
             epochs = yaml.safe_load((home / "config.yml").read_text())["optim"]["max_epochs"]
             yield Cell.of(home.name, epochs * each_epoch), home
 

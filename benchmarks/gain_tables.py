@@ -135,11 +135,17 @@ def written(results: Iterable[Finished], rows: Sequence[dict[str, Any]]) -> dict
 
 
 def known_results(path: Path) -> dict[Cell, Finished]:
-    """The runs of such a file, whose folders may be gone; none where there is no file."""
+    """The runs of such a file, whose folders may be gone; none where there is no file.
+
+    Raises:
+        ValueError: for another file.
+    """
     if not path.exists():
         return {}
-    runs = json.loads(path.read_text())["runs"]
-    found = (Finished(**{**run, "cell": Cell(**run["cell"])}) for run in runs)
+    try:
+        found = [Finished(**{**run, "cell": Cell(**run["cell"])}) for run in json.loads(path.read_text())["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"'{path}' is no table of gains: {error!r}; give --out another name") from error
     return {result.cell: result for result in found}
 
 

@@ -43,20 +43,37 @@ _FOUND = "test.json"
 def main(argv: Sequence[str] | None = None) -> None:
     """Run, or say what came out."""
     args = _arguments(argv)
-    if args.command == "table":
-        out = args.out or _RESULTS / ("gains_validation.json" if args.validation else "gains.json")
-        report(args.folders, out, validation=args.validation, chosen=args.chosen)
-        return
+    try:
+        if args.command == "table":
+            out = args.out or _RESULTS / ("gains_validation.json" if args.validation else "gains.json")
+            report(args.folders, out, validation=args.validation, chosen=args.chosen)
+        else:
+            run(args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"gains.py: {error}") from error
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train what is not trained yet.
+
+    Raises:
+        ValueError: before the first run, for an unknown method, one that does not fit a network, or a missing file.
+        SystemExit: at the end, if a run failed.
+    """
     methods = METHODS | (read_points(args.points) if args.points else {})
     unknown = set(args.methods) - set(methods)
     if unknown:
-        raise SystemExit(f"unknown methods {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
+        raise ValueError(f"unknown methods {', '.join(sorted(unknown))}; there are {', '.join(methods)}")
     for network, method in itertools.product(args.networks, args.methods):
-        model(NETWORKS[network], methods[method])  # or an error, before the first run
+        model(NETWORKS[network], methods[method])  # or an error
     study = Study(args.folder, args.data, methods)
     axes = (args.molecules, args.frames, args.networks, args.methods, args.seeds, args.steps)
+    cells = [cell_of(*each) for each in itertools.product(*axes)]
+    study.require_files(cells)
     with ThreadPoolExecutor(args.jobs) as pool:
-        list(pool.map(lambda each: study.run(cell_of(*each)), itertools.product(*axes)))
+        ended_well = list(pool.map(study.run, cells))
+    if not all(ended_well):
+        raise SystemExit(1)
 
 
 def finished(folder: Path, *, validation: bool, chosen: Collection[str] = ()) -> Iterator[Finished]:
@@ -122,14 +139,34 @@ def _pretraining_minutes(home: Path) -> float:
 
 
 def report(folders: Sequence[Path], out: Path, *, validation: bool, chosen: Collection[str] = ()) -> None:
-    """Print the table of what is finished, and write it, with a plot beside it, as JSON."""
-    found = (each for folder in folders for each in finished(folder.resolve(), validation=validation, chosen=chosen))
-    results = known_results(out) | {result.cell: result for result in found}
+    """Print the table of what is finished, and write it, with a plot beside it, as JSON.
+
+    Raises:
+        ValueError: for folders without a finished run, an unknown point, or a file that is no table; none is written.
+    """
+    if out.suffix != ".json":
+        raise ValueError(f"--out must be a .json file, got '{out}'")
+    earlier = known_results(out)
+    begun = {cell.method for folder in folders for cell, _ in homes(folder)}
+    unknown = set(chosen) - begun
+    if unknown:
+        raise ValueError(f"--chosen: no run of {', '.join(sorted(unknown))}; there are {', '.join(sorted(begun))}")
+    found = [each for folder in folders for each in finished(folder.resolve(), validation=validation, chosen=chosen)]
+    if not found:
+        raise ValueError(f"no finished run in {', '.join(map(str, folders))}; `gains.py run FOLDER` trains them")
+    results = earlier | {result.cell: result for result in found}
     rows = gains(list(results.values()))
     print(markdown(rows, "validation" if validation else "test"))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(written(results.values(), rows) | {"hardware": hardware("cpu")}, indent=1) + "\n")
     plot_gains(rows, out.with_suffix(".png"), "validation" if validation else "test")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -139,13 +176,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     train.add_argument("folder", type=Path, help="of all runs")
     train.add_argument("--data", type=Path, default=Path("../shared/data/molecules"))
     train.add_argument("--molecules", nargs="+", default=["ethanol", "malonaldehyde", "aspirin", "uracil"])
-    train.add_argument("--frames", nargs="+", type=int, default=[100])
+    train.add_argument("--frames", nargs="+", type=_positive, default=[100])
     train.add_argument("--networks", nargs="+", choices=NETWORKS, default=["painn"])
     train.add_argument("--methods", nargs="+", default=["s2ef", "dens"], help=f"of {', '.join(METHODS)}, or points")
     train.add_argument("--points", type=Path, metavar="FILE", help="methods with other settings, by name, for a search")
     train.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    train.add_argument("--steps", nargs="+", type=int, default=[20_000], help="of the optimiser, rounded to epochs")
-    train.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
+    train.add_argument(
+        "--steps", nargs="+", type=_positive, default=[20_000], help="of the optimiser, rounded to epochs"
+    )
+    train.add_argument("--jobs", type=_positive, default=1, help="runs at a time, each on one thread")
     table = commands.add_parser("table", help="errors and gains of what is finished")
     table.add_argument("folders", type=Path, nargs="+", help="of runs")
     table.add_argument("--validation", action="store_true", help="errors of the validation frames; reads no test set")

@@ -13,7 +13,7 @@ from dens_plugin.checks.preflight import require_model
 from dens_plugin.report.readiness import LEARNT
 
 METHODS = {
-    *("s2ef", "dens", "dens_p75", "dens_quarter", "dens_copy", "dens_no_encoding", "dropped_labels"),
+    *("s2ef", "dens", "dens_p75", "dens_quarter", "dens_copy", "dens_copy_p75", "dens_no_encoding", "dropped_labels"),
     *("noisy_nodes", "ndem"),
     *("pretrained", "pretrained_md17", "pretrained_dens"),
 }
@@ -145,10 +145,66 @@ def test_points_are_methods_with_other_settings(methods, tmp_path):
     points = methods.read_points(Path(methods.__file__).parent / "gain_points.yml")
     assert points["dens_prob_quarter"].objective == {**methods.METHODS["dens"].objective, "prob": 0.25}
     assert points["pretrained_sigma_half"].pretraining.sigma == 0.1
-    for wrong in ("a-b: {method: dens}", "a: {method: den}", "a: {method: dens, prob: 1}", "dens: {method: dens}"):
-        (tmp_path / "points.yml").write_text(wrong)
-        with pytest.raises(ValueError, match=r"points\.yml"):
-            methods.read_points(tmp_path / "points.yml")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a-b: {method: dens}", "cannot be a name"),
+        ("a b/c: {method: dens}", "cannot be a name"),
+        ("dens: {method: dens}", "cannot be a name"),
+        ("a: {method: den}", "needs `method`"),
+        ("a: {method: dens, prob: 1}", "needs `method`"),
+        ("a: 3", "needs `method`"),
+        ("a: {method: dens, objective: 3}", "objective must be a block"),
+        ("a: {method: dens, objective: {probb: 1}}", "probb"),
+        ("a: {method: dens, pretraining: {sigma: 1}}", "has no sigma"),
+        ("a: {method: pretrained, pretraining: {sigmas: 1}}", "has no sigmas"),
+        ("", "has no points"),
+        ("[", "no file of points"),
+    ],
+)
+def test_points_that_cannot_be_used(methods, tmp_path, text, told):
+    (tmp_path / "points.yml").write_text(text)
+    with pytest.raises(ValueError, match=rf"points\.yml.*{told}"):
+        methods.read_points(tmp_path / "points.yml")
+    with pytest.raises(ValueError, match=r"nowhere\.yml"):
+        methods.read_points(tmp_path / "nowhere.yml")
+
+
+def test_missing_files_and_failed_runs_end_badly(file, runs, started, tmp_path, monkeypatch):
+    """A missing file is told before anything is made; what fails later is told by the status."""
+    options = ["run", str(tmp_path / "study"), "--data", str(tmp_path), "--molecules", "ethanol", "--seeds", "0"]
+    with pytest.raises(SystemExit, match=r"rmd17_ethanol_train\.extxyz\.xz.*does not exist"):
+        file.main(options)
+    assert not (tmp_path / "study").exists()
+    for part in ("train", "test"):
+        (tmp_path / f"rmd17_ethanol_{part}.extxyz.xz").touch()
+    file.main(options)
+    assert {call[0] for call in started} == {"data", "train"}
+    monkeypatch.setattr(runs, "_dens", lambda arguments, log: 2)
+    with pytest.raises(SystemExit, match="1"):
+        file.main([*options, "--steps", "100"])
+    logs = [log.read_text() for log in (tmp_path / "study/runs").glob("*-104/log.txt")]
+    assert all(log.endswith("exit 2\n") for log in logs)
+    assert len(logs) == 2
+
+
+def test_a_table_of_nothing_is_not_written(file, study, cell, started, tmp_path):
+    out = tmp_path / "gains.json"
+    with pytest.raises(SystemExit, match="no finished run"):
+        file.main(["table", str(tmp_path / "nowhere"), "--out", str(out)])
+    study.run(cell)
+    (study.folder / "runs" / ".DS_Store").touch()
+    with pytest.raises(SystemExit, match="no run of foo; there are dens"):
+        file.main(["table", str(study.folder), "--chosen", "foo", "--out", str(out)])
+    with pytest.raises(SystemExit, match="json"):
+        file.main(["table", str(study.folder), "--out", str(tmp_path / "points.yml")])
+    assert not out.exists()
+    out.write_text("{}")
+    with pytest.raises(SystemExit, match="no table of gains"):
+        file.main(["table", str(study.folder), "--out", str(out)])
+    assert out.read_text() == "{}"
 
 
 def _finished(tables, cell, forces, **changes):
