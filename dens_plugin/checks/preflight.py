@@ -26,15 +26,17 @@ if TYPE_CHECKING:
     from dens_plugin.objectives.base import Objective
 
 _FAR = 100.0  # standard deviations
+_NOTHING = 1e-12  # of any label, in its unit: what rounding leaves of the deviation of equal numbers
 
 
 def require_scales(normalizers: Mapping[str, Any]) -> None:
     """Raise ValueError for a normaliser by which nothing can be divided."""
     for name, normalizer in normalizers.items():
         scale = normalizer.rmsd
-        if not (torch.isfinite(scale) & (scale > 0)).all():
+        if not (torch.isfinite(scale) & (scale > _NOTHING)).all():
             raise ValueError(
-                f"dataset.train.transforms.normalizer.{name}.stdev is {scale.tolist()}; it must be above 0: "
+                f"dataset.train.transforms.normalizer.{name}.stdev is {scale.tolist()}; it must be above 0, and more "
+                "than the rounding of one value: "
                 "`dens data check` prints a normaliser for the data set"
             )
 

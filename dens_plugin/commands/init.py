@@ -12,6 +12,7 @@ import yaml
 
 from dens_plugin.config_files import find_config, packaged_folder
 from dens_plugin.data.check import check
+from dens_plugin.data.scales import as_yaml
 from dens_plugin.data.statistics import Statistics
 from dens_plugin.settings import suggestion
 
@@ -155,9 +156,17 @@ def _scales(folder: Path, numbers: Statistics) -> dict[str, Any]:
     if all((folder / name).exists() for name in _NORMALIZERS.values()):
         return {target: {"file": str(folder / name)} for target, name in _NORMALIZERS.items()}
     return {
-        "energy": {"mean": round(float(numbers.energy.mean), 6), "stdev": round(float(numbers.energy.std), 6)},
-        "forces": {"mean": 0.0, "stdev": round(float(numbers.free_forces.rms), 6)},
+        "energy": {
+            "mean": _rounded(numbers.energy.mean, numbers.energy_scale),
+            "stdev": _rounded(numbers.energy_scale, numbers.energy_scale),
+        },
+        "forces": {"mean": 0.0, "stdev": _rounded(numbers.forces_scale, numbers.forces_scale)},
     }
+
+
+def _rounded(value: float, scale: float) -> float:
+    """A number of labels that deviate by a scale, as short as `dens data check` prints it."""
+    return float(as_yaml(value, scale=scale))
 
 
 def _objectives() -> set[str]:

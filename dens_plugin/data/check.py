@@ -14,6 +14,7 @@ from fairchem.core.common.utils import load_config
 from tqdm import tqdm
 
 from dens_plugin.data.findings import Finding, Tally, of_metadata, of_whole
+from dens_plugin.data.scales import as_yaml
 from dens_plugin.data.sources import FORMATS, Source, open_source
 from dens_plugin.data.statistics import ForceSize, Spread, Statistics, collect, summarize
 from dens_plugin.data.structures import USUAL, Keys
@@ -225,12 +226,17 @@ def _normalizer(numbers: Statistics) -> list[str]:
         "transforms:",
         "  normalizer:",
         "    energy:",
-        f"      mean: {numbers.energy.mean:.6f}",
-        f"      stdev: {numbers.energy.std or 1.0:.6f}",
+        f"      mean: {as_yaml(numbers.energy.mean, scale=numbers.energy_scale)}",
+        f"      stdev: {as_yaml(numbers.energy_scale, scale=numbers.energy_scale)}",
     ]
     if np.isnan(numbers.free_forces.rms):
         return lines
-    return [*lines, "    forces:", "      mean: 0.0", f"      stdev: {numbers.free_forces.rms or 1.0:.6f}"]
+    return [
+        *lines,
+        "    forces:",
+        "      mean: 0.0",
+        f"      stdev: {as_yaml(numbers.forces_scale, scale=numbers.forces_scale)}",
+    ]
 
 
 def _found(findings: list[Finding]) -> list[str]:

@@ -302,9 +302,11 @@ def _force_unit(statistics: Statistics) -> Finding | None:
 
 
 def _constant_energy(statistics: Statistics) -> Finding | None:
-    if statistics.energy.std > 0 or np.isnan(statistics.energy.std) or statistics.atoms.std == 0:
+    if not statistics.has_one_energy:  # NaN is not
         return None
-    return Finding("warning", "all energies are the same although the structures are not: are they labels?")
+    if statistics.atoms.std > 0:
+        return Finding("warning", "all energies are the same although the structures are not: are they labels?")
+    return Finding("warning", "there is one energy: the stdev of 1 eV in the normaliser only stands in for another.")
 
 
 def _several_periodicities(statistics: Statistics) -> Finding | None:

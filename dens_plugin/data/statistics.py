@@ -10,6 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from dens_plugin.cells import volume
+from dens_plugin.data.scales import divisor, is_rounding
 from dens_plugin.data.structures import Structure
 
 _ELEMENTS = len(chemical_symbols)
@@ -74,6 +75,21 @@ class Statistics(NamedTuple):
     free_forces: ForceSize
     fixed_forces: ForceSize
     fit: LinearFit | None
+
+    @property
+    def has_one_energy(self) -> bool:
+        """Whether all energies are the same, but for rounding."""
+        return is_rounding(self.energy.std, size=max(abs(self.energy.min), abs(self.energy.max)))
+
+    @property
+    def energy_scale(self) -> float:
+        """What to divide energies by: their deviation, 1 where there is none, in eV."""
+        return 1.0 if self.has_one_energy else self.energy.std
+
+    @property
+    def forces_scale(self) -> float:
+        """What to divide forces by: the rms of a component, 1 where all are zero, in eV/Å."""
+        return divisor(self.free_forces.rms, size=1.0)
 
 
 class Summary(NamedTuple):

@@ -12,7 +12,7 @@ from torch import nn
 
 import dens_plugin
 from dens_plugin.checks.dataset import require_normalizers
-from dens_plugin.checks.preflight import limits_of, require_edges, require_fitting_scales, require_model
+from dens_plugin.checks.preflight import limits_of, require_edges, require_fitting_scales, require_model, require_scales
 from dens_plugin.data.records import CheckedDataset, Limits
 from dens_plugin.objectives.dens import DeNS
 from dens_plugin.objectives.noisy_nodes import NoisyNodes
@@ -62,6 +62,11 @@ class TestScales:
             require_fitting_scales({"energy": self.SCALES}, structures, {})
         require_fitting_scales({"energy": self.SCALES}, structures, {"energy": object()})
         require_fitting_scales({}, structures, {})
+
+    def test_the_rounding_of_one_value_is_no_scale(self):
+        require_scales({"gap": self.SCALES})
+        with pytest.raises(ValueError, match=r"normalizer.gap.stdev is 8.9.*e-16; it must be above 0"):
+            require_scales({"gap": SimpleNamespace(rmsd=torch.tensor(8.9e-16))})
 
     def test_a_file_and_numbers(self, tmp_path):
         (tmp_path / "normalizer.npz").touch()

@@ -41,6 +41,17 @@ def test_config_of_every_model(workplace, model):
     assert config["dataset"]["train"]["transforms"]["normalizer"]["energy"]["stdev"] > 0
 
 
+def test_data_of_one_energy_get_a_scale(workplace):
+    for split in ("train", "val"):
+        structures = [random_structure(5, seed=index, sid=index) for index in range(4)]
+        for structure in structures:
+            structure.energy = 0.1 + 0.2
+        write_lmdb(workplace / "equal" / split, structures)
+    main(["init", "equal", "--out", "c.yml"])
+    scales = yaml.safe_load((workplace / "c.yml").read_text())["dataset"]["train"]["transforms"]["normalizer"]
+    assert scales["energy"] == {"mean": 0.3, "stdev": 1.0}
+
+
 def test_files_of_molecules(workplace):
     for target in ("energy", "forces"):
         np.savez(workplace / "mine" / f"normalizer_{target}.npz", mean=0.0, std=1.0)

@@ -131,6 +131,13 @@ def test_the_normaliser_to_paste_is_one_for_fairchem(converted):
     assert normalizers["forces"].mean.item() == 0.0
 
 
+def test_equal_energies_have_no_deviation_to_divide_by(tmp_path):
+    graphs = [changed(ethanol(i), energy=-4210.1 + 1e-12 * i, forces=1e-15 * ethanol(i).forces) for i in range(5)]
+    report = check(write(tmp_path / "data", graphs))
+    assert str(report).count("stdev: 1.000000") == 2
+    assert "there is one energy: the stdev of 1 eV in the normaliser only stands in" in str(report)
+
+
 def test_looks_at_evenly_spaced_structures(converted):
     report = check(converted, limit=4)
     assert report.checked == 4

@@ -46,6 +46,7 @@ from dens_plugin.data.molecules.writing import (
     write_normalizers,
     write_part,
 )
+from dens_plugin.data.scales import as_yaml, is_rounding, size_of
 from dens_plugin.data.structures import USUAL, Keys
 
 DEFAULT_SIZES = Sizes(950, 50)  # the paper's, Section 4.3
@@ -118,7 +119,8 @@ class Result(NamedTuple):
 
     def __str__(self) -> str:
         scales = self.normalizers
-        forces = [f"    forces: {{mean: 0.0, stdev: {self.normalizer.stdev:.6f}}}"] if self.forces else []
+        of_forces = as_yaml(self.normalizer.stdev, scale=self.normalizer.stdev)
+        forces = [f"    forces: {{mean: 0.0, stdev: {of_forces}}}"] if self.forces else []
         lines = [
             *self.findings,
             f"{self.out}: " + ", ".join(f"{name} {count:,}" for name, count in self.counts.items()),
@@ -127,7 +129,10 @@ class Result(NamedTuple):
             + ("; forces have the energy's scale, as gradients of it must:" if self.forces else ":"),
             "transforms:",
             "  normalizer:",
-            *(f"    {name}: {{mean: {scale.mean:.6f}, stdev: {scale.stdev:.6f}}}" for name, scale in scales.items()),
+            *(
+                f"    {name}: {{mean: {as_yaml(mean, scale=stdev)}, stdev: {as_yaml(stdev, scale=stdev)}}}"
+                for name, (mean, stdev) in scales.items()
+            ),
             *forces,
         ]
         return "\n".join(lines)
@@ -346,7 +351,7 @@ def _write(
     read = references.labels_of(train.frames, train.indices, sorted(check.elements))
     chosen = references.choose(options.reference, train.frames, read, one_formula=check.formula is not None)
     written = without_references(read, chosen)
-    normalizers = {name: normalizer_of(values) for name, values in written.items()}
+    normalizers = {name: normalizer_of(values, size=size_of(read.values[name])) for name, values in written.items()}
     counts = {name: len(part.indices) for name, part in parts.items()}
     has_forces = train.frames.forces
     with whole_folder(out) as folder:
@@ -367,7 +372,7 @@ def _write(
             "target_units": train.frames.targets,
         }
         (folder / FILE_NAME).write_text(json.dumps(manifest, indent=1))
-    doubts = _doubts(normalizers["energy"], counts["train"], labels, chosen)
+    doubts = [*_undetermined(chosen), *_constants(read, written), *_too_wide(written["energy"], labels)]
     return Result(out, counts, chosen, normalizers, has_forces, [*findings, *doubts])
 
 
@@ -377,8 +382,8 @@ def _write_split(folder: Path, parts: Mapping[str, Part], seed: int) -> None:
     split.write_split(folder / "split.npz", chosen, frames=frames.length, seed=seed)
 
 
-def _doubts(normalizer: Normalizer, frames: int, labels: Labels, chosen: References) -> Iterator[str]:
-    """What a person should know before taking the normaliser."""
+def _undetermined(chosen: References) -> Iterator[str]:
+    """Of which elements a fit could not tell the energies apart."""
     if chosen.undetermined:
         symbols = sorted(
             {symbol for direction in chosen.undetermined for symbol, x in direction.items() if abs(x) > 1e-6}
@@ -387,14 +392,36 @@ def _doubts(normalizer: Normalizer, frames: int, labels: Labels, chosen: Referen
             f"warning: the compositions of the training frames do not tell the energies of {', '.join(symbols)} apart; "
             "predictions for compositions that differ from them otherwise will have no physical zero"
         )
-    if frames == 1 or labels.spread == 0:
+
+
+def _constants(read: references.Labels, written: Mapping[str, np.ndarray]) -> Iterator[str]:
+    """Which labels have no deviation by which they could be divided, and why."""
+    reasons: dict[str, list[str]] = {}
+    for name, values in written.items():
+        before = read.values[name]
+        size = size_of(before)
+        if not is_rounding(values.std(), size=size):
+            continue
+        if len(before) == 1:
+            why = "there is one frame"
+        elif is_rounding(before.std(), size=size):
+            why = "there is one energy" if name == "energy" else "there is one value of each"
+        else:
+            why = "what is subtracted explains all of them"
+        reasons.setdefault(why, []).append(name)
+    for why, names in reasons.items():
+        what, one = ("energies", "1 eV") if names == ["energy"] else (f"values of {', '.join(names)}", "1")
         yield (
-            "warning: the training energies have no standard deviation, as there is "
-            f"{'one frame' if frames == 1 else 'one energy'}: the 1 eV below only stands in for it"
+            f"warning: the training {what} have no standard deviation, as {why}: the {one} below only stands in for it"
         )
-    elif normalizer.stdev > _COMPOSITIONAL * labels.rms:
+
+
+def _too_wide(energies: np.ndarray, labels: Labels) -> Iterator[str]:
+    """Whether the deviation of energies is that of compositions."""
+    deviation = energies.std(ddof=min(1, len(energies) - 1))
+    if deviation > _COMPOSITIONAL * labels.rms:
         yield (
-            f"warning: the deviation below, {normalizer.stdev:.4g} eV, is that between compositions and of no use: "
+            f"warning: the deviation below, {deviation:.4g} eV, is that between compositions and of no use: "
             "subtract the energies of atoms (--reference elements, or a file with them) and scale forces by their own "
             f"rms, {labels.rms:.3f} eV/Å"
         )

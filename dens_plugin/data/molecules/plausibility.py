@@ -9,6 +9,7 @@ import numpy as np
 
 from dens_plugin.data.findings import LARGE_FORCES, SMALL_FORCES
 from dens_plugin.data.molecules.frames import Frames
+from dens_plugin.data.scales import is_rounding, size_of
 from dens_plugin.data.structures import Structure
 
 _COMPARED = 200  # frames that are looked at; the time grows with the square
@@ -143,7 +144,9 @@ def energy_force_slope(structures: Sequence[Structure]) -> float | None:
     closest = np.argsort(rms)[:_CLOSEST]
     closest = closest[rms[closest] < _NEAR]
     work, change = work[closest], change[closest]
-    if len(closest) < _LEAST or not work.std() or not change.std():
+    if len(closest) < _LEAST or is_rounding(work.std(), size=1.0):
+        return None
+    if is_rounding(change.std(), size=size_of(np.array([structure.energy for structure in alike]))):
         return None
     correlation = abs(np.corrcoef(work, change)[0, 1])
     if correlation < _CORRELATION:

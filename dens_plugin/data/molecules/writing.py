@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 from dens_plugin.data.lmdb_file import LmdbWriter, write_metadata
 from dens_plugin.data.molecules.frames import Frames
 from dens_plugin.data.molecules.references import Labels, References
+from dens_plugin.data.scales import divisor
 from dens_plugin.data.structures import Structure
 
 
@@ -40,9 +41,14 @@ class Normalizer(NamedTuple):
     stdev: float
 
 
-def normalizer_of(values: np.ndarray) -> Normalizer:
-    """The statistics of a label; the sample deviation, 1 where it is 0."""
-    return Normalizer(float(values.mean()), float(values.std(ddof=min(1, len(values) - 1))) or 1.0)
+def normalizer_of(values: np.ndarray, *, size: float) -> Normalizer:
+    """The statistics of a label; the sample deviation, 1 where it is only rounding.
+
+    Args:
+        values: As they are written, shape (n,).
+        size: Of the largest before a reference was subtracted.
+    """
+    return Normalizer(float(values.mean()), divisor(values.std(ddof=min(1, len(values) - 1)), size=size))
 
 
 def without_references(labels: Labels, references: References) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import ase.io
 import numpy as np
 import pytest
 import torch
+import yaml
 from ase import Atoms, units
 from ase.build import bulk, graphene, molecule
 from ase.calculators.singlepoint import SinglePointCalculator
@@ -570,6 +571,30 @@ def test_doubtful_normalisers_are_named(frames, tmp_path):
     mixed = make(tmp_path / "mixed.extxyz", tmp_path / "mixed", OPTIONS._replace(mixed=True, reference="none"))
     assert "is that between compositions and of no use" in str(mixed)
     assert "warning" not in str(make(source, tmp_path / "usual"))
+
+
+def test_energies_that_compositions_explain_have_no_deviation(frames, tmp_path):
+    """A fit to two compositions of one energy each leaves its own rounding."""
+    positions, _, forces = frames
+    hydroxyl = [atoms[:2] for atoms in atoms_of(frames)]
+    for atoms, force in zip(hydroxyl, forces, strict=True):
+        atoms.calc = SinglePointCalculator(atoms, energy=-2050.1, forces=force[:2] - force[:2].mean(axis=0))
+    water = list(atoms_of((positions, np.full(60, -2079.3), forces)))
+    ase.io.write(tmp_path / "mixed.extxyz", [*water, *hydroxyl])
+    result = make(tmp_path / "mixed.extxyz", tmp_path / "out", OPTIONS._replace(mixed=True))
+    assert result.normalizer.stdev == 1.0
+    assert "no standard deviation, as what is subtracted explains all of them" in str(result)
+
+
+def test_small_deviations_keep_their_digits(frames, tmp_path):
+    positions, energies, forces = frames
+    source = write_sgdml(tmp_path / "a.npz", (positions, 1e-6 * energies, 1e-6 * forces), e_unit="eV", r_unit="Ang")
+    with pytest.raises(ValueError, match="forces have an rms of"):
+        make(source, tmp_path / "out")
+    result = make(source, tmp_path / "out", OPTIONS._replace(energies_only=True))
+    assert result.normalizer.stdev < 2e-6
+    printed = yaml.safe_load(str(result).split("transforms:")[1].replace("  normalizer:", "normalizer:"))
+    assert printed["normalizer"]["energy"]["stdev"] == pytest.approx(result.normalizer.stdev, rel=1e-5)
 
 
 def test_the_manifest_names_all_files_and_the_formula(frames, tmp_path):

@@ -160,6 +160,15 @@ def test_targets_become_fields_that_a_batch_keeps(archive, tmp_path):
     assert not (tmp_path / "out" / "normalizer_forces.npz").exists()
 
 
+def test_labels_of_one_value_have_no_deviation(archive, tmp_path):
+    """All molecules of the archive have the same labels; what the mean of equal numbers leaves is no scale."""
+    result = convert(archive, tmp_path / "out", Options(Sizes(30, 5)), progress=False)
+    assert {scale.stdev for scale in result.normalizers.values()} == {1.0}
+    assert np.load(tmp_path / "out" / "normalizer_gap.npz")["rmsd"] == 1.0
+    assert "the training energies have no standard deviation, as there is one energy" in str(result)
+    assert "Cv have no standard deviation, as there is one value of each" in str(result)
+
+
 def test_excluded_molecules_are_named_by_the_set_from_one(archive, tmp_path):
     (tmp_path / "mine.txt").write_text("1\n40\n")
     convert(archive, tmp_path / "out", Options(Sizes(30, 8), exclude=tmp_path / "mine.txt"), progress=False)
