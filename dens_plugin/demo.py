@@ -18,6 +18,7 @@ from dens_plugin.config_files import packaged_folder
 from dens_plugin.data import oc20, synthetic
 from dens_plugin.data.molecules import command as molecules
 from dens_plugin.report import report
+from dens_plugin.settings import count
 
 _SLABS = {"train": "train", "val": "val_id", "test": "val_ood"}
 _MOLECULE = "malonaldehyde"
@@ -57,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Run `dens demo`; steps that an earlier call finished are not done again."""
+    """Run `dens demo`; steps that an earlier call finished are not done again.
+
+    Raises:
+        ValueError: for numbers of nothing, before anything is made; if a training fails.
+    """
+    _require_possible(args)
     started = time.monotonic()
     print("[1/5] Relaxations of random slabs with adsorbates (EMT), to LMDBs", flush=True)
     raw, lmdb = args.out / "raw", args.out / "lmdb"
@@ -87,6 +93,14 @@ def run(args: argparse.Namespace) -> None:
     for folder, name in ((args.out / "slabs", "slabs_report"), (runs, "report")):
         _call(report, [str(folder), "--out", str(args.out / name), "--split", "test"])
     print(f"Done in {(time.monotonic() - started) / 60:.1f} minutes: open {args.out / 'report' / 'report.html'}")
+
+
+def _require_possible(args: argparse.Namespace) -> None:
+    for name in ("epochs", "systems", "molecule_epochs", "seeds"):
+        value = getattr(args, name)
+        if value is not None:
+            count(value, f"--{name.replace('_', '-')}", least=1)
+    count(args.seed, "--seed", least=0)
 
 
 def _train(trainings: Sequence[Training]) -> None:

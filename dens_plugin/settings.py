@@ -58,6 +58,13 @@ def number(value: Any, where: str) -> float:
         raise ValueError(f"{where} must be a number, got {value!r}") from None
 
 
+def count(value: Any, where: str, *, least: int) -> int:
+    """A whole number of at least ``least``; raises ValueError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{where} must be a whole number of at least {least}, got {value!r}")
+    return value
+
+
 def read_block(path: Path, where: str) -> dict[str, Any]:
     """The settings in a YAML file that exists; raises ValueError that names it where there are none."""
     try:

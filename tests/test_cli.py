@@ -288,6 +288,26 @@ def test_error_of_a_loaders_worker_is_one_line(monkeypatch, capsys):
     assert refused(["train"], capsys) == "dens: error: a: b"
 
 
+@pytest.mark.parametrize(
+    ("option", "least"),
+    [("--seeds=0", 1), ("--epochs=0", 1), ("--molecule-epochs=-1", 1), ("--systems=0", 1), ("--seed=-1", 0)],
+)
+def test_a_demo_of_nothing_is_refused_before_anything_is_made(option, least, tmp_path, capsys):
+    name, value = option.split("=")
+    told = refused(["demo", "--out", str(tmp_path / "demo"), option], capsys)
+    assert told == f"dens: error: {name} must be a whole number of at least {least}, got {value}"
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["synthetic", "out", "--seed=-1"], ["oc20", "raw", "out", "--workers=0"], ["check", "x", "--max-structures=-1"]],
+)
+def test_numbers_of_nothing_name_their_option(command, capsys):
+    option = command[-1].split("=")[0]
+    assert refused(["data", *command], capsys).startswith(f"dens: error: {option} must be a whole number of at least ")
+
+
 def test_help_names_every_command(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--help"])

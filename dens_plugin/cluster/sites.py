@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dens_plugin.settings import mapping, number, read_block, reject_unknown
+from dens_plugin.settings import count, mapping, number, read_block, reject_unknown
 
 _TEXTS = ("partition", "account", "qos", "constraint", "gpu_type")
 _COUNTS = {"gpus_per_node": 0, "cpus_per_task": 1, "requeues": 0, "signal_seconds": 1, "parallel": 1}  # least value
@@ -177,11 +177,4 @@ def _value(key: str, value: Any, where: str) -> Any:
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value or not value.isprintable():
         raise ValueError(f"{where} must be a text of one line, got {value!r}")
-    return value
-
-
-def count(value: Any, where: str, *, least: int) -> int:
-    """A whole number of at least ``least``; raises ValueError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{where} must be a whole number of at least {least}, got {value!r}")
     return value

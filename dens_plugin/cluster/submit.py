@@ -20,9 +20,10 @@ from submitit.slurm.slurm import SlurmExecutor
 from dens_plugin.cluster import index
 from dens_plugin.cluster.job import TrainingJob
 from dens_plugin.cluster.plan import Run, Wish, by_shape, plan
-from dens_plugin.cluster.sites import Shape, Site, count, read_site
+from dens_plugin.cluster.sites import Shape, Site, read_site
 from dens_plugin.cluster.sweeps import read_entries, seeds_of
 from dens_plugin.data.output import require_makeable
+from dens_plugin.settings import count
 
 _LOGS = "slurm"  # the folder of logs, scripts and pickled jobs, in the run folder
 

@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dens_plugin.cluster.sites import count
-from dens_plugin.settings import mapping, read_block, reject_unknown
+from dens_plugin.settings import count, mapping, read_block, reject_unknown
 
 _SWEEP_KEYS = ("experiments", "seeds", "nodes", "gpus")
 _ENTRY_KEYS = ("config", "name", "set", "nodes", "gpus")

@@ -18,6 +18,7 @@ from dens_plugin.data.scales import as_yaml
 from dens_plugin.data.sources import FORMATS, Source, open_source
 from dens_plugin.data.statistics import ForceSize, Spread, Statistics, collect, summarize
 from dens_plugin.data.structures import USUAL, Keys
+from dens_plugin.settings import count
 
 _PARTS = ("train", "val", "test")
 _DEFAULT_LIMIT = 5000  # some 10 ms each
@@ -118,6 +119,7 @@ def run(args: argparse.Namespace) -> None:
     """Do what ``dens data check`` was asked for; ends the process with status 1 if a finding is an error."""
     if (args.path is None) == (args.config_yml is None):
         raise ValueError("Give either PATH or --config-yml.")
+    count(args.max_structures, "--max-structures", least=0)
     path, format, config = args.path, args.format, {}
     if args.config_yml is not None:
         config = _dataset_config(Path(args.config_yml), args.split)

@@ -36,6 +36,7 @@ from dens_plugin.data.lmdb_file import PART, LmdbWriter, write_metadata
 from dens_plugin.data.output import require_makeable
 from dens_plugin.data.raw_graphs import Options, RawGraphs, read_graphs
 from dens_plugin.data.release import RawFile, raw_files, read_log
+from dens_plugin.settings import count
 
 _MAX_SHARDS = 128  # few enough to hold them all open in every loader process
 _MANIFEST = "manifest.json"
@@ -65,8 +66,7 @@ def convert(
         ValueError: If a file's content is bad or it is there twice, or ``out`` was made from something else or cannot
             be made.
     """
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}.")
+    count(workers, "--workers", least=1)
     raw, out, options = Path(raw), Path(out), Options(ref_energy, test)
     pairs = raw_files(raw)
     manifest = _manifest(pairs, options)

@@ -29,6 +29,7 @@ from dens_plugin.data.lmdb_file import PART
 from dens_plugin.data.output import require_makeable
 from dens_plugin.data.release import LogLine, write_raw_file
 from dens_plugin.data.slabs import draw_relaxation
+from dens_plugin.settings import count
 
 _BLOCK = 6  # frames
 _HELD_OUT = (5, 2)  # of every 5 blocks, number 2 is held out
@@ -54,7 +55,7 @@ def generate(
         ValueError: If ``out`` is not empty or cannot be made, or a number is too small.
     """
     out = Path(out).absolute()
-    _require_sensible(out, systems=systems, max_steps=max_steps)
+    _require_sensible(out, systems=systems, max_steps=max_steps, seed=seed)
     total = systems + max(1, systems // _OOD_SHARE)
     # A system's generator depends on its own number: more systems leave the first ones as they are.
     relaxations = [
@@ -81,10 +82,10 @@ def run(args: argparse.Namespace) -> None:
     generate(args.out, systems=args.systems, max_steps=args.max_steps, seed=args.seed, progress=not args.quiet)
 
 
-def _require_sensible(out: Path, *, systems: int, max_steps: int) -> None:
-    for name, value, least in (("systems", systems, 1), ("max_steps", max_steps, 2)):
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}.")
+def _require_sensible(out: Path, *, systems: int, max_steps: int, seed: int) -> None:
+    count(systems, "--systems", least=1)
+    count(max_steps, "--max-steps", least=2)
+    count(seed, "--seed", least=0)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"{out} exists and is not empty: give another OUT, or delete it first.")
     require_makeable(out)

@@ -30,6 +30,7 @@ from dens_plugin.report.runs import Run, find_runs, grouped
 from dens_plugin.report.splits import PAPER, SplitErrors, missing_metrics, read_split_errors, split_table
 from dens_plugin.report.tables import Table, gain_table, group_table, repeated_seeds, run_table
 from dens_plugin.report.verdict import verdicts
+from dens_plugin.settings import count, require_one_of
 
 _SPLITS = ("val", "test")
 _MAX_STRUCTURES = 2000
@@ -165,8 +166,8 @@ def write_report(
         FileNotFoundError: for a path without runs, or data that are not there.
         ValueError: for a broken checkpoint or data set, or an impossible option.
     """
-    if split not in _SPLITS or max_structures < 1:
-        raise ValueError(f"split must be one of {_SPLITS} and max_structures at least 1, got {split}, {max_structures}")
+    require_one_of(split, _SPLITS, "--split")
+    count(max_structures, "--max-structures", least=1)
     if not (paths or splits or molecules or paper in relatives.PAPER):
         raise ValueError("nothing to report: give a RUN, or --splits id=... ood_ads=... ood_cat=... ood_both=...")
     _require_beside(paper, splits=splits, molecules=molecules, columns=columns)

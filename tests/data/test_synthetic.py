@@ -108,7 +108,7 @@ def test_forces_beyond_the_limit_are_unphysical(release):
 def test_refuses_a_folder_with_content_and_silly_numbers(release, tmp_path):
     with pytest.raises(ValueError, match="exists and is not empty"):
         generate(release, progress=False)
-    with pytest.raises(ValueError, match="systems must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="--systems must be a whole number of at least 1, got 0"):
         generate(tmp_path / "out", systems=0)
 
 

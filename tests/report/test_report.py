@@ -168,7 +168,7 @@ def test_missing_data(trained):
 
 
 def test_impossible_options(tmp_path):
-    with pytest.raises(ValueError, match="at least 1, got val, 0"):
+    with pytest.raises(ValueError, match="--max-structures must be a whole number of at least 1, got 0"):
         report.write_report([tmp_path], tmp_path, max_structures=0)
 
 
