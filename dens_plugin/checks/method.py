@@ -26,11 +26,13 @@ class Method(NamedTuple):
         name: of the objective, the file that it is defined in; `UNKNOWN` where no config says it.
         outputs: names of what it predicts besides energy and forces.
         noise: mean absolute component of the noise in Å, the error of predicting none; None without noise.
+        labels: names of what it is trained on of the data's labels; energy and forces where no config says it.
     """
 
     name: str
     outputs: tuple[str, ...]
     noise: float | None = None
+    labels: tuple[str, ...] = ("energy", "forces")
 
     @property
     def is_baseline(self) -> bool:
@@ -47,7 +49,7 @@ def method_of(config: Mapping[str, Any], history: Iterable[Mapping[str, Any]]) -
         return Method(str(block.get("name", UNKNOWN)), _printed_outputs(history))
     name = type(objective).__module__.rpartition(".")[2]
     outputs = tuple(output.name for output in objective.outputs)
-    return Method(name, outputs, _mean_noise(objective))
+    return Method(name, outputs, _mean_noise(objective), tuple(label.name for label in objective.labels))
 
 
 def _printed_outputs(history: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:

@@ -217,7 +217,11 @@ def _notes(runs: Sequence[Run]) -> Iterator[str]:
             yield f"{each.label}: no checkpoint yet, so its curves only."
         elif each.checkpoint.name == "checkpoint.pt":
             yield f"{each.label}: no best_checkpoint.pt; predictions are those of checkpoint.pt."
-        if not each.rows("val", "forces_mae"):
+        if not any(row["split"] == "train" for row in each.history):
+            yield f"{each.label}: it printed no training step, as there were fewer than --print-every."
+        if not each.is_comparable:
+            yield f"{each.label}: its objective, {each.objective}, learns no forces to compare: {each.last_errors}."
+        elif not each.rows("val", "forces_mae"):
             yield f"{each.label}: not validated yet, so no validation curve."
     last = {rows[-1]["step"] for rows in (each.rows("val", "forces_mae") for each in runs) if rows}
     if len(last) > 1:
@@ -229,9 +233,7 @@ def _validation_notes(runs: Sequence[Run]) -> Iterator[str]:
     """The errors of folders that hold a validation and no training."""
     for each in runs:
         if not each.is_training:
-            row = max(each.history, key=lambda row: row["step"])
-            told = ", ".join(f"{key} {row[key]:.4g}" for key in ("forces_mae", "energy_mae") if key in row)
-            yield f"{each.label} is a validation, not a training: {told or 'no errors'}."
+            yield f"{each.label} is a validation, not a training: {each.last_errors}."
 
 
 def _split_notes(models: Sequence[SplitErrors]) -> Iterator[str]:
@@ -245,12 +247,12 @@ def _split_notes(models: Sequence[SplitErrors]) -> Iterator[str]:
 
 
 def _predictions(runs: Sequence[Run], out: Path, *, split: str, max_structures: int) -> dict[str, Predictions]:
-    """Label -> predictions, for the runs with a checkpoint."""
+    """Label -> predictions, for the runs with a checkpoint that have errors to compare."""
     cache = PredictionCache(out / f"predictions_{split}.npz")
     return {
         each.label: cache.get(each, split, max_structures=max_structures)
         for each in runs
-        if each.checkpoint is not None
+        if each.checkpoint is not None and each.is_comparable
     }
 
 

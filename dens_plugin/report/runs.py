@@ -15,6 +15,7 @@ from dens_plugin.training.history import FILE_NAME, read_history
 
 MILLI = 1000.0  # meV in an eV
 _CHECKPOINTS = ("best_checkpoint.pt", "checkpoint.pt")  # in the order of preference
+_ERRORS = ("_mae", "_relative")  # how names of metrics end
 _TIMESTAMP = re.compile(r"^\d{4}(-\d\d){5}(-\d{3})?-?")
 _SEED = re.compile(r"[-_ ]?seed[-_ ]?(\d+)", re.IGNORECASE)
 _SHARED_BY_SEEDS = ("model", "task", "optim", "outputs", "loss_functions", "dataset", "val_dataset")
@@ -51,8 +52,19 @@ class Run(NamedTuple):
 
     @property
     def is_training(self) -> bool:
-        """Whether it has training steps; without, it is a validation of another run's checkpoint."""
-        return any(row["split"] == "train" for row in self.history)
+        """Whether it printed training steps or, too short for that, saved weights; else it validated others'."""
+        return self.checkpoint is not None or any(row["split"] == "train" for row in self.history)
+
+    @property
+    def is_comparable(self) -> bool:
+        """Whether it learns both energies and forces, whose errors a report compares."""
+        return {"energy", "forces"} <= set(self.method.labels)
+
+    @property
+    def last_errors(self) -> str:
+        """The errors of its last validation as text."""
+        row = max((row for row in self.history if row["split"] != "train"), key=lambda row: row["step"], default={})
+        return ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key.endswith(_ERRORS)) or "no errors"
 
     @property
     def seed(self) -> int | None:

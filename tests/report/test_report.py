@@ -1,5 +1,6 @@
 import argparse
 import gc
+import json
 import re
 
 import ase.build
@@ -146,6 +147,22 @@ def test_the_report_begins_with_who_won(tmp_path, capsys):
     assert second.startswith("Not ready to be judged: errors still fall")
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.index("won against") < page.index("<table>")
+
+
+def test_a_short_pretraining_is_a_run(tmp_path):
+    """Of fewer steps than --print-every: only its validations are in the history, and they have no forces."""
+    folder = write_run(tmp_path, "pre", ERRORS[:1])
+    row = {"split": "val", "step": 8, "time": 1e9, "epoch": 1.0, "noise_mae": 0.125, "noise_relative": 0.9}
+    (folder / "history.jsonl").write_text(json.dumps(row) + "\n")
+    config = {"cmd": {"identifier": "pre", "seed": 0}, "task": {"objective": {"name": "pretrain", "sigma": 0.2}}}
+    torch.save({"config": config, "state_dict": {}}, folder / "best_checkpoint.pt")
+    made = report.write_report([tmp_path], tmp_path / "out", with_predictions=False)
+    assert [row[:2] for row in made.tables[0].rows] == [("pre", "pretrain")]
+    assert made.notes == [
+        "pre: it printed no training step, as there were fewer than --print-every.",
+        "pre: its objective, pretrain, learns no forces to compare: noise_mae 0.125, noise_relative 0.9.",
+    ]
+    assert report._predictions(find_runs([folder]), tmp_path, split="val", max_structures=1) == {}
 
 
 def test_a_validation_is_no_run(tmp_path):
