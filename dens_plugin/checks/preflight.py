@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +16,7 @@ from dens_plugin.backbones.family import families
 from dens_plugin.backbones.heads import RowHead
 from dens_plugin.data.records import Limits
 from dens_plugin.data.structures import from_data
+from dens_plugin.fields import NOISE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from dens_plugin.fields import Output
     from dens_plugin.objectives.base import Objective
 
+COMPOSED = {"decomposition", "property"}  # keys of outputs that fairchem makes of others
 _FAR = 100.0  # standard deviations
 _NOTHING = 1e-12  # of any label, in its unit: what rounding leaves of the deviation of equal numbers
 
@@ -189,6 +191,32 @@ def require_outputs(model: nn.Module, batch: Batch, outputs: Mapping[str, Output
                 f"the model predicts {found[name].shape[0]} rows of `{name}` where {rows} belong; outputs.{name}.level "
                 f"is {level!r}: set it to what the head predicts, 'atom' or 'system'"
             )
+
+
+def require_predicted(model: nn.Module, outputs: Mapping[str, Mapping[str, Any]], whose: str) -> None:
+    """Raise ValueError if no head of a model predicts one of the config's outputs; heads of other code may not say.
+
+    Args:
+        model: to predict with.
+        outputs: the config's block.
+        whose: the model, in words.
+    """
+    heads = list(getattr(model, "output_heads", {}).values())
+    if heads and all(isinstance(head, RowHead) for head in heads):
+        offered = {name for head in heads for name in head.output_names}
+        for name, settings in outputs.items():
+            if name not in offered and not COMPOSED & settings.keys():
+                raise ValueError(f"{whose} {lacking(name, offered)}")
+
+
+def lacking(name: str, offered: Collection[str]) -> str:
+    """That a model predicts other things than an output, and what to do about it, in words."""
+    if set(offered) <= {NOISE}:
+        return f"predicts noise alone and no `{name}`, as after pre-training: fine-tune it first (docs/pretraining.md)"
+    return (
+        f"predicts {', '.join(sorted(offered))} and no `{name}`, which `outputs` of its config has: add a head for it "
+        "to model.heads, or take it out of `outputs`"
+    )
 
 
 def require_one_scale(model: nn.Module, normalizers: Mapping[str, Any], targets: Mapping[str, Any]) -> None:

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from ase import Atoms
+from ase.calculators.calculator import Calculator
 from fairchem.core import OCPCalculator
 from torch import nn
 
 from dens_plugin.backbones.description import describe
 from dens_plugin.cells import is_flat
-from dens_plugin.checks.preflight import limits_of
+from dens_plugin.checks.preflight import limits_of, require_predicted
 from dens_plugin.compat import load_checkpoint, prepare_host
 from dens_plugin.data.molecules.manifest import ORIGIN, Origin
 from dens_plugin.data.molecules.physical import PhysicalEnergies
@@ -138,7 +139,8 @@ def load_calculator(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no checkpoint, or lacks a config; for a device that does not exist.
+        ValueError: if the file is no checkpoint, or lacks a config; if its model has no head for an output, as after
+            pre-training; for a device that does not exist.
     """
     chosen = _device(device, cpu=cpu)
     gpus = [] if chosen.type == "cpu" else [chosen.index or 0]
@@ -149,9 +151,25 @@ def load_calculator(
     config = {**_inference_config(checkpoint["config"]), "local_rank": chosen.index or 0}
     with lent_process(gpus), _host_quiet():
         calculator = DeNSCalculator(checkpoint, config_yml=config, checkpoint_path=str(path), cpu=not gpus, seed=seed)
+    require_predicted(calculator.trainer._unwrapped_model, calculator.config["outputs"], f"the model in '{path}'")
     calculator.trainer.config["cmd"]["seed"] = seed  # which every prediction starts from
     _use_average(calculator.trainer.model, checkpoint.get("ema"))
     return calculator
+
+
+def require_properties(calculator: Calculator, names: Sequence[str], *, what: str) -> None:
+    """Raise ValueError if a calculator's model does not predict what is needed.
+
+    Args:
+        calculator: of `load_calculator`.
+        names: ``energy``, ``forces``.
+        what: for which they are needed, in words.
+    """
+    for name in names:
+        if name not in calculator.implemented_properties:
+            raise ValueError(
+                f"{what} needs `{name}`, and the model predicts {', '.join(calculator.implemented_properties)} alone"
+            )
 
 
 def _device(name: str | None, *, cpu: bool | None) -> torch.device:

@@ -31,7 +31,7 @@ from dens_plugin.data.findings import ISOLATION
 from dens_plugin.data.output import require_folder
 from dens_plugin.data.overlap import OVERLAP_REMEDY, overlap
 from dens_plugin.figure_style import STYLE
-from dens_plugin.inference.calculator import load_calculator
+from dens_plugin.inference.calculator import load_calculator, require_properties
 from dens_plugin.inference.cutoff_jump import jump_at_cutoff
 
 _MILLI = 1000.0
@@ -240,6 +240,7 @@ def run(args: argparse.Namespace) -> None:
     require_apart(atoms, args.structure)
     _require_movable(atoms)
     atoms.calc = load_calculator(args.checkpoint, device=args.device, cpu=True if args.cpu else None)
+    require_properties(atoms.calc, ["energy", "forces"], what="molecular dynamics")
     out.mkdir(parents=True, exist_ok=True)
     if args.relax:
         done = relax(atoms, fmax=args.fmax, steps=args.relax_steps, quiet=False)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dens_plugin.data.molecules.files import open_frames
 from dens_plugin.data.molecules.units import CHOICES
 from dens_plugin.data.structures import Keys, Structure
-from dens_plugin.inference.calculator import load_calculator
+from dens_plugin.inference.calculator import load_calculator, require_properties
 
 ENERGY, FORCES = "predicted_energy", "predicted_forces"  # in the written file, beside the labels
 _MILLI = 1000.0
@@ -31,12 +31,12 @@ class Evaluated(NamedTuple):
     Attributes:
         structure: with labels, where the file has some.
         energy: eV.
-        forces: (N, 3) eV/Å.
+        forces: (N, 3) eV/Å; None of a model of energies alone.
     """
 
     structure: Structure
     energy: float
-    forces: np.ndarray
+    forces: np.ndarray | None
 
     def as_atoms(self) -> Atoms:
         """For extended XYZ: labels under their usual names, predictions under names of their own."""
@@ -49,7 +49,8 @@ class Evaluated(NamedTuple):
         if known:
             atoms.calc = SinglePointCalculator(atoms, **known)
         atoms.info[ENERGY] = self.energy
-        atoms.arrays[FORCES] = self.forces
+        if self.forces is not None:
+            atoms.arrays[FORCES] = self.forces
         return atoms
 
 
@@ -106,13 +107,15 @@ def run(args: argparse.Namespace) -> None:
     for index, name in zip(indices, names, strict=True):  # before hours of work
         _require_finite_labels(frames.read(index), name)
     calculator = load_calculator(args.checkpoint, device="cpu" if args.cpu else args.device)
+    require_properties(calculator, ["energy"], what="an evaluation")
     structures = (frames.read(index) for index in tqdm(indices, unit="structure", disable=None))
     evaluated = list(evaluate(structures, calculator, names=names))
     print("\n".join(table(evaluated)))
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         write(args.out, [each.as_atoms() for each in evaluated], format="extxyz")
-        print(f"Predictions: {args.out} ({ENERGY} in eV, {FORCES} in eV/Å)")
+        of_forces = f", {FORCES} in eV/Å" if evaluated[0].forces is not None else ""
+        print(f"Predictions: {args.out} ({ENERGY} in eV{of_forces})")
 
 
 def _require_finite_labels(structure: Structure, name: str) -> None:
@@ -136,7 +139,8 @@ def evaluate(structures: Iterator[Structure], calculator: Calculator, *, names: 
         atoms = Atoms(structure.numbers, structure.positions, cell=structure.cell, pbc=structure.pbc)
         atoms.calc = calculator
         try:
-            energy, forces = float(atoms.get_potential_energy()), atoms.get_forces()
+            energy = float(atoms.get_potential_energy())
+            forces = atoms.get_forces() if "forces" in calculator.implemented_properties else None
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         yield Evaluated(structure, energy, forces)
@@ -148,12 +152,12 @@ def errors_of(evaluated: Sequence[Evaluated]) -> dict[str, Error]:
     differences: dict[str, list[Any]] = {
         "energy (meV)": [each.energy - (each.structure.energy or 0.0) for each in energies],
         "energy per atom (meV)": [
-            (each.energy - (each.structure.energy or 0.0)) / len(each.forces) for each in energies
+            (each.energy - (each.structure.energy or 0.0)) / len(each.structure.numbers) for each in energies
         ],
         "forces (meV/Å)": [
             (each.forces - each.structure.forces)[~each.structure.fixed].ravel()
             for each in evaluated
-            if each.structure.forces is not None
+            if each.structure.forces is not None and each.forces is not None
         ],
     }
     joined = {name: np.hstack(values) for name, values in differences.items() if values}

@@ -23,6 +23,8 @@ from dens_plugin.checks.identifiers import require_identifiers
 from dens_plugin.checks.metrics import with_metrics
 from dens_plugin.checks.objective import labels_of, objective_from_config, without_switches
 from dens_plugin.checks.preflight import (
+    COMPOSED,
+    lacking,
     limits_of,
     require_edges,
     require_fitting_scales,
@@ -30,6 +32,7 @@ from dens_plugin.checks.preflight import (
     require_model,
     require_one_scale,
     require_outputs,
+    require_predicted,
     require_scales,
 )
 from dens_plugin.checks.schema import require_known_blocks
@@ -76,7 +79,6 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader, Dataset
     from torch_geometric.data import Batch, Data
 
-_COMPOSED = {"decomposition", "property"}  # keys of outputs that fairchem makes of others
 _LOOKED_AT = 4  # training structures, before the first step
 _USES = {"train": "train on", "val": "compare predictions with"}  # of labels
 _VALIDATION_EPOCH = -1  # of the noise of validation, the same in every evaluation
@@ -150,6 +152,9 @@ class DeNSTrainer(DurableTrainer):
         require_model(self._unwrapped_model, self.objective)
         for split in ("train", "val", "test", "relax"):
             require_files(self.config["dataset" if split == "train" else f"{split}_dataset"], split)
+        if self.objective.labels or self.config["test_dataset"]:
+            asked = {key: value for key, value in self.config["outputs"].items() if key not in self._trained_on}
+            require_predicted(self._unwrapped_model, asked, self._whose_predictions)
         optim = self.config["optim"]
         self._is_graphed = is_graphed(self._unwrapped_model, optim, self.device, has_scaler=self.scaler is not None)
         self._pads = self._is_graphed or is_padded(optim)
@@ -174,6 +179,13 @@ class DeNSTrainer(DurableTrainer):
             size = self.config["optim"].get("eval_batch_size", self.config["optim"].get("batch_size", 1))
             loader = self._checked_loader(self.val_dataset, self.get_sampler(self.val_dataset, size, shuffle=False))
             self._corrupted_loader = self._prepared(loader, FixedEpoch(_VALIDATION_EPOCH), "corrupted evaluation")
+
+    @property
+    def _whose_predictions(self) -> str:
+        """The model, in words of an error about what it lacks."""
+        if self.objective.labels:
+            return "the model"
+        return "dataset.test needs predictions (to train without it set dataset.test to null), and the model"
 
     def _require_first_structures(self) -> None:
         for split, dataset in (("train", self.train_dataset), ("val", self.val_dataset)):
@@ -336,12 +348,15 @@ class DeNSTrainer(DurableTrainer):
         """The same, of a batch on the device."""
         with self._autocast():
             asked = rows_of(batch)
-            if asked is None and any(_COMPOSED & settings.keys() for settings in self.output_targets.values()):
+            if asked is None and any(COMPOSED & settings.keys() for settings in self.output_targets.values()):
                 outputs = super()._forward(batch)
             else:
                 # DDP of a single rank only copies: buffers before the pass, gradients behind it
                 found = (self.model if distutils.get_world_size() > 1 else self._unwrapped_model)(batch)
                 sizes = self._sizes(batch) if asked is None else {name: len(each.mask) for name, each in asked.items()}
+                missing = next((name for name in sizes if name not in found), None)
+                if missing is not None:
+                    raise ValueError(f"the model {lacking(missing, found)}")
                 outputs = {name: found[name].view(size, -1) for name, size in sizes.items()}
         return {name: self._widened(value) for name, value in outputs.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,14 @@ from torch import nn
 
 import dens_plugin
 from dens_plugin.checks.dataset import require_normalizers
-from dens_plugin.checks.preflight import limits_of, require_edges, require_fitting_scales, require_model, require_scales
+from dens_plugin.checks.preflight import (
+    limits_of,
+    require_edges,
+    require_fitting_scales,
+    require_model,
+    require_predicted,
+    require_scales,
+)
 from dens_plugin.data.records import CheckedDataset, Limits
 from dens_plugin.objectives.dens import DeNS
 from dens_plugin.objectives.noisy_nodes import NoisyNodes
@@ -140,3 +148,26 @@ class Some(list):
     """A data set of fairchem's, as far as messages ask."""
 
     config = {"src": "data"}  # noqa: RUF012
+
+
+class TestPredicted:
+    ASKED: ClassVar = {"energy": {"level": "system"}, "forces": {"level": "atom"}}
+
+    def model(self, **heads):
+        backbone = {"model": "dens_plugin.PaiNN", "hidden_channels": 4, "num_layers": 1, "num_rbf": 2}
+        return HydraModel(backbone=backbone, heads={name: {"module": head} for name, head in heads.items()})
+
+    def test_noise_alone(self):
+        """As a network of pre-training does, whose head is for training and predicts nothing."""
+        with pytest.raises(ValueError, match=r"it predicts noise alone and no `energy`, .* fine-tune it first"):
+            require_predicted(self.model(noise="dens_plugin.PaiNNNoiseHead"), self.ASKED, "it")
+
+    def test_an_output_without_a_head(self):
+        model = self.model(energy="dens_plugin.PaiNNEnergyHead")
+        require_predicted(model, {"energy": self.ASKED["energy"]}, "it")
+        with pytest.raises(ValueError, match=r"it predicts energy and no `forces`, .* take it out of `outputs`"):
+            require_predicted(model, self.ASKED, "it")
+
+    def test_gradient_heads_and_compositions(self):
+        composed = {"stress": {"level": "system", "decomposition": {"isotropic": {}}}}
+        require_predicted(self.model(energy="dens_plugin.PaiNNGradientHead"), self.ASKED | composed, "it")

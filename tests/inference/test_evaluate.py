@@ -114,3 +114,34 @@ def test_slips(tmp_path, monkeypatch, capsys, arguments, message):
     with pytest.raises(SystemExit):
         main(["evaluate", *arguments, "--checkpoint", "best.pt"])
     assert message in capsys.readouterr().err
+
+
+class Energies(Constant):
+    """Without forces, as of a model of energies alone."""
+
+    implemented_properties = ("energy",)
+
+
+def test_a_model_of_energies_alone(tmp_path, monkeypatch, capsys):
+    """Its errors are those of energies, and forces are neither compared nor written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "load_calculator", lambda *_, **__: Energies())
+    ase.io.write("mine.extxyz", [water(1.3, 0.1), water(0.6, -0.3)])
+    main(["evaluate", "mine.extxyz", "--checkpoint", "best.pt", "--out", "predicted.extxyz"])
+    told = capsys.readouterr().out
+    assert "energy (meV)" in told
+    assert "forces (meV" not in told
+    written = ase.io.read("predicted.extxyz")
+    assert written.info["predicted_energy"] == 1.0
+    assert "predicted_forces" not in written.arrays
+
+
+def test_a_model_of_other_properties_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    calculator = Constant()
+    calculator.implemented_properties = ["dipole"]
+    monkeypatch.setattr(module, "load_calculator", lambda *_, **__: calculator)
+    ase.io.write("mine.extxyz", [water(1.3, 0.1)])
+    with pytest.raises(SystemExit):
+        main(["evaluate", "mine.extxyz", "--checkpoint", "best.pt"])
+    assert "an evaluation needs `energy`, and the model predicts dipole alone" in capsys.readouterr().err
