@@ -23,7 +23,8 @@ def reject_unknown(keys: Iterable[str], allowed: Iterable[str], where: str) -> N
     allowed = list(allowed)
     for key in keys:
         if key not in allowed:
-            raise ValueError(f"unknown key '{key}' in {where}; {suggestion(str(key), allowed)}")
+            hint = suggestion(str(key), allowed) if allowed else "nothing can be set there"
+            raise ValueError(f"unknown key '{key}' in {where}; {hint}")
 
 
 def suggestion(word: str, options: Iterable[str]) -> str:

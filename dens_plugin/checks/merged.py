@@ -12,7 +12,7 @@ from fairchem.core.common.utils import build_config, setup_imports
 from fairchem.core.models.base import HydraModel
 
 import dens_plugin.checks.registered  # noqa: F401
-from dens_plugin.checks.model import accepted_settings
+from dens_plugin.checks.model import accepted_settings, is_network
 from dens_plugin.data.molecules.dataset import FORMAT, is_frames_file
 
 _EVALUATED = ("val", "test", "relax")
@@ -95,9 +95,10 @@ def _settings(block: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _class(name: str) -> type | None:
     try:
-        return registry.get_model_class(name)
+        found = registry.get_model_class(name)
     except (RuntimeError, ValueError):
         return None  # told later, with the most similar name
+    return found if is_network(found) else None
 
 
 def _may_be_none(parameter: inspect.Parameter | None) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fairchem.core.common.registry import registry
-from fairchem.core.models.base import HydraModel
+from fairchem.core.models.base import HeadInterface, HydraModel
 from torch import nn
 
 import dens_plugin
@@ -56,7 +56,7 @@ def _require_part(block: Any, key: str, where: str) -> None:
 
 def _model_class(name: Any, where: str) -> type:
     try:
-        return registry.get_model_class(str(name))
+        found = registry.get_model_class(str(name))
     except RuntimeError as error:
         known = registry.mapping["model_name_mapping"]
         module, _, last = str(name).rpartition(".")
@@ -65,6 +65,15 @@ def _model_class(name: Any, where: str) -> type:
         else:
             hint = f"there is no such class in {module}" if module else suggestion(last, known)
         raise ValueError(f"unknown model '{name}' in {where}; {hint}") from error
+    if not is_network(found):
+        kind = "a class of another kind" if isinstance(found, type) else f"a {type(found).__name__}"
+        raise ValueError(f"'{name}' in {where} is no network but {kind}: name a class of torch.nn.Module")
+    return found
+
+
+def is_network(found: Any) -> bool:
+    """Whether what a name stands for is a class of networks."""
+    return isinstance(found, type) and issubclass(found, nn.Module)
 
 
 def _requireaccepted_settings(cls: type, settings: Mapping[str, Any], where: str) -> None:
@@ -76,11 +85,18 @@ def _requireaccepted_settings(cls: type, settings: Mapping[str, Any], where: str
                 require_one_of(value, _WORDS[key], f"{where}.{key}")
         others = [] if key in accepted else _models_with(key, like=cls)
         if others:
+            near = _of_these_words(key, accepted)
+            own = f"'{near}'; did you mean that?" if near else "nothing of the kind; leave it out"
             raise ValueError(
-                f"unknown key '{key}' in {where}: it belongs to {', '.join(others)}, and {cls.__name__} has nothing of "
-                "the kind; leave it out"
+                f"unknown key '{key}' in {where}: it belongs to {', '.join(others)}, and {cls.__name__} has {own}"
             )
     reject_unknown(settings, accepted, where)
+
+
+def _of_these_words(key: str, accepted: Iterable[str]) -> str | None:
+    """A name that has all words of a key or some of them and no others, as num_elements of max_num_elements."""
+    words = set(key.split("_"))
+    return next((name for name in accepted if words <= {*name.split("_")} or words >= {*name.split("_")}), None)
 
 
 def _require_kind(value: Any, parameter: inspect.Parameter, where: str) -> None:
@@ -95,12 +111,20 @@ def _require_kind(value: Any, parameter: inspect.Parameter, where: str) -> None:
 
 
 def accepted_settings(cls: type) -> dict[str, inspect.Parameter]:
-    """The constructor's arguments by name, its base classes' where it passes the rest on to them."""
-    owners = [*cls.__mro__, *getattr(cls, "backbone_class", object).__mro__]
-    constructors = [owner.__init__ for owner in owners if "__init__" in vars(owner)]
+    """The constructor's arguments by name, its base classes' where it passes the rest on to them.
+
+    Those of a head are without the backbone, which no config gives it.
+    """
+    constructors = _constructors(cls)
+    if hasattr(cls, "backbone_class"):  # a flat layout, which passes on to its backbone
+        constructors = constructors[:1] + _constructors(cls.backbone_class)
     found: dict[str, inspect.Parameter] = {}
     for constructor in constructors:
         found = {**_arguments(constructor), **found}
+        if not _passes_on(constructor):
+            break
+    if issubclass(cls, HeadInterface):
+        found.pop("backbone", None)
     return found
 
 
@@ -114,6 +138,20 @@ def _models_with(key: str, *, like: type) -> list[str]:
         if isinstance(module, type) and issubclass(module, nn.Module)
         if issubclass(module, HydraModel) == is_whole and key in accepted_settings(module)
     ]
+
+
+def _constructors(cls: type) -> list[Any]:
+    """Of a class and its bases, in the order in which they are called."""
+    return [owner.__init__ for owner in cls.__mro__ if "__init__" in vars(owner)]
+
+
+def _passes_on(constructor: Any) -> bool:
+    """Whether a constructor takes any keyword, for the one of a base class."""
+    try:
+        kinds = {parameter.kind for parameter in inspect.signature(constructor).parameters.values()}
+    except ValueError:  # a constructor in C
+        return False
+    return inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def _arguments(constructor: Any) -> dict[str, inspect.Parameter]:

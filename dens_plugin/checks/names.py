@@ -12,7 +12,10 @@ import torch
 import wandb
 from fairchem.core.common.registry import registry
 from fairchem.core.modules import evaluator
+from fairchem.core.trainers import BaseTrainer
+from torch import nn
 from torch.optim import lr_scheduler
+from torch.utils.data import Dataset
 
 from dens_plugin.checks.optim import finite
 from dens_plugin.settings import mapping, require_one_of, suggestion
@@ -20,6 +23,13 @@ from dens_plugin.settings import mapping, require_one_of, suggestion
 _LEVELS = ("system", "atom")
 _REDUCTIONS = ("mean", "sum")
 _SWITCHES = {"train_on_free_atoms", "eval_on_free_atoms"}
+# What a name of each kind stands for, and what people call it.
+_BASES: dict[str, tuple[type, str]] = {
+    "trainer": (BaseTrainer, "trainer"),
+    "logger": (object, "logger"),
+    "dataset": (Dataset, "data set"),
+    "loss": (nn.Module, "loss"),
+}
 _EXAMPLE = "a list with a block for each output, as `- energy: {fn: mae, coefficient: 2}`"
 
 
@@ -66,11 +76,14 @@ def require_login(config: Mapping[str, Any]) -> None:
 
 def _look_up(kind: str, name: Any, key: str) -> None:
     """Raise ValueError for a name that is not in fairchem's registry of trainers, loggers, data sets or losses."""
+    base, word = _BASES[kind]
     try:
-        getattr(registry, f"get_{kind}_class")(str(name))
+        found = getattr(registry, f"get_{kind}_class")(str(name))
     except RuntimeError as error:
         known = registry.mapping[f"{kind}_name_mapping"]
         raise ValueError(f"unknown {key} '{name}'; {suggestion(str(name), known)}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(f"'{name}' in {key} is no {word}: give its name in fairchem, or the dotted path of a class")
 
 
 def _require_classes(optim: Mapping[str, Any]) -> None:

@@ -182,7 +182,7 @@ def _beyond(structure: Data, limits: Limits) -> str:
     if highest >= limits.elements:
         return (
             f"the model knows the elements 1 to {limits.elements - 1}, and it has {highest}; set max_num_elements of "
-            f"the model to {highest + 1} or more, or remove it"
+            f"the model to {highest + 1} or more (PaiNN's key: num_elements, {highest} or more), or remove it"
         )
     if limits.molecular and "pbc" in structure and torch.as_tensor(structure.pbc).any():
         return (

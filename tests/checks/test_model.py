@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+
 import pytest
+import torch
 from fairchem.core.common.utils import setup_imports
+from fairchem.core.models.base import HeadInterface
 
 import dens_plugin
-from dens_plugin.checks.model import accepted_settings, require_known_model
+from dens_plugin.checks.merged import without_dropped
+from dens_plugin.checks.model import accepted_settings, is_network, require_known_model
+from dens_plugin.checks.names import require_known_names
 
 
 @pytest.mark.parametrize(
@@ -22,6 +29,33 @@ def test_a_slip_in_a_heads_name(module, hint):
     model = {"name": "hydra", "heads": {"energy": {"module": module}}}
     with pytest.raises(ValueError, match=rf"unknown model '{module}' in model.heads.energy.module; .*{hint}"):
         require_known_model(model)
+
+
+@pytest.mark.parametrize("name", ["os.path", "os.path.join", "math.pi", "dens_plugin.fields.ENERGY", "dict.__doc__"])
+@pytest.mark.parametrize("part", ["model", "backbone", "head"])
+def test_names_of_what_is_no_network(part, name):
+    """Modules, functions, constants and records; null is looked for among a network's settings before that."""
+    setup_imports()
+    model = {
+        "model": {"name": name, "use_pbc": None},
+        "backbone": {"name": "hydra", "backbone": {"model": name, "use_pbc": None}},
+        "head": {"name": "hydra", "heads": {"energy": {"module": name, "output_name": None}}},
+    }[part]
+    with pytest.raises(ValueError, match=rf"'{name}' in model.* is no network but a|there is no such class in dict"):
+        require_known_model(without_dropped({"model": model})["model"])
+
+
+@pytest.mark.parametrize("name", ["torch.nn.Linear", "os.path", "math.pi"])
+def test_names_of_other_classes(name):
+    setup_imports()
+    good = {"optim": {}, "dataset": {}, "logger": "tensorboard"}
+    for changes in (
+        {"trainer": name},
+        {"dataset": {"train": {"format": name}}},
+        {"loss_functions": [{"energy": {"fn": name.replace("torch.nn.Linear", "torch.cat"), "coefficient": 1}}]},
+    ):
+        with pytest.raises(ValueError, match=r"is no (trainer|data set|loss): give"):
+            require_known_names(good | changes)
 
 
 @pytest.mark.parametrize(("key", "value"), [("drop_path_rate", 1.0), ("alpha_drop", -0.1)])
@@ -63,6 +97,33 @@ def test_a_key_of_no_model():
     backbone = {"model": "dens_plugin.ESCNDeNS", "num_layer": 2}
     with pytest.raises(ValueError, match=r"unknown key 'num_layer' in model\.backbone; did you mean 'num_layers'"):
         require_known_model({"name": "hydra", "backbone": backbone})
+
+
+def test_the_key_of_another_model_for_the_same():
+    setup_imports()
+    backbone = {"model": "dens_plugin.PaiNNDeNS", "max_num_elements": 5}
+    message = r"it belongs to dens_plugin.EGNN,.*, and PaiNNDeNS has 'num_elements'; did you mean that"
+    with pytest.raises(ValueError, match=message):
+        require_known_model({"name": "hydra", "backbone": backbone})
+
+
+NETWORKS = [each for each in (getattr(dens_plugin, name) for name in dens_plugin.__all__) if is_network(each)]
+
+
+@pytest.mark.parametrize("cls", [each for each in NETWORKS if not issubclass(each, HeadInterface)])
+def test_what_is_accepted_gets_to_a_constructor(cls):
+    """An argument of a base class counts only if it is passed on; without numbers (meta) not all are built whole."""
+    defaults = {key: parameter.default for key, parameter in accepted_settings(cls).items()}
+    given = {key: value for key, value in defaults.items() if value is not inspect.Parameter.empty}
+    with torch.device("meta"), contextlib.suppress(RuntimeError, NotImplementedError):
+        cls(**given)
+
+
+@pytest.mark.parametrize("cls", [each for each in NETWORKS if issubclass(each, HeadInterface)])
+def test_heads_take_what_is_accepted_beside_their_backbone(cls):
+    accepted = accepted_settings(cls)
+    assert "backbone" not in accepted
+    inspect.signature(cls).bind(object(), **accepted)
 
 
 @pytest.mark.parametrize(
