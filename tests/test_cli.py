@@ -193,6 +193,8 @@ class TestRefusals:
             ("--optim.max_epoch=1", "unknown key 'max_epoch' in optim; did you mean 'max_epochs'?"),
             ("--task.objectve.prob=0.5", "unknown key 'objectve' in task; did you mean 'objective'?"),
             ("--tsk.objective.prob=0.5", "unknown key 'tsk' in the config; did you mean 'task'?"),
+            ("--loss_functions=null", "loss_functions is empty: give it a list with a block for each output"),
+            ("--loss_functions=[]", "loss_functions is empty: give it a list"),
             ("--optim.batch_size=0", "optim.batch_size must be a whole number above 0, got 0"),
             ("--optim.max_epochs=abc", "optim.max_epochs must be a number, got 'abc'"),
             ("--optim.max_epochs=0", "optim.max_epochs must be"),

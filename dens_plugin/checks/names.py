@@ -30,6 +30,7 @@ _BASES: dict[str, tuple[type, str]] = {
     "dataset": (Dataset, "data set"),
     "loss": (nn.Module, "loss"),
 }
+_OLD_LOSSES = {"loss_energy", "loss_force", "loss_forces"}  # of ``optim``, in configs of before 2.0
 _EXAMPLE = "a list with a block for each output, as `- energy: {fn: mae, coefficient: 2}`"
 
 
@@ -50,6 +51,8 @@ def require_known_names(config: Mapping[str, Any]) -> None:
     _require_classes(mapping(config["optim"], "optim"))
     outputs = _require_outputs(config.get("outputs", {}))
     _require_losses(config.get("loss_functions", []), outputs)
+    if not (config.get("loss_functions") or config.get("loss_fns") or _OLD_LOSSES & set(config["optim"])):
+        raise ValueError(f"loss_functions is empty: give it {_EXAMPLE}")
     _require_metrics(mapping(config.get("evaluation_metrics", {}), "evaluation_metrics"), outputs)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import contextlib
 import importlib.util
 import runpy
 from pathlib import Path
 from typing import Any, NoReturn
+
+import yaml
 
 DEVICES = ("cpu", "cuda")
 _ALWAYS_GIVEN = {"mode"}  # by the name of the command
@@ -35,9 +39,25 @@ def options_parser(command: str) -> argparse.ArgumentParser:
 
 
 def as_python(override: str) -> str:
-    """``--block.key=value`` with the words of YAML for true, false and null in Python's, which fairchem reads."""
+    """``--block.key=value`` with a value as in YAML in Python's words, which fairchem reads.
+
+    Words for true, false and null are changed, and lists and blocks that are none of Python's.
+    """
     key, sign, value = override.partition("=")
+    if value.lstrip().startswith(("[", "{")) and not _is_python(value):
+        with contextlib.suppress(yaml.YAMLError):  # text, as the pattern [ab]*.extxyz
+            read = repr(yaml.safe_load(value))
+            return f"{key}{sign}{read}" if _is_python(read) else override
     return f"{key}{sign}{_WORDS.get(value.lower(), value)}"
+
+
+def _is_python(value: str) -> bool:
+    """Whether fairchem takes a value for more than text."""
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return False
+    return True
 
 
 def _fairchem_flags() -> Any:
