@@ -142,7 +142,7 @@ def _models_with(key: str, *, like: type) -> list[str]:
 
 def _constructors(cls: type) -> list[Any]:
     """Of a class and its bases, in the order in which they are called."""
-    return [owner.__init__ for owner in cls.__mro__ if "__init__" in vars(owner)]
+    return [vars(owner)["__init__"] for owner in cls.__mro__ if "__init__" in vars(owner)]
 
 
 def _passes_on(constructor: Any) -> bool:
