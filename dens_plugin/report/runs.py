@@ -47,8 +47,8 @@ class Run(NamedTuple):
 
     @property
     def objective(self) -> str:
-        """Short name of its objective."""
-        return self.method.name
+        """Short name of its objective, and whether it started from weights of another run."""
+        return self.method.name + (", fine-tuned" if self.method.is_fine_tuned else "")
 
     @property
     def is_training(self) -> bool:
@@ -233,7 +233,7 @@ def _groups(labels: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list
     A run without a checkpoint goes with the runs of the same name.
     """
     names = [_SEED.sub("", label).strip(" -_") or label for label in labels]
-    digests = [_canonical({key: config.get(key) for key in _SHARED_BY_SEEDS}) if config else None for config in configs]
+    digests = [_canonical(_without_seeds(config)) if config else None for config in configs]
     by_name = {name: digest for name, digest in zip(names, digests, strict=True) if digest is not None}
     keys = [digest or by_name.get(name, name) for name, digest in zip(names, digests, strict=True)]
     name_of: dict[str, str] = {}
@@ -242,6 +242,16 @@ def _groups(labels: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> list
             taken = sum(other == name or other.startswith(f"{name} #") for other in name_of.values())
             name_of[key] = f"{name} #{taken + 1}" if taken else name
     return [name_of[key] for key in keys]
+
+
+def _without_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What seeds of one configuration have in common; each may start from a seed of one pre-training."""
+    shared = {key: config.get(key) for key in _SHARED_BY_SEEDS}
+    start = ((config.get("task") or {}).get("warm_start") or {}).get("path")
+    if start is not None:
+        source = [_SEED.sub("", _TIMESTAMP.sub("", part)) for part in Path(str(start)).parts]
+        shared["task"] = {**config["task"], "warm_start": {**config["task"]["warm_start"], "path": source}}
+    return shared
 
 
 def _canonical(value: Any) -> str:

@@ -176,9 +176,9 @@ def gain_table(runs: Sequence[Run], predictions: Mapping[str, Predictions], *, s
 
 
 def comparable(ours: Sequence[Run], theirs: Sequence[Run]) -> bool:
-    """Whether these are a method and a baseline, which predicts nothing of its own, on data not known to differ."""
+    """Whether these are a method and its baseline, on data not known to differ."""
     data = {run.data for run in (*ours, *theirs) if run.config}
-    return not ours[0].method.is_baseline and theirs[0].method.is_baseline and len(data) <= 1
+    return theirs[0].method.is_baseline_of(ours[0].method) and len(data) <= 1
 
 
 def errors_by_seed(runs: Sequence[Run], predictions: Mapping[str, Predictions], split: str) -> list[Errors]:

@@ -9,10 +9,11 @@ from dens_plugin.report.runs import find_runs
 ERRORS = [(0.04, 1.0), (0.02, 0.6)]
 
 
-def save(folder, *, seed, lr=1e-3, objective="dens"):
+def save(folder, *, seed, lr=1e-3, objective="dens", start=None):
+    warm_start = {} if start is None else {"warm_start": {"path": start, "new_heads": ["energy"]}}
     config = {
         "cmd": {"identifier": folder.name[20:], "seed": seed},
-        "task": {"objective": {"name": objective}},
+        "task": {"objective": {"name": objective}, **warm_start},
         "optim": {"lr_initial": lr},
     }
     torch.save({"config": config, "state_dict": {}}, folder / "best_checkpoint.pt")
@@ -63,6 +64,31 @@ def test_a_baseline_predicts_nothing_of_its_own(tmp_path):
     }
     assert methods["a"].noise == pytest.approx(0.1 * (2 / math.pi) ** 0.5)
     assert [label for label, method in methods.items() if method.is_baseline] == ["b", "d"]
+
+
+def test_fine_tuning_is_a_method(tmp_path):
+    """Its seeds may start from seeds of one pre-training; what starts from another one is another configuration."""
+    start = "runs/checkpoints/2026-01-02-03-04-0{}-{}_seed{}/best_checkpoint.pt"
+    for name, objective, path in (
+        ("tuned_seed0", "s2ef", start.format(0, "pre", 0)),
+        ("tuned_seed1", "s2ef", start.format(1, "pre", 1)),
+        ("tuned_seed2", "s2ef", start.format(2, "other", 2)),
+        ("dens_seed0", "dens", None),
+        ("tuned_dens_seed0", "dens", start.format(0, "pre", 0)),
+        ("plain_seed0", "s2ef", None),
+    ):
+        save(write_run(tmp_path, name, ERRORS), seed=int(name[-1]), objective=objective, start=path)
+    runs = {run.label.removesuffix("_seed0"): run for run in find_runs([tmp_path])}
+    assert runs["tuned"].group == runs["tuned_seed1"].group != runs["tuned_seed2"].group
+    assert (runs["tuned"].objective, runs["plain"].objective) == ("s2ef, fine-tuned", "s2ef")
+    methods = {name: run.method for name, run in runs.items()}
+    assert [name for name, method in methods.items() if method.is_baseline] == ["plain"]
+    assert {
+        (one, other)
+        for one in ("plain", "dens", "tuned", "tuned_dens")
+        for other in ("plain", "dens", "tuned", "tuned_dens")
+        if methods[one].is_baseline_of(methods[other])
+    } == {("plain", "dens"), ("plain", "tuned"), ("plain", "tuned_dens"), ("tuned", "tuned_dens")}
 
 
 def test_time_starts_at_step_0(tmp_path):
