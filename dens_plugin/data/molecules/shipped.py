@@ -1,4 +1,4 @@
-"""Molecules that come with the package: 600 frames each of revised MD17 (CC0 1.0, see ``data/shipped/LICENSES``)."""
+"""Molecules that come with the package: frames of revised MD17 (CC0 1.0, see ``data/shipped/LICENSES``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ def shipped_names() -> list[str]:
 
 
 def shipped_molecule(name: str) -> Path:
-    """The npz file of a molecule: 250 frames for training, 50 for validation and 300 for test, in eV and Å.
+    """The npz file of a molecule, in eV and Å.
+
+    Malonaldehyde and uracil have 250 frames for training, 50 for validation and 300 for test; benzene, toluene and
+    salicylic acid 200 frames without forces and without a split.
 
     Args:
         name: One of :func:`shipped_names`.
