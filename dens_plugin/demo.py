@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `dens demo`."""
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, runs and reports")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the slabs (default: 1)")
-    parser.add_argument("--systems", type=int, default=24, help="relaxations of slabs to generate (default: 24)")
+    parser.add_argument("--systems", type=int, default=16, help="relaxations of slabs to generate (default: 16)")
     parser.add_argument("--molecule-epochs", type=int, help="passes over the molecule's frames (default: 480)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each method on the molecule (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="the first one, and that of the slabs")
