@@ -22,12 +22,14 @@ from dens_plugin.cli import main
 GUIDE = (Path(__file__).resolve().parent.parent / "docs" / "pretraining.md").read_text()
 CONFIGS = {re.match(r"# (\S+)", text)[1]: text for text in re.findall(r"```yaml\n(.*?)```", GUIDE, flags=re.DOTALL)}
 COMMANDS = [
-    shlex.split(line)[1:]
+    shlex.split(line, comments=True)
     for block in re.findall(r"```bash\n(.*?)```", GUIDE, flags=re.DOTALL)
     for line in block.splitlines()
 ]
-SHORT = ("--cpu", "--optim.max_epochs=1", "--optim.batch_size=4", "--optim.eval_every=2", "--print-every=1")
+UNLABELLED = re.compile(r"\{format: lmdb[^}]*\} +# or (\{.*\})")  # what a comment says for files without labels
+SHORT = ("--optim.max_epochs=1", "--optim.batch_size=4", "--optim.eval_every=2", "--print-every=1")
 FEW = ("--dataset.train.sample_n=8", "--dataset.val.sample_n=4")
+MORE = {"data": ("--quiet",), "pretrain": (*SHORT, *FEW), "train": (*SHORT, *FEW)}
 
 
 @pytest.fixture
@@ -52,25 +54,43 @@ def test_both_configs_have_one_backbone(workplace):
 
 
 def test_commands_are_those_of_the_path():
-    assert [command[0] for command in COMMANDS] == ["pretrain", "data", "train", "report"]
+    assert [" ".join(command[:2]) for command in COMMANDS] == [
+        "dens data",
+        "dens pretrain",
+        "cp runs/checkpoints/*-pre/best_checkpoint.pt",
+        "dens data",
+        "dens train",
+        "dens report",
+    ]
 
 
 @pytest.mark.slow
 def test_path(workplace, caplog):
-    """Every command but the report, briefly, on molecules without labels and on the package's own frames."""
-    pretrain, data, train, _ = COMMANDS
+    """Every command but the report as the page has it, only shorter."""
+    caplog.set_level("INFO")
+    for program, *arguments in COMMANDS[:-1]:
+        if program == "cp":
+            (weights,) = workplace.glob(arguments[0])
+            shutil.copy(weights, arguments[1])
+        else:
+            main([*arguments, *MORE[arguments[0]]])
+    assert "took backbone; drew anew head energy; left out of the checkpoint head noise" in caplog.text
+    assert list(workplace.glob("runs/checkpoints/*-fine/best_checkpoint.pt"))
+
+
+@pytest.mark.slow
+def test_structures_without_labels(workplace):
+    """The data sets that the config's comments name."""
+    text = CONFIGS["pretrain.yml"]
+    assert len(UNLABELLED.findall(text)) == 2
+    (workplace / "pretrain.yml").write_text(UNLABELLED.sub(r"\1", text))
+    (workplace / "structures").mkdir()
     for name, count in (("train", 8), ("val", 4)):
         frames = [ase.build.molecule("CH3CH2OH") for _ in range(count)]
         for seed, atoms in enumerate(frames):
             atoms.rattle(0.1, seed=seed)
             atoms.set_cell([20.0, 20.0, 20.0])
-        (workplace / "structures").mkdir(exist_ok=True)
         ase.io.write(workplace / "structures" / f"{name}.extxyz", frames)
-    caplog.set_level("INFO")
-    main([*pretrain, *SHORT])
-    (weights,) = workplace.glob("runs/checkpoints/*-pre/best_checkpoint.pt")
-    shutil.copy(weights, "pre.pt")
-    main([*data, "--quiet"])
-    main([*train, *SHORT, *FEW])
-    assert "took backbone; drew anew head energy; left out of the checkpoint head noise" in caplog.text
-    assert list(workplace.glob("runs/checkpoints/*-fine/best_checkpoint.pt"))
+    (command,) = [arguments for _, *arguments in COMMANDS if arguments[0] == "pretrain"]
+    main([*command, *SHORT])
+    assert list(workplace.glob("runs/checkpoints/*-pre/best_checkpoint.pt"))

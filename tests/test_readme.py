@@ -18,6 +18,7 @@ from dens_plugin.checks.schema import require_known_keys
 from dens_plugin.commands.modes import MODES
 from dens_plugin.commands.options import options_parser
 from dens_plugin.compat import prepare_host
+from dens_plugin.config_files import find_config
 from dens_plugin.objectives.dens import DeNS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,6 +71,31 @@ def test_objective_example():
 
 def test_readme_fits_on_a_few_screens():
     assert 100 <= len(README.splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", sorted(path.name for path in (ROOT / "docs").glob("*.md")))
+def test_pages_can_be_found(page):
+    """From the README and from the first page of the documentation, but for how a release is made."""
+    if page == "releasing.md":
+        return
+    assert f"(docs/{page}" in README
+    assert page == "index.md" or f"({page})" in (ROOT / "docs" / "index.md").read_text()
+
+
+def test_installation_is_of_the_tested_versions():
+    """And what `make` installs is on the path before the first `dens`."""
+    (line,) = [line for line in README.splitlines() if line.startswith("pip install")]
+    assert "--constraint constraints.txt" in line
+    assert README.index(". .venv/bin/activate") < README.index("\ndens ")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/own_data.md", "docs/pretraining.md", "docs/using.md"])
+def test_configs_include_the_packages_parts(page):
+    """By their names, which need no repository around them."""
+    for block in re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL):
+        for name in (yaml.safe_load(block.replace("...", "")) or {}).get("includes", ()):
+            assert find_config(name).is_file()
+            assert not name.startswith("configs/")
 
 
 def test_config_of_the_readme(tmp_path, monkeypatch):
