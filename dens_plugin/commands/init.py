@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import torch
 import yaml
 
-from dens_plugin.config_files import find_config, packaged_folder
+from dens_plugin.config_files import packaged_folder
 from dens_plugin.data.check import check
+from dens_plugin.data.output import require_makeable
 from dens_plugin.data.scales import as_yaml
 from dens_plugin.data.statistics import Statistics
-from dens_plugin.settings import suggestion
+from dens_plugin.settings import require_one_of
 
 _NORMALIZERS = {"energy": "normalizer_energy.npz", "forces": "normalizer_forces.npz"}  # of `dens data molecules`
 _SAMPLE = 2000  # structures that scales are computed from, where none are written
@@ -64,16 +65,16 @@ def run(args: argparse.Namespace) -> None:
     """Write a config and say what to do with it.
 
     Raises:
-        FileNotFoundError: if there are no data, or no such part.
-        ValueError: for an unknown model, data without forces, or where the file exists.
+        FileNotFoundError: if there are no data.
+        ValueError: for an unknown part, data without forces, or a file that exists or cannot be made.
     """
     if args.out.exists():
         raise ValueError(f"'{args.out}' exists; give another --out")
+    require_makeable(args.out)
     sources = _sources(args.data)
     defaults = _MOLECULES if (args.data / _NORMALIZERS["energy"]).exists() else _SLABS
+    _require_parts(args)
     includes = list(choose_parts(args, defaults))
-    for name in includes:
-        find_config(name)
     numbers = check(sources["train"], limit=_SAMPLE).statistics
     if not numbers.free_forces.rms >= 0:  # NaN without any
         raise ValueError(
@@ -82,10 +83,21 @@ def run(args: argparse.Namespace) -> None:
         )
     settings = _PERIODIC if args.model not in _ALWAYS_PERIODIC and any("T" in kind for kind in numbers.pbc) else {}
     text = config_text(includes, sources, _scales(args.data, numbers), settings)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(text, encoding="utf-8")
     print(f"{args.out} is written. Train with it by\n")
     device = "" if torch.cuda.is_available() else " --cpu"
     print(f"dens train --config-yml {args.out}{device} --identifier {args.out.stem} --run-dir runs")
+
+
+def _require_parts(args: argparse.Namespace) -> None:
+    """Raise ValueError for a part that there is not, or a backbone of another network than the model's."""
+    require_one_of(args.model, models(), "--model")
+    allowed = {"backbone": _backbones(args.model), "objective": _stems("objective"), "schedule": _stems("schedule")}
+    for option, names in allowed.items():
+        name = getattr(args, option)
+        if name is not None:
+            require_one_of(name, names, f"--{option}" + (f" of {args.model}" if option == "backbone" else ""))
 
 
 def choose_parts(args: argparse.Namespace, defaults: Parts) -> Parts:
@@ -120,7 +132,7 @@ def _experiments() -> Iterator[Parts]:
 
 def models() -> list[str]:
     """The models of the package without what an objective adds, such as ``equiformer_v2``."""
-    stems = {path.stem for path in (packaged_folder() / "model").glob("*.yml")}
+    stems = _stems("model")
     families = {stem.removesuffix(f"_{objective}") for stem in stems for objective in _objectives()}
     return sorted(stem for stem in families if not any(stem.endswith(f"_{name}") for name in _objectives()))
 
@@ -171,33 +183,53 @@ def _rounded(value: float, scale: float) -> float:
 
 def _objectives() -> set[str]:
     """Short names of objectives, the first word of their configs' names, but for the baseline's."""
-    names = {path.stem for path in (packaged_folder() / "objective").glob("*.yml")}
+    names = _stems("objective")
     return {min((other for other in names if name.startswith(other)), key=len) for name in names} - {"s2ef"}
 
 
 def _model_file(model: str, objective: str) -> str:
-    """The model with the heads that an objective needs."""
-    if model not in models():
-        raise ValueError(f"unknown --model '{model}'; {suggestion(model, models())}")
-    special = [name for name in _objectives() if objective.startswith(name)]
-    for name in (*(f"{model}_{each}" for each in special), *([] if special else [model])):
-        if (packaged_folder() / "model" / f"{name}.yml").exists():
-            return name
-    raise FileNotFoundError(
-        f"the package has no config of '{model}' for the objective '{objective}'; see `dens configs`"
+    """The model with the heads that an objective needs.
+
+    Raises:
+        ValueError: if there is none, with the objectives that this model has heads for.
+    """
+    if (file := _file_for(model, objective)) is not None:
+        return file
+    possible = [name for name in _stems("objective") if _file_for(model, name) is not None]
+    raise ValueError(
+        f"the package has no config of '{model}' for the objective '{objective}': give --objective, one of "
+        f"{', '.join(possible)}"
     )
+
+
+def _file_for(model: str, objective: str) -> str | None:
+    special = [name for name in _objectives() if objective.startswith(name)]
+    known = _stems("model")
+    names = (*(f"{model}_{each}" for each in special), *([] if special else [model]))
+    return next((name for name in names if name in known), None)
+
+
+def _stems(kind: str) -> list[str]:
+    """The package's configs of a kind, without their endings."""
+    return sorted(path.stem for path in (packaged_folder() / kind).glob("*.yml"))
 
 
 def _small_backbone(model: str) -> str:
     """The first backbone of a model by name, one called mini before others."""
-    stems = sorted(path.stem for path in (packaged_folder() / "backbone").glob("*.yml"))
+    own = _backbones(model)
+    return next((stem for stem in own if "mini" in stem), own[0])
+
+
+def _backbones(model: str) -> list[str]:
+    """The backbones of a model by name; esen_mini is of esen_gradient too."""
     words = model.split("_")
-    for length in range(len(words), 0, -1):  # esen_mini is of esen_gradient too
-        family = "_".join(words[:length])
-        own = [stem for stem in stems if _begins(stem, family) and not _is_of_another(stem, family)]
-        if own:
-            return next((stem for stem in own if "mini" in stem), own[0])
-    raise FileNotFoundError(f"the package has no backbone config for '{model}'; name one by --backbone")
+    families = ["_".join(words[:length]) for length in range(len(words), 0, -1)]
+    own = ([stem for stem in _stems("backbone") if _is_of(stem, family)] for family in families)
+    return next(filter(None, own))
+
+
+def _is_of(backbone: str, family: str) -> bool:
+    return _begins(backbone, family) and not _is_of_another(backbone, family)
 
 
 def _begins(name: str, family: str) -> bool:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from dens_plugin.data.molecules.files import open_frames
 from dens_plugin.data.molecules.units import CHOICES
+from dens_plugin.data.output import require_makeable
 from dens_plugin.data.structures import Keys, Structure
 from dens_plugin.inference.calculator import load_calculator, require_properties
 
@@ -96,6 +97,8 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.out is not None and args.out.exists():
         raise ValueError(f"'{args.out}' exists; give another --out, or delete it first")
+    if args.out is not None:
+        require_makeable(args.out)
     if args.cpu and args.device not in (None, "cpu"):
         raise ValueError(f"--cpu and --device {args.device} contradict each other; leave one of them out")
     if args.max_structures is not None and args.max_structures < 1:

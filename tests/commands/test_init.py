@@ -23,6 +23,7 @@ def workplace(tmp_path, monkeypatch):
     structures = [random_structure(5, seed=index, sid=index) for index in range(6)]
     write_lmdb(tmp_path / "mine" / "train", structures[:4])
     write_lmdb(tmp_path / "mine" / "val", structures[4:])
+    (tmp_path / "mine.yml").touch()
     return tmp_path
 
 
@@ -112,10 +113,16 @@ def test_data_without_forces(workplace, capsys):
     [
         (["nowhere"], "there is no folder 'nowhere'"),
         (["mine", "--model", "equiformer_v3"], "did you mean 'equiformer_v2'?"),
-        (["mine", "--backbone", "equiformer_v2_83"], "did you mean 'backbone/equiformer_v2_83m.yml'?"),
+        (["mine", "--backbone", "equiformer_v2_83"], "of equiformer_v2 'equiformer_v2_83'; did you mean 'equiformer_v2_83m'?"),
         (["mine/train"], "has no folder train"),
         (["mine", "--model", "eqn"], "unknown --model 'eqn'"),
         (["mine", "--model", "escn", "--objective", "ndem"], "no config of 'escn' for the objective 'ndem'"),
+        (["mine", "--model", "schnet"], "for the objective 'dens': give --objective, one of pretrain, s2ef"),
+        (["mine", "--model", "painn", "--backbone", "foo"], "'foo'; allowed are painn_mini, painn_molecule"),
+        (["mine", "--model", "painn", "--backbone", "egnn"], "unknown --backbone of painn 'egnn'; allowed are painn_"),
+        (["mine", "--schedule", "mimi"], "unknown --schedule 'mimi'; did you mean 'mini'?"),
+        (["mine", "--objective", "s2f"], "unknown --objective 's2f'; did you mean 's2ef'?"),
+        (["mine", "--out", "mine.yml/c.yml"], "mine.yml/c.yml cannot be made because"),
     ],
 )
 def test_slips(workplace, capsys, arguments, message):
@@ -123,6 +130,11 @@ def test_slips(workplace, capsys, arguments, message):
         main(["init", *arguments])
     assert message in capsys.readouterr().err
     assert not (workplace / "config.yml").exists()
+
+
+def test_makes_the_folder_of_the_file(workplace):
+    main(["init", "mine", "--out", "new/c.yml"])
+    assert (workplace / "new" / "c.yml").is_file()
 
 
 def test_overwrites_nothing(workplace, capsys):

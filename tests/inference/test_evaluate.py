@@ -103,6 +103,7 @@ def test_a_label_that_is_not_finite_is_told_before_anything_is_computed(
     [
         (["none.extxyz"], "none.extxyz does not exist"),
         (["mine.extxyz", "--out", "mine.extxyz"], "'mine.extxyz' exists"),
+        (["mine.extxyz", "--out", "mine.extxyz/out.extxyz"], "cannot be made because"),
         (["mine.extxyz", "--cpu", "--device", "cuda"], "contradict each other"),
         (["mine.extxyz", "--max-structures", "0"], "must be at least 1"),
         (["mine.extxyz", "--cpu"], "no checkpoint at 'best.pt'"),
