@@ -22,6 +22,7 @@ import dens_plugin.checks.registered  # noqa: F401
 from dens_plugin.backbones.family import Family, State, family_of
 from dens_plugin.checks.objective import without_switches
 from dens_plugin.compat import load_checkpoint, prepare_host
+from dens_plugin.data.output import require_makeable
 from dens_plugin.settings import mapping, number
 
 _DENS, _PLAIN = "dens", "plain"
@@ -60,6 +61,7 @@ def convert(
     """
     prepare_host()
     source, out = Path(source), Path(out)
+    require_makeable(out)
     if out.exists():
         raise FileExistsError(f"'{out}' exists already; remove it or choose another name")
     if not out.parent.is_dir():
@@ -254,6 +256,7 @@ def _normalizers(normalizers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
 
 def _write(checkpoint: dict[str, Any], out: Path) -> None:
     """Write under another name first, so that no half-written file is ever taken for a checkpoint."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     try:
         torch.save(checkpoint, partial)

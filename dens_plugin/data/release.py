@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import ase.io
 from ase import Atoms
+from ase.data import atomic_numbers
 from ase.io.extxyz import XYZError
 
 _NAME = re.compile(r"(?P<stem>\d+)\.(?P<kind>extxyz|txt)(?:\.xz)?")
@@ -159,6 +160,8 @@ def _read_text(path: Path) -> str:
 
 def _unreadable(path: Path, text: str, error: Exception, whole: int) -> str:
     """What is wrong with a file, of which some first frames are ``whole``."""
+    if isinstance(error, KeyError) and (element := _unknown_element(text, error)) is not None:
+        return f"{path}, frame {whole} has an unknown element '{element}': correct the file, or remove the frame."
     lacking = _lacking_columns(text.splitlines())
     if whole or not lacking:
         after = f"after {whole} frames: " if whole else ""
@@ -167,6 +170,13 @@ def _unreadable(path: Path, text: str, error: Exception, whole: int) -> str:
         f"{path}, frame 0 has no values for {', '.join(lacking)}, which its Properties name. If this is a test set, "
         f"take them out of Properties and use `dens data oc20` with --test-data, else {_AGAIN}"
     )
+
+
+def _unknown_element(text: str, error: KeyError) -> str | None:
+    """The word at the beginning of a row that ASE did not find among the elements; None if that is not the error."""
+    word = error.args[0]
+    is_named = isinstance(word, str) and any(line.split()[:1] == [word] for line in text.splitlines())
+    return word if is_named and word not in atomic_numbers else None
 
 
 def _lacking_columns(lines: Sequence[str]) -> list[str]:

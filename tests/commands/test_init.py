@@ -113,7 +113,7 @@ def test_data_without_forces(workplace, capsys):
     [
         (["nowhere"], "there is no folder 'nowhere'"),
         (["mine", "--model", "equiformer_v3"], "did you mean 'equiformer_v2'?"),
-        (["mine", "--backbone", "equiformer_v2_83"], "of equiformer_v2 'equiformer_v2_83'; did you mean 'equiformer_v2_83m'?"),
+        (["mine", "--backbone", "equiformer_v2_83"], "'equiformer_v2_83'; did you mean 'equiformer_v2_83m'?"),
         (["mine/train"], "has no folder train"),
         (["mine", "--model", "eqn"], "unknown --model 'eqn'"),
         (["mine", "--model", "escn", "--objective", "ndem"], "no config of 'escn' for the objective 'ndem'"),

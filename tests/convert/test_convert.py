@@ -145,6 +145,11 @@ class TestRefusals:
         with pytest.raises(FileExistsError, match="exists already"):
             convert(path, path)
 
+    def test_an_impossible_file_is_refused_before_the_work(self, tmp_path):
+        (tmp_path / "file").touch()
+        with pytest.raises(ValueError, match=r"file/ours.pt cannot be made because"):
+            convert(tmp_path / "gone.pt", tmp_path / "file" / "ours.pt")
+
     def test_missing_file(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="no checkpoint at"):
             convert(tmp_path / "none.pt", tmp_path / "out.pt")

@@ -117,6 +117,11 @@ def read_array(path: Path, file: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     try:
         return file[name]
     except (*_BROKEN, ValueError) as error:
+        if "Object arrays" in str(error):
+            raise ValueError(
+                f"{path}: {name} cannot be read, as it is an array of Python objects, which could be any program: save "
+                "it anew as an array of numbers, with a dtype such as int or float."
+            ) from error
         raise ValueError(f"{path}: {name} cannot be read ({error}): {_AGAIN}") from error
 
 

@@ -148,16 +148,30 @@ def _formula(structure: Structure) -> str:
 def _require_labels(structure: Structure, frames: Frames, where: str) -> None:
     needed = ("energy", "forces") if frames.forces else ("energy",)
     missing = [name for name in needed if getattr(structure, name) is None]
-    lacking = [name for name in frames.targets if name not in structure.properties]
-    if missing or lacking:
-        has = f" It has {', '.join(frames.names)}." if frames.names else ""
-        alone = " --energies-only does without forces." if missing == ["forces"] else ""
+    alone = " --energies-only does without forces." if missing == ["forces"] else ""
+    has = f" It has {', '.join(frames.names)}." if frames.names else ""
+    if missing and _has(frames.read(0), missing):
         raise ValueError(
-            f"{where} has no {' and no '.join([*missing, *lacking])}: extended XYZ has them as `energy=` and a column "
-            f"`forces`; --energy-key and --forces-key give other names.{has}{alone}"
+            f"{where} has no {' and no '.join(missing)}, which the first frame has: a batch needs the same in all. "
+            f"Remove the frame, or name it in --exclude.{alone}"
+        )
+    if missing:
+        raise ValueError(
+            f"{where} has no {' and no '.join(missing)}: extended XYZ has them as `energy=` and a column `forces`; "
+            f"--energy-key and --forces-key give other names.{has}{alone}"
+        )
+    lacking = [name for name in frames.targets if name not in structure.properties]
+    if lacking:
+        raise ValueError(
+            f"{where} has no number {' and no number '.join(lacking)}, which --targets is to keep: a value of the "
+            f"comment line, in every frame.{has if not set(lacking) <= set(frames.names) else ''}"
         )
     if not frames.forces and structure.forces is not None:
         raise ValueError(f"{where} has forces, and others of this data set have none: a batch needs the same in all.")
+
+
+def _has(structure: Structure, labels: Iterable[str]) -> bool:
+    return all(getattr(structure, name) is not None for name in labels)
 
 
 def _require_sound(structure: Structure, where: str) -> None:

@@ -213,6 +213,7 @@ def _require_possible(options: Options) -> None:
 def _open(src: Path, test: str | PathLike | None, options: Options) -> tuple[Frames, Frames | None]:
     opened = partial(open_frames, keys=options.keys, forces=not options.energies_only)
     frames = opened(src, units=options.units)
+    _require_targets(frames, options)
     test = test if test is not None else frames.test
     if test is None:
         return frames, None
@@ -220,9 +221,18 @@ def _open(src: Path, test: str | PathLike | None, options: Options) -> tuple[Fra
         tests = opened(Path(test), units=options.units)
     else:
         tests = opened(Path(test), units=options.test_units, option="--test-units")
+    _require_targets(tests, options)
     if tests.path.samefile(frames.path):
         raise ValueError(f"--test {test} is SRC itself: leave it out, and what --split leaves of SRC is for test.")
     return frames, tests
+
+
+def _require_targets(frames: Frames, options: Options) -> None:
+    unread = [name for name in options.keys.targets if name not in frames.targets]
+    if unread:
+        others = ", ".join(frames.targets)
+        known = f"its further labels are {others}" if others else "files of its kind have none"
+        raise ValueError(f"--targets: {frames.path} has no '{unread[0]}'; {known}.")
 
 
 def _candidates(frames: Frames, options: Options) -> tuple[np.ndarray, list[str]]:

@@ -262,9 +262,10 @@ def _usable(path: Path, file: h5py.File, layout: _Layout) -> tuple[list[_Group],
         group = file[name]
         missing = [key for key in needed if key not in group]
         if missing:
+            alone = " --energies-only does without forces." if missing == [layout.forces] else ""
             raise ValueError(
                 f"{path}, group {name} has no {' and no '.join(missing)}; it has {', '.join(group)}: --energy-key and "
-                "--forces-key name others."
+                f"--forces-key name others.{alone}"
             )
         try:
             has_labels = np.isfinite(np.asarray(group[layout.energy][()], dtype=float).reshape(-1))

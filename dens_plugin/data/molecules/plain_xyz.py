@@ -58,7 +58,10 @@ def _frames(path: Path, units: Units) -> Iterator[Structure]:
 
 
 def _frame(rows: list[list[str]], energy: float, where: str, index: int, units: Units) -> Structure:
-    if any(len(row) != 7 or not atomic_numbers.get(row[0]) for row in rows):
+    foreign = next((row[0] for row in rows if len(row) == 7 and not atomic_numbers.get(row[0])), None)
+    if foreign is not None:
+        raise ValueError(f"{where} has an unknown element '{foreign}': correct the file, or remove the frame.")
+    if any(len(row) != 7 for row in rows):
         raise ValueError(f"{where} has a row that is not element, x, y, z and a force: copy or download it again.")
     try:
         values = np.array([[float(word) for word in row[1:]] for row in rows])

@@ -62,14 +62,26 @@ def parse_sizes(text: str) -> Sizes:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    shares = all(0 < number < 1 for number in numbers) and sum(numbers) < 1 + 1e-9
-    whole = all(number >= 1 and number == int(number) for number in numbers)
-    if len(numbers) not in (2, 3) or not (shares or whole):
+    reason = _impossible(numbers)
+    if reason:
         raise ValueError(
             f"--split must be TRAIN,VAL or TRAIN,VAL,TEST, numbers such as 950,50 or shares such as 0.8,0.1,0.1, got "
-            f"'{text}'"
+            f"'{text}': {reason}"
         )
-    return Sizes(*numbers) if shares else Sizes(*map(int, numbers))
+    return Sizes(*numbers) if numbers[0] < 1 else Sizes(*map(int, numbers))
+
+
+def _impossible(numbers: Sequence[float]) -> str:
+    """Why some numbers are no sizes of a split; empty if they are."""
+    if len(numbers) not in (2, 3):
+        return "two or three numbers with commas between"
+    if not all(number > 0 for number in numbers):  # NaN is not
+        return "each must be above 0; leave out TEST for the rest"
+    if all(number < 1 for number in numbers):
+        return "" if sum(numbers) < 1 + 1e-9 else f"the shares make {sum(numbers):g}, more than all"
+    if any(number < 1 for number in numbers):
+        return "shares below 1 and numbers cannot be mixed"
+    return "" if all(number.is_integer() for number in numbers) else "numbers of frames are whole"
 
 
 def draw(candidates: np.ndarray, sizes: Sizes, *, seed: int, unit: str = "frames") -> Split:
@@ -88,10 +100,14 @@ def draw(candidates: np.ndarray, sizes: Sizes, *, seed: int, unit: str = "frames
     """
     counts = sizes.counts(len(candidates))
     wanted = counts.train + counts.val + (counts.test or 0)
-    if wanted > len(candidates) or min(counts.train, counts.val) < 1:
+    asked = f"--split {','.join(str(size) for size in sizes if size is not None)}"
+    if wanted > len(candidates):
+        raise ValueError(f"{asked} asks for {wanted:,} {unit}, there are {len(candidates):,}: ask for fewer.")
+    if min(counts.train, counts.val) < 1:
+        alone = "leave out --split-by molecules" if unit == "molecules" else "give a file with more"
         raise ValueError(
-            f"--split {','.join(str(size) for size in sizes if size is not None)} asks for {wanted:,} {unit}, there "
-            f"are {len(candidates):,}: ask for {'fewer' if wanted > len(candidates) else 'more'}."
+            f"{asked} of {len(candidates):,} {unit} makes {counts.train} for training and {counts.val} for validation, "
+            f"which need one each: {'give larger shares, or numbers' if len(candidates) > 1 else alone}."
         )
     order = np.random.default_rng(seed).permutation(candidates)
     ends = (counts.train, counts.train + counts.val, wanted if counts.test else len(order))

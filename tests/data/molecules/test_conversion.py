@@ -22,7 +22,7 @@ from dens_plugin.data.molecules.conversion import Options, convert
 from dens_plugin.data.molecules.manifest import origin_of
 from dens_plugin.data.molecules.plausibility import energy_force_slope
 from dens_plugin.data.molecules.split import Sizes
-from dens_plugin.data.structures import from_atoms
+from dens_plugin.data.structures import Keys, from_atoms
 
 KCAL = units.kcal / units.mol
 NUMBERS = np.array([8, 1, 1])
@@ -389,7 +389,7 @@ class TestRefusals:
             (NUMBERS * np.nan, "z must be atomic numbers, got nan"),
             (NUMBERS.astype(complex), "z must hold real numbers, got complex"),
             (["O", "H", "H"], "z must hold real numbers, got <U1"),
-            (np.array([8, 1, None]), "z cannot be read"),
+            (np.array([8, 1, None]), "z cannot be read, as it is an array of Python objects.* save it anew"),
         ],
     )
     def test_numbers_of_no_element(self, numbers, match, frames, tmp_path):
@@ -453,6 +453,42 @@ class TestRefusals:
         ase.io.write(tmp_path / "b.extxyz", [Atoms(NUMBERS, positions=positions) for positions in frames[0]])
         with pytest.raises(ValueError, match=r"frame 0 has no energy and no forces"):
             make(tmp_path / "b.extxyz", tmp_path / "out")
+
+    def test_labels_in_some_frames_alone(self, frames, tmp_path):
+        atoms = list(atoms_of(frames))
+        del atoms[30].calc.results["forces"]
+        ase.io.write(tmp_path / "a.extxyz", atoms)
+        with pytest.raises(ValueError, match=r"frame 30 has no forces, which the first frame has: .*--energies-only"):
+            make(tmp_path / "a.extxyz", tmp_path / "out")
+
+    def test_targets_that_are_not_there(self, frames, tmp_path):
+        atoms = list(atoms_of(frames))
+        for each in atoms:
+            each.info["gap"] = 0.5
+        ase.io.write(tmp_path / "a.extxyz", atoms)
+        named = OPTIONS._replace(keys=Keys(targets=("foo",)))
+        with pytest.raises(ValueError, match=r"frame 0 has no number foo, which --targets is to keep.* It has .*gap"):
+            make(tmp_path / "a.extxyz", tmp_path / "out", named)
+        with pytest.raises(ValueError, match=r"--targets: .*b.npz has no 'foo'; files of its kind have none"):
+            make(write_rmd17(tmp_path / "b.npz", frames), tmp_path / "out", named)
+
+    def test_unknown_elements_of_text(self, frames, tmp_path):
+        source = write_extxyz(tmp_path / "a.extxyz", frames)
+        lines = source.read_text().splitlines()
+        lines[5 * 7 + 2] = lines[5 * 7 + 2].replace("O ", "Qq", 1)
+        source.write_text("\n".join(lines))
+        with pytest.raises(ValueError, match=r"a.extxyz, frame 7 has an unknown element 'Qq': correct the file"):
+            make(source, tmp_path / "out")
+        (tmp_path / "b.xyz").write_text("1\n-1.0\nO 0 0 0 0 0 0\n1\n-1.0\nQq 0 0 0 0 0 0\n")
+        with pytest.raises(ValueError, match=r"b.xyz, frame 1 has an unknown element 'Qq'"):
+            make(tmp_path / "b.xyz", tmp_path / "out", OPTIONS._replace(units="eV"))
+
+    def test_one_molecule_cannot_be_divided(self, frames, tmp_path):
+        source = write_rmd17(tmp_path / "a.npz", frames)
+        with pytest.raises(ValueError, match=r"of 1 molecules makes 1 for training and 0 .*leave out --split-by"):
+            make(source, tmp_path / "out", Options(Sizes(0.8, 0.1), split_by="molecules"))
+        with pytest.raises(ValueError, match=r"of 60 frames makes 48 for training and 0 .*: give larger shares"):
+            make(source, tmp_path / "out", Options(Sizes(0.8, 0.001)))
 
     def test_arrays_of_other_sizes(self, frames, tmp_path):
         np.savez(tmp_path / "a.npz", z=[8, 1], R=frames[0], E=frames[1], F=frames[2], e_unit="eV")
@@ -627,9 +663,22 @@ def test_command(frames, tmp_path, capsys):
     assert "    forces: {mean: 0.0, stdev: " in out
 
 
-@pytest.mark.parametrize("text", ["950", "a,b", "1,0", "1,2,3,4"])
-def test_bad_sizes(text, tmp_path):
-    with pytest.raises(ValueError, match=r"--split must be TRAIN,VAL"):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("950", "two or three numbers"),
+        ("a,b", "two or three numbers"),
+        ("1,2,3,4", "two or three numbers"),
+        ("40,0", "each must be above 0"),
+        ("40,nan", "each must be above 0"),
+        ("0.9,0.2", "the shares make 1.1, more than all"),
+        ("0.8,50", "cannot be mixed"),
+        ("40,2.5", "are whole"),
+        ("40,inf", "are whole"),
+    ],
+)
+def test_bad_sizes(text, reason, tmp_path):
+    with pytest.raises(ValueError, match=rf"--split must be TRAIN,VAL.*, got '{text}': .*{reason}"):
         run(tmp_path / "a.npz", tmp_path / "out", "--split", text)
 
 

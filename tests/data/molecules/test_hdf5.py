@@ -129,7 +129,7 @@ def test_conversion(kind, tmp_path):
 
 def test_whole_molecules(tmp_path):
     path = write_ani1x(tmp_path / "a.h5")
-    with pytest.raises(ValueError, match=r"asks for 0 molecules|asks for 2 molecules, there are 2|ask for more"):
+    with pytest.raises(ValueError, match=r"of 2 molecules makes 0 for training and 0 .*: give larger shares"):
         convert(path, tmp_path / "out", Options(Sizes(0.1, 0.1), split_by="molecules"), progress=False)
     with pytest.raises(ValueError, match=r"has [NO], for which there is no reference energy"):
         convert(path, tmp_path / "out", Options(Sizes(1, 1), split_by="molecules"), progress=False)
@@ -167,7 +167,7 @@ class TestRefusals:
         path = write_ani1x(tmp_path / "a.h5")
         with h5py.File(path, "a") as file:
             del file["H3N"]["wb97x_dz.forces"]
-        with pytest.raises(ValueError, match=r"group H3N has no wb97x_dz.forces; it has .*coordinates.*--energy-key"):
+        with pytest.raises(ValueError, match=r"group H3N has no wb97x_dz.forces; .*--energy-key.*--energies-only"):
             open_frames(path)
         with pytest.raises(ValueError, match=r"group H2O has no nothing.energy"):
             open_frames(path, keys=Keys(energy="nothing.energy"))

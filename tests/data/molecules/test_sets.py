@@ -193,7 +193,7 @@ class TestNamesOfLabels:
         graph = read(tmp_path / "out" / "train")[0]
         assert graph.dipole_norm == pytest.approx(0.1 * graph.fid)
         assert "dipole_norm: {mean" in str(result)
-        with pytest.raises(ValueError, match=r"frame 0 has no other"):
+        with pytest.raises(ValueError, match=r"frame 0 has no number other"):
             make(tmp_path / "a.extxyz", tmp_path / "b", Options(Sizes(10, 5), keys=Keys(targets=("other",))))
         with pytest.raises(ValueError, match=r"records have a field `charge` of their own"):
             make(tmp_path / "a.extxyz", tmp_path / "b", Options(Sizes(10, 5), keys=Keys(targets=("charge",))))
