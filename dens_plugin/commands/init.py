@@ -44,6 +44,7 @@ _MOLECULES = Parts("base_molecules.yml", "", "", "objective/dens_md17.yml", "sch
 _SLABS = Parts("base.yml", "", "", "objective/dens.yml", "schedule/mini.yml")
 _PERIODIC: dict[str, Any] = {"model": {"backbone": {"use_pbc": True}}}
 _ALWAYS_PERIODIC = ("equiformer_v2", "escn", "esen")  # by default
+_DEMO = "demo_"  # how the names of its experiments begin
 _SMALL = ("mini", "molecule")  # in the names of backbones that a CPU trains
 
 
@@ -118,9 +119,9 @@ def choose_parts(args: argparse.Namespace, defaults: Parts) -> Parts:
 
 
 def _experiments() -> Iterator[Parts]:
-    """The parts of the package's experiments that have one of each kind."""
+    """The parts of the package's experiments that have one of each kind, the demo's cut short and last."""
     folder = packaged_folder()
-    for path in sorted((folder / "experiment").rglob("*.yml")):
+    for path in sorted((folder / "experiment").rglob("*.yml"), key=lambda path: (path.name.startswith(_DEMO), path)):
         names = [
             str((path.parent / name).resolve().relative_to(folder))
             for name in (yaml.safe_load(path.read_text()) or {}).get("includes", ())

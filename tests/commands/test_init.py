@@ -117,7 +117,7 @@ def test_data_without_forces(workplace, capsys):
         (["mine/train"], "has no folder train"),
         (["mine", "--model", "eqn"], "unknown --model 'eqn'"),
         (["mine", "--model", "escn", "--objective", "ndem"], "no config of 'escn' for the objective 'ndem'"),
-        (["mine", "--model", "schnet"], "for the objective 'dens': give --objective, one of pretrain, s2ef"),
+        (["mine", "--model", "schnet"], "for the objective 'dens': give --objective, one of pretrain"),
         (["mine", "--model", "painn", "--backbone", "foo"], "'foo'; allowed are painn_mini, painn_molecule"),
         (["mine", "--model", "painn", "--backbone", "egnn"], "unknown --backbone of painn 'egnn'; allowed are painn_"),
         (["mine", "--schedule", "mimi"], "unknown --schedule 'mimi'; did you mean 'mini'?"),
