@@ -13,7 +13,13 @@ from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_imports
 
 from dens_plugin import compat
-from dens_plugin.checks.dataset import require_counts, require_distinct, require_files, require_normalizers
+from dens_plugin.checks.dataset import (
+    require_counts,
+    require_distinct,
+    require_files,
+    require_normalizers,
+    with_train_settings,
+)
 from dens_plugin.checks.files import ConfigFile
 from dens_plugin.checks.metrics import with_metrics
 from dens_plugin.checks.model import require_known_model
@@ -64,7 +70,7 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
     for split, dataset in datasets.items():
         require_counts(dataset, f"dataset.{split}")
         require_normalizers(dataset.get("transforms", {}), f"dataset.{split}.transforms")
-        require_files(dataset, split)
+        require_files(with_train_settings(dataset, datasets.get("train", {})), split)
     require_distinct(datasets)
     if is_ours:
         require_references(datasets)

@@ -13,6 +13,7 @@ from dens_plugin.data.molecules.dataset import FORMAT, holds_frames
 from dens_plugin.settings import mapping, reject_unknown
 
 _LMDB_FORMATS = ("lmdb", "joined_lmdb", "dens_lmdb", "single_point_lmdb", "trajectory_lmdb", "oc22_lmdb")
+_FOLDER_FORMATS = ("ase_read", "ase_read_multi")
 _COUNTS = ("first_n", "sample_n")
 _SPLIT_SETTINGS = "_split_settings"  # ends the names of blocks that change a data set for one of the splits
 _NORMALIZER_KEYS = ("mean", "rmsd", "stdev", "file")
@@ -33,6 +34,8 @@ def require_files(dataset: Mapping[str, Any], split: str) -> None:
         if dataset.get("format", "lmdb") in _LMDB_FORMATS:
             _require_no_frames(source, split)
             require_whole_lmdb(source)
+        if dataset.get("format") in _FOLDER_FORMATS and not dataset.get("index_file"):
+            _require_files_of_folder(Path(source), dataset, split)
 
 
 def _require_no_frames(source: str, split: str) -> None:
@@ -43,6 +46,30 @@ def _require_no_frames(source: str, split: str) -> None:
             else f"`format: {FORMAT}` beside it reads it as it is"
         )
         raise ValueError(f"dataset.{split}.src: '{source}' is by its name a file of frames, and no LMDB; {remedy}")
+
+
+def _require_files_of_folder(source: Path, dataset: Mapping[str, Any], split: str) -> None:
+    """Raise ValueError where ASE is to read the files of a folder and there is none, or it is a file itself."""
+    where, pattern = f"dataset.{split}", str(dataset.get("pattern", "*"))
+    if source.is_file():
+        remedy = "" if split == "train" else f", or read it as it is by `format: {FORMAT}`"
+        raise ValueError(
+            f"{where}.src: '{source}' is a file, and the format {dataset['format']} takes a folder: set {where}.src to "
+            f"'{source.parent}' and {where}.pattern to '{source.name}'{remedy}"
+        )
+    try:
+        found = next(source.glob(pattern), None)
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(f"{where}.pattern '{pattern}' is none of file names: {error}") from error
+    if found is None:
+        raise ValueError(
+            f"{where}.pattern: no file of '{source}' is called '{pattern}'; set it to what they are called"
+        )
+
+
+def with_train_settings(block: Mapping[str, Any], train: Mapping[str, Any]) -> dict[str, Any]:
+    """A split's settings with those of training behind them, which fairchem takes unless it is told not to."""
+    return {**train, **block} if block.get("use_train_settings", True) else dict(block)
 
 
 def require_counts(dataset: Mapping[str, Any], where: str) -> None:
