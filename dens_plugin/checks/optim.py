@@ -37,6 +37,7 @@ _SCHEDULES = {
     "held_cosine": ("warmup_epochs", "warmup_factor", "hold_epochs", "lr_min_factor"),
     "multistep": ("warmup_epochs", "warmup_factor", "decay_epochs", "decay_rate"),
 }
+_ON_ERROR = ("raise", "warn_and_balance", "warn_and_no_balance")  # that a set does not say sizes of structures
 _WARM_UP = ("warmup_epochs", "warmup_factor")  # of this package's ReduceLROnPlateau
 _ROUNDING = 1e-6  # epochs
 _OF_FAIRCHEM = ("epochs", "lr")  # it writes both into scheduler_params, also into those of a checkpoint
@@ -134,6 +135,11 @@ def _require_loaders(optim: Mapping[str, Any]) -> None:
         raise ValueError("optim lacks `batch_size`; set it, or `batch_atoms` or `batch_edges` to fill batches up")
     if fill is not None and "eval_batch_size" not in optim:
         raise ValueError(f"optim.{fill} is for training; set optim.eval_batch_size, the structures of other batches")
+    balance = optim.get("load_balancing", False)
+    if balance is not False and str(balance).lower() != "atoms":
+        raise ValueError(f"optim.load_balancing must be atoms or false, got {balance!r}")
+    if optim.get("load_balancing_on_error") is not None:
+        require_one_of(optim["load_balancing_on_error"], _ON_ERROR, "optim.load_balancing_on_error")
     pads = switch(optim.get("pad", False), "optim.pad")
     finds = switch(optim.get("loader_graph", True), "optim.loader_graph")
     if pads and not finds:

@@ -50,6 +50,7 @@ from dens_plugin.training.optimizer import Averages, keep_way_of_stepping, with_
 from dens_plugin.training.progress import StepLines, closing_line, validation_line
 from dens_plugin.training.schedule import Schedule, schedule_at, stated_groups, suit_schedule, take_settings
 from dens_plugin.training.step_random import seed_step
+from dens_plugin.training.unused_folders import removed_if_unused
 from dens_plugin.training.validation import MeanLoss, ShareSampler, is_better, summed
 from dens_plugin.training.warm_start import changed_settings, warn_of_other_model
 
@@ -92,7 +93,8 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         self._autocast_dtype = torch.bfloat16 if optim.get("autocast") == "bf16" else None
         self.accumulate_steps = optim.get("accumulate_steps", 1)
         self.bad_steps = BadSteps(optim.get("max_bad_steps", 10))
-        super().load(inference_only)
+        with removed_if_unused(self.config["cmd"]):
+            super().load(inference_only)
 
     def coefficients(self) -> Mapping[str, float]:
         """Weights in the loss that change during a run; none."""
@@ -379,7 +381,8 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
             schedule = for_groups(checkpoint.get("scheduler"), len(self.optimizer.param_groups))
             checkpoint = {**checkpoint, "optimizer": state, "scheduler": schedule}
         try:
-            super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+            with removed_if_unused(self.config["cmd"]):
+                super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
         except (AssertionError, KeyError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"the checkpoint '{checkpoint_path}' does not fit the config: {self._misfit(checkpoint, error)}"

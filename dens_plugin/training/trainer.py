@@ -169,6 +169,10 @@ class DeNSTrainer(DurableTrainer):
         except AssertionError as error:
             raise ValueError(f"the data sets cannot be opened: {error}; `dens data check` says more") from error
         except ValueError as error:
+            if "No valid ase data" in str(error):
+                raise ValueError(
+                    f"ASE can read no file of dataset.*.src by its `pattern`:{str(error).partition('data:')[2]}"
+                ) from error
             hint = "; dataset.val and dataset.test take over what dataset.train has: give each its own"
             raise ValueError(f"{error}{hint if 'sample_n' in str(error) else ''}") from error
         if self.relax_dataset is not None:

@@ -51,6 +51,13 @@ def test_without_nulls_keeps_everything_else():
     [
         ("scheduler_params", None, "optim lacks `scheduler_params`"),
         ("batch_size", 0, "optim.batch_size must be a whole number above 0, got 0"),
+        ("load_balancing", "foo", "optim.load_balancing must be atoms or false, got 'foo'"),
+        ("load_balancing", True, "optim.load_balancing must be atoms or false, got True"),
+        (
+            "load_balancing_on_error",
+            "warn",
+            "unknown optim.load_balancing_on_error 'warn'; allowed are raise",
+        ),
         ("batch_size", True, "optim.batch_size must be a number, got True"),
         ("max_epochs", 1.5, "optim.max_epochs must be a whole number above 0, got 1.5"),
         ("lr_initial", -1, "optim.lr_initial must be a number above 0, got -1"),

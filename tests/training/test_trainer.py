@@ -575,3 +575,27 @@ class TestBadInput:
         path.write_bytes(b"PK\x03\x04 and no more")
         with pytest.raises(ValueError, match="was cut short"):
             build(config).load_checkpoint(str(path))
+
+
+def test_a_start_that_fails_leaves_no_folders(config, build, tmp_path):
+    """Neither when the model cannot be trained on what is asked for, nor when a checkpoint is of another one."""
+    path = build(config).save(checkpoint_file="other.pt")
+    before = {folder for folder in tmp_path.glob("*/**/") if "-test" in folder.name}
+    bad = copy.deepcopy(config) | {"model": copy.deepcopy(PLAIN_MODEL)}
+    with pytest.raises(ValueError, match="no head for it"):
+        build(bad)
+    config["model"]["num_layers"] = 2
+    with pytest.raises(ValueError, match=r"num_layers: 1 in the checkpoint, 2 now"):
+        build(config).load_checkpoint(path)
+    assert {folder for folder in tmp_path.glob("*/**/") if "-test" in folder.name} == before
+    assert len(before) == 3
+
+
+def test_a_failed_start_leaves_what_a_run_has_written(config, build, tmp_path):
+    first = build(config, timestamp_id="again")
+    first.save()
+    config["model"]["num_layers"] = 0.5
+    with pytest.raises(ValueError, match="model"):
+        build(config, timestamp_id="again")
+    assert (tmp_path / "checkpoints" / "again" / "checkpoint.pt").is_file()
+    assert (tmp_path / "logs" / "tensorboard" / "again").is_dir()
