@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dens_plugin.checks.files import config_files
-from dens_plugin.checks.options import require_options
-from dens_plugin.commands.options import as_python, options_parser
+from dens_plugin.checks.options import as_python, require_options
+from dens_plugin.commands.options import options_parser
 from dens_plugin.config_files import find_config
+from dens_plugin.data.output import require_folder
 from dens_plugin.log_lines import set_up_logging
 
 _SPLIT_OF_MODE = {"train": ("train", "val"), "validate": ("val",), "predict": ("test",), "run-relaxations": ("relax",)}
@@ -60,6 +61,8 @@ def run_mode(command: str, arguments: Sequence[str]) -> None:
     _choose_device(args)
     if args.checkpoint and mode != "train" and args.run_dir == parser.get_default("run_dir"):
         args.run_dir = str(run_folder_of(args.checkpoint) or args.run_dir)
+    if not args.debug:
+        require_folder(Path(args.run_dir), "--run-dir")
     set_up_logging()
     importlib.import_module("dens_plugin.launch").launch(args, overrides)
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import contextlib
 import importlib.util
 import runpy
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 DEVICES = ("cpu", "cuda")
 _ALWAYS_GIVEN = {"mode"}  # by the name of the command
-_WORDS = {"true": "True", "false": "False", "null": "None"}
 
 
 def options_parser(command: str) -> argparse.ArgumentParser:
@@ -36,28 +31,6 @@ def options_parser(command: str) -> argparse.ArgumentParser:
             help="go on with the newest unfinished run of this --identifier in --run-dir",
         )
     return parser
-
-
-def as_python(override: str) -> str:
-    """``--block.key=value`` with a value as in YAML in Python's words, which fairchem reads.
-
-    Words for true, false and null are changed, and lists and blocks that are none of Python's.
-    """
-    key, sign, value = override.partition("=")
-    if value.lstrip().startswith(("[", "{")) and not _is_python(value):
-        with contextlib.suppress(yaml.YAMLError):  # text, as the pattern [ab]*.extxyz
-            read = repr(yaml.safe_load(value))
-            return f"{key}{sign}{read}" if _is_python(read) else override
-    return f"{key}{sign}{_WORDS.get(value.lower(), value)}"
-
-
-def _is_python(value: str) -> bool:
-    """Whether fairchem takes a value for more than text."""
-    try:
-        ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return False
-    return True
 
 
 def _fairchem_flags() -> Any:

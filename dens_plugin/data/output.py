@@ -11,7 +11,10 @@ def require_folder(out: Path, option: str) -> None:
     """Check that a path is a folder or can become one; raises ValueError that names the ``option`` that gave it."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"'{out}' is a file; give {option} a folder")
-    require_makeable(out)
+    try:
+        require_makeable(out)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
 
 
 def require_makeable(out: Path) -> None:
@@ -26,7 +29,8 @@ def require_makeable(out: Path) -> None:
     Raises:
         ValueError: If it cannot be made, with the folder that is in the way.
     """
-    folder = next(parent for parent in out.absolute().parents if os.path.lexists(parent))
+    path = out.absolute()
+    folder = path if path.is_dir() else next(parent for parent in path.parents if os.path.lexists(parent))
     try:
         with tempfile.TemporaryDirectory(prefix=".dens-", dir=folder):
             pass

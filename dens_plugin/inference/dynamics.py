@@ -33,6 +33,7 @@ from dens_plugin.data.overlap import OVERLAP_REMEDY, overlap
 from dens_plugin.figure_style import STYLE
 from dens_plugin.inference.calculator import load_calculator, require_properties
 from dens_plugin.inference.cutoff_jump import jump_at_cutoff
+from dens_plugin.settings import count
 
 _MILLI = 1000.0
 _FMAX, _RELAXATION_STEPS = 0.01, 500  # eV/Å, for a start at rest
@@ -232,8 +233,9 @@ def run(args: argparse.Namespace) -> None:
     """Do what ``dens nve`` was asked for."""
     plan = Plan(args.steps, args.timestep, args.temperature, args.seed, args.every)
     _require_possible(plan)
-    if not args.fmax > 0 or args.relax_steps < 1:
-        raise ValueError(f"--fmax and --relax-steps must be above 0, got {args.fmax} and {args.relax_steps}")
+    count(args.relax_steps, "--relax-steps", least=1)
+    if not args.fmax > 0:
+        raise ValueError(f"--fmax must be above 0, got {args.fmax:g}")
     out = Path(args.out)
     _require_unused(out)
     atoms = read_structure(args.structure)
@@ -286,9 +288,12 @@ def require_apart(atoms: Atoms, where: str) -> None:
 
 
 def _require_possible(plan: Plan) -> None:
-    finite = math.isfinite(plan.timestep) and math.isfinite(plan.temperature)
-    if not finite or min(plan.steps, plan.every) < 1 or plan.timestep <= 0 or min(plan.temperature, plan.seed) < 0:
-        raise ValueError(f"steps, every and timestep must be above 0, temperature and seed at least 0, got {plan}")
+    for name, least in (("steps", 1), ("every", 1), ("seed", 0)):
+        count(getattr(plan, name), f"--{name}", least=least)
+    if not (math.isfinite(plan.timestep) and plan.timestep > 0):
+        raise ValueError(f"--timestep must be a finite number above 0, got {plan.timestep:g}")
+    if not (math.isfinite(plan.temperature) and plan.temperature >= 0):
+        raise ValueError(f"--temperature must be a finite number of at least 0, got {plan.temperature:g}")
     if plan.steps // plan.every + 1 < _LEAST_ROWS:
         raise ValueError(f"{plan.steps} steps with a row every {plan.every} give no line: ask for more, or --every 1")
 

@@ -27,10 +27,11 @@ from dens_plugin import compat
 from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
 from dens_plugin.checks.merged import merged_config
-from dens_plugin.checks.options import require_overrides
+from dens_plugin.checks.options import as_python, is_override
 from dens_plugin.config_files import find_config
 from dens_plugin.probe.batch_fit import Measured, largest_within, line_through, measure_up_to
 from dens_plugin.probe.memory import Meter, bytes_of, meter_of
+from dens_plugin.settings import count
 from dens_plugin.training.loop import TrainingLoop
 from dens_plugin.training.trainer import DeNSTrainer
 
@@ -68,8 +69,13 @@ def run(args: argparse.Namespace) -> None:
         ValueError: for a config that makes no sense, or if not even one structure fits.
     """
     limit = None if args.memory is None else bytes_of(args.memory)
-    if not 0 <= args.margin < 1 or args.most < 1 or args.sample < 1:
-        raise ValueError("--margin must be from 0 to below 1, --most and --sample at least 1")
+    if not 0 <= args.margin < 1:
+        raise ValueError(f"--margin must be from 0 to below 1, got {args.margin:g}")
+    for name in ("most", "sample"):
+        count(getattr(args, name), f"--{name}", least=1)
+    for text in args.set:
+        if not is_override(f"--{text}"):
+            raise ValueError(f"--set {text!r} is no setting: write KEY=VALUE, as --set optim.max_epochs=1")
     config = _config(args)
     with _trainer_of(config) as trainer:
         meter = meter_of(trainer.device)
@@ -106,8 +112,9 @@ def _config(args: argparse.Namespace) -> dict[str, Any]:
     cpu = args.cpu or not torch.cuda.is_available()
     options = ["--mode", "train", "--config-yml", str(path), "--debug"]
     options += ["--cpu"] * cpu + ["--amp"] * args.amp
-    overrides = [f"--{text}" for text in args.set] + [f"--dataset.{split}=None" for split in ("val", "test", "relax")]
-    require_overrides(overrides, parser)
+    overrides = [as_python(f"--{text}") for text in args.set] + [
+        f"--dataset.{split}=None" for split in ("val", "test", "relax")
+    ]
     config = merged_config(parser.parse_args(options), overrides)
     require_sound(config, config_files(path))
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dens_plugin.commands.options import as_python
+from dens_plugin.checks.options import as_python
 
 
 @pytest.mark.parametrize(

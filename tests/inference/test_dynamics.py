@@ -136,7 +136,7 @@ def test_nan_stops_with_its_step():
     ],
 )
 def test_impossible_plans(change):
-    with pytest.raises(ValueError, match="must be above 0"):
+    with pytest.raises(ValueError, match=r"^--[a-z]+ must be a "):
         simulate(dimer(), SHORT._replace(**change))
 
 
@@ -202,8 +202,24 @@ def test_command(structure, tmp_path, monkeypatch, capsys):
     assert (tmp_path / "nve" / "nve.png").stat().st_size > 10_000
     with pytest.raises(ValueError, match=r"holds an earlier run \(nve.traj, nve.csv, nve.png\): give another"):
         run("best.pt", structure, "--out", tmp_path / "nve")
-    with pytest.raises(ValueError, match="--fmax and --relax-steps must be above 0"):
+    with pytest.raises(ValueError, match="--fmax must be above 0, got 0"):
         run("best.pt", structure, "--out", tmp_path / "other", "--relax", "--fmax", 0)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("steps", -4, "must be a whole number of at least 1, got -4"),
+        ("every", 0, "must be a whole number of at least 1, got 0"),
+        ("seed", -1, "must be a whole number of at least 0, got -1"),
+        ("relax-steps", 0, "must be a whole number of at least 1, got 0"),
+        ("timestep", "nan", "must be a finite number above 0, got nan"),
+        ("temperature", -1, "must be a finite number of at least 0, got -1"),
+    ],
+)
+def test_impossible_numbers_are_told_by_their_option(structure, option, value, message):
+    with pytest.raises(ValueError, match=f"^--{option} {message}$"):
+        run("best.pt", structure, f"--{option}={value}")
 
 
 def test_structure_files(structure, tmp_path):

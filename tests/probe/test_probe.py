@@ -73,11 +73,12 @@ def test_says_when_nothing_fits(config, capsys):
     ("options", "message"),
     [
         (["--memory=much"], "an amount of memory is a number with GB"),
-        (["--margin=1"], "--margin must be from 0 to below 1"),
-        (["--most=0"], "--most and --sample at least 1"),
+        (["--margin=1"], "--margin must be from 0 to below 1, got 1"),
+        (["--most=-1"], "--most must be a whole number of at least 1, got -1"),
+        (["--sample=0"], "--sample must be a whole number of at least 1, got 0"),
         (["--set", "optim.lr=3"], "unknown key 'lr' in optim"),
         (["--set", "dataset.train=None"], "set dataset.train.src"),
-        (["--set", "optim"], "unknown option '--optim'"),
+        (["--set", "optim"], "--set 'optim' is no setting: write KEY=VALUE"),
     ],
 )
 def test_refuses(config, capsys, options, message):
