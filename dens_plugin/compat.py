@@ -11,7 +11,7 @@ import importlib
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +76,21 @@ def load_checkpoint(
     if not isinstance(checkpoint, dict):
         raise ValueError(f"'{path}' holds a {type(checkpoint).__name__}, not the dictionary of a checkpoint")
     return checkpoint
+
+
+def require_weights(checkpoint: Mapping[str, Any], path: str | Path) -> None:
+    """Raise ValueError for a file that holds a dictionary and no weights in it.
+
+    Args:
+        checkpoint: of `load_checkpoint`.
+        path: its name for people.
+    """
+    if not isinstance(checkpoint.get("state_dict"), Mapping):
+        held = ", ".join(map(str, list(checkpoint)[:3])) or "nothing"
+        raise ValueError(
+            f"'{path}' has no `state_dict` but {held}: give a checkpoint that a training wrote, or convert this one "
+            "with `dens convert`"
+        )
 
 
 def read_tensors(

@@ -55,11 +55,7 @@ def launch(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if args.checkpoint is not None:
         # A broken file is better met here than after everything else.
         args.checkpoint = str(whole_or_before(args.checkpoint))
-        if "state_dict" not in compat.load_checkpoint(args.checkpoint, on_demand=True):
-            raise ValueError(
-                f"'{args.checkpoint}' has no `state_dict`: give a checkpoint that a training wrote, or convert "
-                "this one with `dens convert`"
-            )
+        compat.require_weights(compat.load_checkpoint(args.checkpoint, on_demand=True), args.checkpoint)
     if args.mode == "run-relaxations":
         require_relaxable(config)
     if args.num_gpus > 1 and not args.submit and LOADER_WORKERS not in config["optim"]:

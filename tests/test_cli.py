@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from samples import MODEL, base_config, write_lmdb
 
@@ -153,6 +154,11 @@ class TestRefusals:
         monkeypatch.delenv("WANDB_API_KEY", raising=False)
         assert "there is no key for it: run `wandb login`" in self.train(workplace, capsys, logger="wandb")
 
+    def test_a_warm_start_from_a_file_without_weights(self, workplace, capsys):
+        torch.save({"a": 1}, workplace / "dict.pt")
+        line = self.train(workplace, capsys, task={"objective": {"name": "dens"}, "warm_start": "dict.pt"})
+        assert "'dict.pt' has no `state_dict` but a: give a checkpoint that a training wrote" in line
+
     def test_unknown_objective(self, workplace, capsys):
         line = self.train(workplace, capsys, task={"objective": {"name": "dense"}})
         assert "unknown objective 'dense'" in line
@@ -193,6 +199,10 @@ class TestRefusals:
             ("--optim.max_epoch=1", "unknown key 'max_epoch' in optim; did you mean 'max_epochs'?"),
             ("--task.objectve.prob=0.5", "unknown key 'objectve' in task; did you mean 'objective'?"),
             ("--tsk.objective.prob=0.5", "unknown key 'tsk' in the config; did you mean 'task'?"),
+            (
+                "--run-dir=/proc/x",
+                "--run-dir: /proc/x cannot be made because nothing can be written to the folder /proc",
+            ),
             ("--loss_functions=null", "loss_functions is empty: give it a list with a block for each output"),
             ("--loss_functions=[]", "loss_functions is empty: give it a list"),
             ("--optim.batch_size=0", "optim.batch_size must be a whole number above 0, got 0"),

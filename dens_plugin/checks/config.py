@@ -76,7 +76,8 @@ def require_sound(config: Mapping[str, Any], files: Sequence[ConfigFile] = ()) -
         require_references(datasets)
     require_plain_files(config)
     if (config.get("task") or {}).get("warm_start"):
-        compat.load_checkpoint(warm_start_of(config["task"]["warm_start"]).path, on_demand=True)
+        path = warm_start_of(config["task"]["warm_start"]).path
+        compat.require_weights(compat.load_checkpoint(path, on_demand=True), path)
 
 
 def _datasets(block: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

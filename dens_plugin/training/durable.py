@@ -23,6 +23,8 @@ from fairchem.core.models.equiformer_v2.trainers.forces_trainer import Equiforme
 from torch.optim.lr_scheduler import LambdaLR
 
 from dens_plugin import compat
+from dens_plugin.backbones.description import describe
+from dens_plugin.backbones.family import families
 from dens_plugin.checks.optim import require_optim, without_nulls
 from dens_plugin.checks.resumption import FINISHED, is_finished
 from dens_plugin.data.records import require_structures
@@ -396,6 +398,10 @@ class DurableTrainer(EquiformerV2ForcesTrainer):
         """Why a checkpoint could not be loaded: by the settings that differ where its own config says so."""
         if "parameter groups" in str(error):
             return f"{error}; {_OTHER_GROUPS}"
+        own = describe(self._unwrapped_model).family
+        found = next((each for each in families() if each.knows(checkpoint["state_dict"])), None)
+        if own is not None and found is not None and found is not own:
+            return f"it holds weights of {found.title}, and the model is {own.title}; use the config of its own run"
         changed = changed_settings(self.config["model"], checkpoint)
         more = f"; and {len(changed) - _TOLD} more" if len(changed) > _TOLD else ""
         reason = "; ".join(changed[:_TOLD]) + more if changed else str(error).strip()[:300]

@@ -16,7 +16,7 @@ from torch import nn
 from dens_plugin.backbones.description import describe
 from dens_plugin.backbones.family import Family, State, as_it_is, family_of
 from dens_plugin.checks.warm_start import WarmStart, warm_start_of
-from dens_plugin.compat import load_checkpoint
+from dens_plugin.compat import load_checkpoint, require_weights
 
 _BACKBONE, _ENCODING, _HEADS = "backbone", "force encoding", "output_heads."
 _REFERENCES = "element_references"  # in fairchem's modules and files
@@ -64,8 +64,7 @@ def warm_start(model: nn.Module, settings: Mapping[str, Any] | str | Path) -> Ma
 
 def _translated(checkpoint: Mapping[str, Any], own: Family | None, path: Path) -> State:
     """The checkpoint's weights under this package's names; of a network that no family is of, as they are."""
-    if "state_dict" not in checkpoint:
-        raise ValueError(f"a checkpoint needs `state_dict`, found {sorted(checkpoint)}; is this a fairchem checkpoint?")
+    require_weights(checkpoint, path)
     if own is None:
         return as_it_is(checkpoint["state_dict"], {}).state
     family = family_of(checkpoint["state_dict"], path)

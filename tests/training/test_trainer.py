@@ -342,6 +342,12 @@ def test_checkpoint_of_another_architecture_is_refused(config, build):
         build(config).load_checkpoint(path)
 
 
+def test_checkpoint_of_another_network_is_refused_by_the_names_of_both(config, build, tmp_path):
+    torch.save({"state_dict": {"backbone.message_layers.0.x_proj.0.weight": torch.zeros(1)}}, tmp_path / "painn.pt")
+    with pytest.raises(ValueError, match="it holds weights of PaiNN, and the model is EquiformerV2"):
+        build(config).load_checkpoint(str(tmp_path / "painn.pt"))
+
+
 def test_contradictions_to_a_checkpoint_are_logged(config, build, caplog):
     """A cutoff changes the numbers and no shape."""
     path = build(config).save(checkpoint_file="other.pt")
