@@ -18,6 +18,7 @@ LAYERS = [
         "cells",
         "compat",
         "disk",
+        "columns",
         "config_files",
         "fields",
         "figure_style",

@@ -16,6 +16,7 @@ from ase.constraints import FixAtoms
 from ase.io import write
 from tqdm import tqdm
 
+from dens_plugin.columns import aligned
 from dens_plugin.data.molecules.files import open_frames
 from dens_plugin.data.molecules.units import CHOICES
 from dens_plugin.data.output import require_makeable
@@ -173,8 +174,8 @@ def table(evaluated: Sequence[Evaluated]) -> list[str]:
     lines = [f"{len(evaluated):,} structures"]
     if not errors:
         return [*lines, "There are no labels to compare with."]
-    lines += [f"{'':24}{'MAE':>10}{'RMSE':>10}{'numbers':>12}"]
-    lines += [f"{name:24}{each.mae:>10,.1f}{each.rmse:>10,.1f}{each.numbers:>12,}" for name, each in errors.items()]
+    rows = [[name, f"{each.mae:,.1f}", f"{each.rmse:,.1f}", f"{each.numbers:,}"] for name, each in errors.items()]
+    lines += aligned([["", "MAE", "RMSE", "numbers"], *rows], left=1)
     if len(evaluated) > 1 and _is_constant(evaluated):
         logging.warning(
             "All energies are off by nearly the same amount: the file and the training data may have other references."

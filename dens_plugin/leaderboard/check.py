@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dens_plugin.columns import aligned
 from dens_plugin.data.findings import Finding
 from dens_plugin.leaderboard.data import mismatches, read_test_set
 from dens_plugin.leaderboard.file import NpzReader, sha256_of_array, sha256_of_file
@@ -153,11 +154,8 @@ def _manifest(verdict: Verdict) -> list[str]:
         f"judged as   {rules.task.name} for {rules.convention.name}",
         f"sha256      {verdict.sha256}",
     ]
-    width = max((len(entry.key) for entry in verdict.entries), default=0)
-    return lines + [
-        f"{entry.key:{width}s}  {'x'.join(map(str, entry.shape)):>12s}  {entry.dtype:8s}  {entry.sha256}"
-        for entry in verdict.entries
-    ]
+    rows = [[each.key, "x".join(map(str, each.shape)), each.dtype, each.sha256] for each in verdict.entries]
+    return lines + aligned(rows, left=1)
 
 
 def _found(findings: list[Finding]) -> list[str]:

@@ -28,6 +28,7 @@ from dens_plugin.checks.config import require_sound
 from dens_plugin.checks.files import config_files
 from dens_plugin.checks.merged import merged_config
 from dens_plugin.checks.options import as_python, is_override
+from dens_plugin.columns import aligned
 from dens_plugin.config_files import find_config
 from dens_plugin.probe.batch_fit import Measured, largest_within, line_through, measure_up_to
 from dens_plugin.probe.memory import Meter, bytes_of, meter_of
@@ -170,12 +171,13 @@ def _step(trainer: DeNSTrainer, structures: Sequence[Data]) -> None:
 def _tell(points: Sequence[Measured], structures: Sequence[Data], budget: float, args: argparse.Namespace) -> None:
     """Print what was measured and what follows from it."""
     print(f"The largest structures have {int(structures[0].natoms)} to {int(structures[-1].natoms)} atoms.")
-    print(f"{'batch':>7}{'atoms':>8}{'peak, GiB':>12}{'s per step':>12}{'structures/s':>14}")
+    rows = [["batch", "atoms", "peak, GiB", "s per step", "structures/s"]]
     for point in points:
         atoms = sum(int(structures[index % len(structures)].natoms) for index in range(point.batch))
         peak = f"{point.peak / _GIB:.2f}" if math.isfinite(point.peak) else "too much"
         rate = point.batch / point.seconds
-        print(f"{point.batch:>7}{atoms:>8}{peak:>12}{point.seconds:>12.3g}{rate:>14.3g}")
+        rows.append([str(point.batch), str(atoms), peak, f"{point.seconds:.3g}", f"{rate:.3g}"])
+    print("\n".join(aligned(rows)))
     best = largest_within(points, budget)
     limit = f"{budget / _GIB:.2f} GiB, {args.margin:.0%} being left free"
     if best == 0:

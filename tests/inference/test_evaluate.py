@@ -67,6 +67,13 @@ def test_a_structure_that_cannot_be_computed_is_named():
         evaluated(water(1.0, 0.1), Atoms("O"))
 
 
+def test_large_errors_stay_apart():
+    """Of another reference, say."""
+    header, energy, *_ = table(evaluated(water(-4_210_059.4, 0.1)))[1:]
+    assert header.split() == ["MAE", "RMSE", "numbers"]
+    assert len(energy.removeprefix("energy (meV)").split()) == 3
+
+
 def test_another_reference_is_noticed(caplog):
     table(evaluated(water(-2000.0, 0.1), water(-2000.2, 0.1)))
     assert "may have other references" in caplog.text
