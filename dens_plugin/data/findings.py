@@ -15,6 +15,7 @@ from ase.data import atomic_numbers
 from ase.neighborlist import neighbor_list
 
 from dens_plugin.data.arrays import BREAKS, Partial, Presence
+from dens_plugin.data.bonds import in_bohr
 from dens_plugin.data.overlap import OVERLAP, OVERLAP_REMEDY
 from dens_plugin.data.statistics import Statistics
 from dens_plugin.data.structures import Structure
@@ -133,7 +134,7 @@ class Tally:
 
 def of_whole(statistics: Statistics) -> list[Finding]:
     """Findings that only the data set as a whole shows."""
-    checks = (_unreferenced, _force_unit, _constant_energy, _heavy_elements, _several_periodicities)
+    checks = (_unreferenced, _force_unit, _length_unit, _constant_energy, _heavy_elements, _several_periodicities)
     found = (check(statistics) for check in checks)
     return [finding for finding in found if finding is not None]
 
@@ -299,6 +300,11 @@ def _force_unit(statistics: Statistics) -> Finding | None:
             f"forces have rms {rms:.3g}: in eV/Å that is little; are they in Hartree/Bohr, or all structures relaxed?",
         )
     return None
+
+
+def _length_unit(statistics: Statistics) -> Finding | None:
+    doubt = in_bohr(statistics.stretch)
+    return None if doubt is None else Finding("warning", f"{doubt}.")
 
 
 def _constant_energy(statistics: Statistics) -> Finding | None:

@@ -10,6 +10,7 @@ import numpy as np
 from ase.data import chemical_symbols
 
 from dens_plugin.cells import volume
+from dens_plugin.data.bonds import middle_of, stretch
 from dens_plugin.data.scales import divisor, is_rounding
 from dens_plugin.data.structures import Structure
 
@@ -62,6 +63,7 @@ class Statistics(NamedTuple):
         free_forces: On atoms that move.
         fixed_forces: On atoms that do not.
         fit: None without energies.
+        stretch: How long bonds are, see :mod:`dens_plugin.data.bonds`; NaN without molecules.
     """
 
     systems: int
@@ -75,6 +77,7 @@ class Statistics(NamedTuple):
     free_forces: ForceSize
     fixed_forces: ForceSize
     fit: LinearFit | None
+    stretch: float
 
     @property
     def has_one_energy(self) -> bool:
@@ -104,6 +107,7 @@ class Summary(NamedTuple):
     free: tuple[int, float, float]  # number of atoms, sum of squared components, largest norm
     fixed: tuple[int, float, float]
     sid: str | None
+    stretch: float
 
 
 def summarize(structure: Structure) -> Summary:
@@ -118,6 +122,7 @@ def summarize(structure: Structure) -> Summary:
         free=_force_sums(structure, ~structure.fixed),
         fixed=_force_sums(structure, structure.fixed),
         sid=None if structure.sid is None else str(structure.sid),
+        stretch=stretch(structure.numbers, structure.positions, structure.pbc),
     )
 
 
@@ -140,6 +145,7 @@ def collect(summaries: Sequence[Summary]) -> Statistics:
         free_forces=_force_size([summary.free for summary in summaries]),
         fixed_forces=_force_size([summary.fixed for summary in summaries]),
         fit=_fit(compositions, energies),
+        stretch=middle_of(summary.stretch for summary in summaries),
     )
 
 

@@ -138,6 +138,13 @@ def test_equal_energies_have_no_deviation_to_divide_by(tmp_path):
     assert "there is one energy: the stdev of 1 eV in the normaliser only stands in" in str(report)
 
 
+def test_finds_positions_in_bohr(tmp_path):
+    graphs = [changed(ethanol(i), pos=ethanol(i).pos / 0.529177, pbc=torch.zeros(1, 3, dtype=bool)) for i in range(5)]
+    assert "are positions in bohr?" in str(check(write(tmp_path / "data", graphs)))
+    graphs = [changed(ethanol(i), pbc=torch.zeros(1, 3, dtype=bool)) for i in range(5)]
+    assert "are positions in bohr?" not in str(check(write(tmp_path / "other", graphs)))
+
+
 def test_looks_at_evenly_spaced_structures(converted):
     report = check(converted, limit=4)
     assert report.checked == 4

@@ -33,7 +33,7 @@ from dens_plugin.data.molecules.files import open_frames
 from dens_plugin.data.molecules.folder import require_free, whole_folder
 from dens_plugin.data.molecules.frames import Frames
 from dens_plugin.data.molecules.manifest import FILE_NAME
-from dens_plugin.data.molecules.plausibility import Labels, require_alike, require_plausible_units
+from dens_plugin.data.molecules.plausibility import Labels, length_doubts, require_alike, require_plausible_units
 from dens_plugin.data.molecules.qm9 import exclusions_beside
 from dens_plugin.data.molecules.qm9_targets import read_exclusions
 from dens_plugin.data.molecules.references import References
@@ -189,11 +189,13 @@ def convert(
     parts = {name: Part(frames, 0, indices) for name, indices in chosen.split._asdict().items()}
     labels = require_plausible_units(frames, chosen.split.train, sure=options.units is not None)
     findings = [*frames.notes, *exclusions, *chosen.findings, str(labels)]
+    findings += length_doubts(frames, chosen.split.train)
     if tests is not None:
         units = options.test_units or options.units
         of_test = require_plausible_units(tests, chosen.tests, sure=units is not None)
         require_alike(labels, of_test, mixed=check.formula is None)
         findings.append(str(of_test))
+        findings += length_doubts(tests, chosen.tests)
         parts["test"] = Part(tests, 1, chosen.tests)
     findings += check.warnings()
     return _write(out, parts, options, check=check, labels=labels, findings=findings)

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dens_plugin.data.bonds import in_bohr, middle_of, stretch
 from dens_plugin.data.findings import LARGE_FORCES, SMALL_FORCES
 from dens_plugin.data.molecules.frames import Frames
 from dens_plugin.data.scales import is_rounding, size_of
 from dens_plugin.data.structures import Structure
 
 _COMPARED = 200  # frames that are looked at; the time grows with the square
+_MEASURED = 50  # frames whose bonds are
 _CLOSEST = 100  # pairs of them
 _LEAST = 30  # frames, and pairs: fewer tell nothing
 _NEAR = 0.3  # Å rms: beyond it the mean of two forces says nothing of what lies between
@@ -94,6 +96,14 @@ def require_plausible_units(frames: Frames, indices: Sequence[int] | np.ndarray,
             f"{frames.remedy}."
         )
     return Labels(frames, rms, energies.mean(), energies.std(), natoms, _required_slope(frames, picked))
+
+
+def length_doubts(frames: Frames, indices: np.ndarray) -> list[str]:
+    """A warning where positions of some frames look as if they were in bohr; nothing otherwise."""
+    places = np.linspace(0, len(indices) - 1, min(len(indices), _MEASURED)).astype(int)
+    picked = (frames.read(int(indices[at])) for at in places)
+    doubt = in_bohr(middle_of(stretch(each.numbers, each.positions, each.pbc) for each in picked))
+    return [] if doubt is None else [f"warning: {frames.path}: {doubt}"]
 
 
 def require_alike(train: Labels, test: Labels, *, mixed: bool) -> None:

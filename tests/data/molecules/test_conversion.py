@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import re
 
 import ase.db
 import ase.io
@@ -631,6 +632,17 @@ def test_small_deviations_keep_their_digits(frames, tmp_path):
     assert result.normalizer.stdev < 2e-6
     printed = yaml.safe_load(str(result).split("transforms:")[1].replace("  normalizer:", "normalizer:"))
     assert printed["normalizer"]["energy"]["stdev"] == pytest.approx(result.normalizer.stdev, rel=1e-5)
+
+
+def test_positions_in_bohr_are_doubted(frames, tmp_path):
+    """Energies and forces agree with them, whichever unit of length one takes; bonds do not."""
+    positions, energies, forces = frames
+    scaled = (positions / units.Bohr, energies, forces * units.Bohr)
+    result = make(write_rmd17(tmp_path / "a.npz", scaled), tmp_path / "out")
+    (told,) = [finding for finding in result.findings if "are positions in bohr?" in finding]
+    assert re.match(r"warning: .*a.npz: the nearest atoms are 1\.\d+ times as far apart as bonds", told)
+    named = write_sgdml(tmp_path / "b.npz", scaled, scale=1.0, e_unit="eV", r_unit="bohr")
+    assert "warning" not in str(make(named, tmp_path / "named"))
 
 
 def test_the_manifest_names_all_files_and_the_formula(frames, tmp_path):
