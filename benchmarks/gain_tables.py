@@ -86,13 +86,14 @@ def gains(results: Sequence[Finished]) -> list[dict[str, Any]]:
     """For every molecule, number of frames, network, number of steps and method: means over seeds, and gains.
 
     A gain is the mean over seeds that both have of how much less the error is than without denoising, in percent,
-    pairwise; its uncertainty is the standard error of that mean, None for one seed. The gain at equal time is that over
+    pairwise, at as many steps, or at the next larger number that was trained; its uncertainty is the standard error of
+    that mean, None for one seed. The gain at equal time is that over
     the shortest run without denoising which took as long, whatever its steps; None where there is none.
     """
     rows = []
     for key in sorted({result.cell._replace(seed=0) for result in results}):
         own = sorted(_of(key, results), key=lambda result: result.cell.seed)
-        base = _of(key._replace(method=BASELINE), results)
+        pairs = [(found, result) for result in own if (found := _as_many_steps(result, results)) is not None]
         at_equal_time = [(found, result) for result in own if (found := _as_long(result, results)) is not None]
         row: dict[str, Any] = {**key._asdict(), "seeds": [result.cell.seed for result in own]}
         del row["seed"]
@@ -100,13 +101,13 @@ def gains(results: Sequence[Finished]) -> list[dict[str, Any]]:
             values = [getattr(result, error) for result in own]
             row |= {error: float(np.mean(values)), f"{error}_by_seed": values}
             row[f"{error}_deviation"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            pairs = [(one, two) for one in base for two in own if one.cell.seed == two.cell.seed]
             row[f"{error}_gain"], row[f"{error}_gain_error"] = _gain(pairs, error)
         row["forces_gain_at_equal_time"], row["forces_gain_at_equal_time_error"] = _gain(at_equal_time, "forces")
         for name in ("noise", "step_ms", "minutes"):
             row[name] = _mean([getattr(result, name) for result in own])
-        groups = {each.cell.method: [] for each in (*base, *own)}
-        for each in {result.cell: result for result in (*base, *own)}.values():
+        compared = {result.cell: result for result in (*(one for one, _ in pairs), *own)}.values()
+        groups = {each.cell.method: [] for each in compared}
+        for each in compared:
             groups[each.cell.method].append(each.progress)
         row["not_ready"] = warning_of(groups)
         rows.append(row)
@@ -152,6 +153,17 @@ def known_results(path: Path) -> dict[Cell, Finished]:
 def _of(key: Cell, results: Iterable[Finished]) -> list[Finished]:
     """All seeds of a cell."""
     return [result for result in results if result.cell._replace(seed=key.seed) == key]
+
+
+def _as_many_steps(result: Finished, results: Iterable[Finished]) -> Finished | None:
+    """The run without denoising, of the same seed and data, with as many steps, or else the fewest above that."""
+    wanted = result.cell._replace(method=BASELINE)
+    enough = [
+        other
+        for other in results
+        if other.cell._replace(steps=wanted.steps) == wanted and other.cell.steps >= wanted.steps
+    ]
+    return min(enough, key=lambda other: other.cell.steps, default=None)
 
 
 def _as_long(result: Finished, results: Iterable[Finished]) -> Finished | None:

@@ -242,6 +242,17 @@ def test_steps_are_compared_with_equal_steps(tables, cell):
     assert next(row for row in costly if row["method"] == "dens")["forces_gain_at_equal_time"] is None
 
 
+def test_fewer_steps_are_compared_with_the_next_more(tables, cell):
+    base = cell._replace(method="s2ef")
+    longer = [_finished(tables, base._replace(steps=steps), error) for steps, error in ((9009, 48.0), (20_007, 30.0))]
+    shorter = _finished(tables, base._replace(steps=1001), 90.0)
+    row = next(
+        row for row in tables.gains([_finished(tables, cell, 45.0), shorter, *longer]) if row["method"] == "dens"
+    )
+    assert row["forces_gain"] == pytest.approx(100 * (1 - 45 / 48))
+    assert next(row for row in tables.gains([_finished(tables, cell, 45.0), shorter]))["forces_gain"] is None
+
+
 def test_rows_say_in_the_words_of_reports_that_they_are_not_ready(tables, cell):
     results = [
         _finished(tables, cell._replace(method=method, seed=seed), 50.0, noise=noise)
