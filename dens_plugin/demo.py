@@ -25,7 +25,7 @@ _SLABS = {"train": "train", "val": "val_id", "test": "val_ood"}
 _MOLECULE = "malonaldehyde"
 _UNLABELLED = {"benzene": "190,10", "toluene": "190,10", "salicylic": "190,10", "uracil": "290,10"}  # and their splits
 _METHODS = ("s2ef", "dens", "pretrained")
-_TO_ONE = 10  # passes over labelled frames for one over unlabelled ones, which are nine times as many
+_TO_ONE = 7  # passes over labelled frames for one over unlabelled ones, which are nine times as many
 _AT_A_TIME = 2  # runs on the molecule, a core each
 _SECONDS_BETWEEN_LINES = 5.0
 
@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `dens demo`."""
     parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for data, runs and reports")
     parser.add_argument("--epochs", type=int, default=1, help="passes over the slabs (default: 1)")
-    parser.add_argument("--systems", type=int, default=16, help="relaxations of slabs to generate (default: 16)")
-    parser.add_argument("--molecule-epochs", type=int, help="passes over the molecule's frames (default: 480)")
+    parser.add_argument("--systems", type=int, default=12, help="relaxations of slabs to generate (default: 12)")
+    parser.add_argument("--molecule-epochs", type=int, help="passes over the molecule's frames (default: 360)")
     parser.add_argument("--seeds", type=int, default=2, help="runs of each method on the molecule (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="the first one, and that of the slabs")
 
@@ -194,7 +194,7 @@ def _follow(log: Path, process: subprocess.Popen) -> None:
 
 def _progress(line: str) -> str:
     """What is logged of a step, without the time of day; nothing of another line."""
-    found = re.match(r"[\d:]{8} (.*forces_mae.*)", line)
+    found = re.match(r"[\d:]{8} (.*(?:forces|noise)_mae.*)", line)
     return found[1] if found else ""
 
 
