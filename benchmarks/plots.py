@@ -100,21 +100,26 @@ def plot_curves(runs: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], p
 def plot_gains(rows: Sequence[Mapping[str, Any]], path: Path, part: str) -> None:
     """Gains over training without denoising, forces on the left and energies on the right.
 
-    A group of bars is a molecule with its setting, a colour a method. Pale bars are not ready to be judged.
+    A group of bars is a molecule with its setting, a colour (some hatched) a method; pale is not ready to be judged.
     """
     known = [row for row in rows if row["method"] != "s2ef" and row["forces_gain"] is not None]
     if not known:
         return
+    known.sort(key=lambda row: (row["molecule"], row["frames"], row["network"], row["steps"]))
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in known:
         groups.setdefault(_setting(row), []).append(row)
     methods = list(dict.fromkeys(row["method"] for row in known))
+    looks = {
+        name: {"facecolor": CURVES[at % len(CURVES)], "hatch": "///" * (at // len(CURVES)), "edgecolor": "white"}
+        for at, name in enumerate(methods)
+    }
     height = 1.6 + 0.22 * len(known) + 0.28 * len(groups) + 0.2 * (len(methods) // 5)
     figure = Figure(figsize=(9, height), layout="constrained")
     for axes, error in zip(figure.subplots(1, 2, sharey=True), ("forces", "energy"), strict=True):
-        _draw_gains(axes, groups, dict(zip(methods, CURVES * len(methods), strict=False)), error)
+        _draw_gains(axes, groups, looks, error)
         axes.set(title=f"{error.replace('energy', 'energies')} ({part})", xlabel="less error than without denoising, %")
-    names = [Patch(color=colour, label=name) for name, colour in zip(methods, CURVES * len(methods), strict=False)]
+    names = [Patch(label=name, **look) for name, look in looks.items()]
     figure.legend(handles=names, loc="outside upper center", ncols=min(5, len(names)))
     figure.supxlabel("± standard error over seeds; pale: not ready to be judged", fontsize=7, color="0.35")
     _save(figure, path)
@@ -125,7 +130,7 @@ def _setting(row: Mapping[str, Any]) -> str:
 
 
 def _draw_gains(
-    axes: Axes, groups: Mapping[str, Sequence[Mapping[str, Any]]], colours: Mapping[str, str], error: str
+    axes: Axes, groups: Mapping[str, Sequence[Mapping[str, Any]]], looks: Mapping[str, dict[str, Any]], error: str
 ) -> None:
     place, ticks = 0.0, []
     for rows in groups.values():
@@ -133,7 +138,7 @@ def _draw_gains(
         for row in rows:
             gain, spread = row[f"{error}_gain"], row[f"{error}_gain_error"]
             pale = {"alpha": 0.35} if row["not_ready"] else {}
-            axes.barh(place, gain, 0.8, color=colours[row["method"]], **pale)
+            axes.barh(place, gain, 0.8, linewidth=0, **looks[row["method"]], **pale)
             if spread is not None:
                 axes.errorbar(gain, place, xerr=spread, color="0.25", elinewidth=1, capsize=2)
             text = f"{gain:+.1f}" + ("" if spread is None else f" ± {spread:.1f}")
