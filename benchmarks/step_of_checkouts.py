@@ -61,7 +61,8 @@ class Stepper:
     """A process that takes steps of its checkout, one whenever it is told to."""
 
     def __init__(self, checkout: Path, arguments: list[str]) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MASTER_")}
+        environment = {**inherited, "PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}  # each has its port
         self._process = subprocess.Popen(
             [sys.executable, "-c", _WORKER, *arguments],
             stdin=subprocess.PIPE,

@@ -27,7 +27,9 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-def test_with_and_without_dens(light_step, tmp_path, capsys):
+def test_with_and_without_dens(light_step, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "localhost")  # as a process group leaves them, or a job's shell
+    monkeypatch.setenv("MASTER_PORT", "29517")
     path = tmp_path / "new" / "steps.json"
     light_step.main(["dens", "--steps", "2", "--out", str(path)])
     (row,) = json.loads(path.read_text())["rows"].values()
