@@ -1,30 +1,14 @@
 from __future__ import annotations
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
-import torch
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def light_step():
-    """The file as running a script there imports it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("light_step")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """`main` sets the number of threads of this process."""
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture
+def light_step(load):
+    return load("light_step")
 
 
 def test_with_and_without_dens(light_step, tmp_path, capsys, monkeypatch):

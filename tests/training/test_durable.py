@@ -94,23 +94,28 @@ def test_a_resumed_run_is_the_uninterrupted_one(config, build, step):
     assert_same_run(resumed(config, build, step), undisturbed(config, build))
 
 
+def _stopped_in_the_evaluation_of(step, config, build):
+    trainer = build(config, timestamp_id=RUN_NAME)
+    forward = trainer._forward
+
+    def failing(batch):
+        if trainer.step == step and not trainer.model.training:
+            raise StopError
+        return forward(batch)
+
+    trainer._forward = failing
+    with pytest.raises(StopError):
+        trainer.train(disable_eval_tqdm=True)
+    return trainer
+
+
 @pytest.mark.parametrize("scheduler", ["LambdaLR", "ReduceLROnPlateau"])
 def test_stopped_in_an_evaluation(config, build, scheduler):
     """Its step is not lost with it, and the evaluation is made up for."""
     config["optim"]["scheduler"] = scheduler
     if scheduler == "ReduceLROnPlateau":
         config["optim"]["scheduler_params"] = {"factor": 0.5, "patience": 0, "mode": "max"}
-    first = build(config, timestamp_id=RUN_NAME)
-    forward = first._forward
-
-    def failing(batch):
-        if first.step == 8 and not first.model.training:
-            raise StopError
-        return forward(batch)
-
-    first._forward = failing
-    with pytest.raises(StopError):
-        first.train(disable_eval_tqdm=True)
+    first = _stopped_in_the_evaluation_of(8, config, build)
     second = build(config, timestamp_id=RUN_NAME)
     second.load_checkpoint(str(first._folder / "checkpoint.pt"))
     assert second.step == 8
@@ -124,17 +129,7 @@ def test_stopped_in_an_evaluation(config, build, scheduler):
 def test_the_last_step_is_validated_once(config, build, eval_every):
     """Also by a run that is stopped in that very evaluation, with and without a checkpoint of the step."""
     config["optim"] |= {"eval_every": eval_every, "checkpoint_every": eval_every - 1}
-    first = build(config, timestamp_id=RUN_NAME)
-    forward = first._forward
-
-    def failing(batch):
-        if first.step == 12 and not first.model.training:
-            raise StopError
-        return forward(batch)
-
-    first._forward = failing
-    with pytest.raises(StopError):
-        first.train(disable_eval_tqdm=True)
+    _stopped_in_the_evaluation_of(12, config, build)
     expected = undisturbed(config, build)
     for _ in range(2):  # the second has nothing left to train or to validate
         trainer = build(config, timestamp_id=RUN_NAME)
