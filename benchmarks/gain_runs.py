@@ -40,8 +40,7 @@ class Study:
         """Raise ValueError for a cell without its files of molecules, those of a pre-training included."""
         for cell in cells:
             pretraining = self.methods[cell.method].pretraining
-            sources = SOURCES[pretraining.molecules] if pretraining else ()
-            for file in (*self._files(cell), *(self.data / f"{name}.extxyz.xz" for name in sources)):
+            for file in (*self._files(cell), *(self._unlabelled(pretraining) if pretraining else ())):
                 if not file.is_file():
                     raise ValueError(f"{cell.name} needs '{file}', which does not exist; see --data and --molecules")
 
@@ -103,9 +102,9 @@ class Study:
         home = pretraining_home(self.folder, cell, pretraining)
         with _locked(home):
             if not is_finished(home):
-                files = [self.data / f"{name}.extxyz.xz" for name in SOURCES[pretraining.molecules]]
                 sources = [
-                    self._made(file, f"unlabelled-{file.name.split('.')[0]}", _UNLABELLED, log) for file in files
+                    self._made(file, f"unlabelled-{file.name.split('.')[0]}", _UNLABELLED, log)
+                    for file in self._unlabelled(pretraining)
                 ]
                 with (home / "log.txt").open("a") as own_log:
                     config = pretraining_config(cell.network, pretraining, sources)
@@ -123,6 +122,9 @@ class Study:
     def _files(self, cell: Cell) -> tuple[Path, Path]:
         """To train and validate on, and to test on."""
         return tuple(self.data / f"rmd17_{cell.molecule}_{part}.extxyz.xz" for part in ("train", "test"))
+
+    def _unlabelled(self, pretraining: Pretraining) -> list[Path]:
+        return [self.data / f"{name}.extxyz.xz" for name in SOURCES[pretraining.molecules]]
 
     def _made(self, file: Path, name: str, options: Sequence[Any], log: Any) -> Path:
         """LMDBs of a file; another process that wants the same waits."""

@@ -35,6 +35,7 @@ from plots import plot_gains
 from dens_plugin.report.predictions import predict
 from dens_plugin.report.readiness import progress_of
 from dens_plugin.report.runs import MILLI, Run, find_runs
+from dens_plugin.settings import count
 
 _RESULTS = Path("benchmarks/results")
 _FOUND = "test.json"
@@ -57,9 +58,12 @@ def run(args: argparse.Namespace) -> None:
     """Train what is not trained yet.
 
     Raises:
-        ValueError: before the first run, for an unknown method, one that does not fit a network, or a missing file.
+        ValueError: before the first run, for a number below 1, a missing file, or a method that does not exist or fit.
         SystemExit: at the end, if a run failed.
     """
+    for option, numbers in (("--frames", args.frames), ("--steps", args.steps), ("--jobs", [args.jobs])):
+        for number in numbers:
+            count(number, option, least=1)
     methods = METHODS | (read_points(args.points) if args.points else {})
     unknown = set(args.methods) - set(methods)
     if unknown:
@@ -162,13 +166,6 @@ def report(folders: Sequence[Path], out: Path, *, validation: bool, chosen: Coll
     plot_gains(rows, out.with_suffix(".png"), "validation" if validation else "test")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -176,15 +173,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     train.add_argument("folder", type=Path, help="of all runs")
     train.add_argument("--data", type=Path, default=Path("../shared/data/molecules"))
     train.add_argument("--molecules", nargs="+", default=["ethanol", "malonaldehyde", "aspirin", "uracil"])
-    train.add_argument("--frames", nargs="+", type=_positive, default=[100])
+    train.add_argument("--frames", nargs="+", type=int, default=[100])
     train.add_argument("--networks", nargs="+", choices=NETWORKS, default=["painn"])
     train.add_argument("--methods", nargs="+", default=["s2ef", "dens"], help=f"of {', '.join(METHODS)}, or points")
     train.add_argument("--points", type=Path, metavar="FILE", help="methods with other settings, by name, for a search")
     train.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    train.add_argument(
-        "--steps", nargs="+", type=_positive, default=[20_000], help="of the optimiser, rounded to epochs"
-    )
-    train.add_argument("--jobs", type=_positive, default=1, help="runs at a time, each on one thread")
+    train.add_argument("--steps", nargs="+", type=int, default=[20_000], help="of the optimiser, rounded to epochs")
+    train.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     table = commands.add_parser("table", help="errors and gains of what is finished")
     table.add_argument("folders", type=Path, nargs="+", help="of runs")
     table.add_argument("--validation", action="store_true", help="errors of the validation frames; reads no test set")

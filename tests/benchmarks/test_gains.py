@@ -177,6 +177,8 @@ def test_missing_files_and_failed_runs_end_badly(file, runs, started, tmp_path, 
     options = ["run", str(tmp_path / "study"), "--data", str(tmp_path), "--molecules", "ethanol", "--seeds", "0"]
     with pytest.raises(SystemExit, match=r"rmd17_ethanol_train\.extxyz\.xz.*does not exist"):
         file.main(options)
+    with pytest.raises(SystemExit, match="--jobs"):
+        file.main([*options, "--jobs", "0"])
     assert not (tmp_path / "study").exists()
     for part in ("train", "test"):
         (tmp_path / f"rmd17_ethanol_{part}.extxyz.xz").touch()
