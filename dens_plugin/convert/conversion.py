@@ -256,7 +256,6 @@ def _normalizers(normalizers: Mapping[str, Mapping[str, Any]]) -> dict[str, dict
 
 def _write(checkpoint: dict[str, Any], out: Path) -> None:
     """Write under another name first, so that no half-written file is ever taken for a checkpoint."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     try:
         torch.save(checkpoint, partial)
