@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
                 _call(molecules, [f"shipped:{name}", str(folder), "--energies-only", "--split", _UNLABELLED[name]])
     print(f"[4/5] PaiNN without and with DeNS, and pre-trained by denoising: {args.seeds} seeds each", flush=True)
     runs = args.out / "runs"
-    _train_all(_pretraining(args, list(others.values())))
+    pretrainings = _pretraining(args, list(others.values()))
+    _train_all(pretrainings)
     splits = {split: frames / split for split in ("train", "val", "test")}
     for method in _METHODS:
         _train_all(
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
                     args.molecule_epochs,
                     (f"--task.warm_start.path={one.checkpoint}",) if method == "pretrained" else (),
                 )
-                for one in _pretraining(args, list(others.values()))
+                for one in pretrainings
             ]
         )
     print("[5/5] Reports", flush=True)
